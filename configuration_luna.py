@@ -1,0 +1,138 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""Luna configuration."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.utils import auto_docstring
+
+
+@auto_docstring(checkpoint="luna-base-tied")
+@strict
+class LunaConfig(PreTrainedConfig):
+    r"""
+    projection_length (`int`, *optional*, defaults to 128):
+        l, the number of packed vectors P (section 3.1 of the paper).
+    tie_key_value (`bool`, *optional*, defaults to `True`):
+        One projection serves as key and value, in the pack and in the unpack attention ("tied kv" in the paper's tables).
+    dynamic_projection (`bool`, *optional*, defaults to `True`):
+        A row of n tokens uses min(l, n) of the packed vectors, so that short texts are not packed into more vectors than
+        they have tokens. `False` gives every row all l of them.
+    contextual_projection (`bool`, *optional*, defaults to `True`):
+        The packed vectors that a layer returns feed the next layer. `False` gives each layer learned vectors of its own
+        (the non-contextual P of Table 5).
+    position_embedding_type (`str`, *optional*, defaults to `"learned"`):
+        `"learned"`, or `"sinusoidal"`: no position parameters, embeddings scaled by sqrt(hidden_size), and sinusoids
+        added to the tokens and to P.
+    norm_first (`bool`, *optional*, defaults to `False`):
+        Pre-norm layers, with a final norm on the hidden states and on P. The default is post-norm, as in the paper.
+    share_layer_weights (`bool`, *optional*, defaults to `False`):
+        All layers use the weights of one.
+    activation_dropout (`float`, *optional*, defaults to 0.0):
+        Dropout after the activation inside the feed-forward network.
+    output_logits (`bool`, *optional*, defaults to `False`):
+        Return logits also when labels are given. By default a call with labels projects only the masked positions to the
+        vocabulary and returns no logits.
+
+    Examples:
+
+    ```python
+    >>> from configuration_luna import LunaConfig
+    >>> from modeling_luna import LunaModel
+
+    >>> configuration = LunaConfig(projection_length=16)
+    >>> model = LunaModel(configuration)
+    >>> configuration = model.config
+    ```"""
+
+    model_type = "luna"
+    # What the Trainer must not mistake for predictions.
+    keys_to_ignore_at_inference = ["packed_state", "packed_attention_mask", "packed_states", "pack_attentions"]
+
+    vocab_size: int = 50265
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    projection_length: int = 128
+    tie_key_value: bool = True
+    dynamic_projection: bool = True
+    contextual_projection: bool = True
+    position_embedding_type: Literal["learned", "sinusoidal"] = "learned"
+    norm_first: bool = False
+    share_layer_weights: bool = False
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    activation_dropout: float | int = 0.0
+    max_position_embeddings: int = 514
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-5
+    pad_token_id: int = 1
+    bos_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 2
+    tie_word_embeddings: bool = True
+    output_logits: bool = False
+
+    @property
+    def max_sequence_length(self) -> int | None:
+        """Longest input in tokens: positions start after `pad_token_id`, as in RoBERTa. None where there is no limit."""
+        if self.position_embedding_type == "sinusoidal":
+            return None
+        return self.max_position_embeddings - self.pad_token_id - 1
+
+    def validate_sizes(self):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "projection_length",
+            "max_position_embeddings",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but must be at least 1.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size` is {self.hidden_size}, which `num_attention_heads` = {self.num_attention_heads} does not "
+                "divide: choose a number of heads that does."
+            )
+        if self.position_embedding_type == "sinusoidal" and (self.hidden_size % 2 or self.hidden_size < 4):
+            raise ValueError(
+                f"`hidden_size` is {self.hidden_size}, but sinusoidal positions need an even number of at least 4: "
+                'change it or set `position_embedding_type` to "learned".'
+            )
+
+    def validate_positions(self):
+        if not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"`pad_token_id` is {self.pad_token_id}, but must be an id of the vocabulary, 0 to {self.vocab_size - 1}."
+            )
+        if self.position_embedding_type == "learned" and self.max_sequence_length < 1:
+            raise ValueError(
+                f"`max_position_embeddings` is {self.max_position_embeddings}, which leaves no position for a token: "
+                f"positions start after `pad_token_id` = {self.pad_token_id}, so set it to the longest input in tokens "
+                f"plus {self.pad_token_id + 1}."
+            )
+
+    def validate_activation(self):
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(
+                f"`hidden_act` is {self.hidden_act!r}, which is not an activation of transformers: choose for example "
+                '"gelu" or "relu".'
+            )
+
+    def validate_probabilities(self):
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but a dropout probability must be in [0, 1).")
+        for name in ("initializer_range", "layer_norm_eps"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but must be above 0.")
+
+
+__all__ = ["LunaConfig"]

@@ -1,0 +1,643 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""PyTorch Luna model: linear unified nested attention (Ma et al., NeurIPS 2021).
+
+Read top to bottom: attention, layer, embeddings, encoder, masked language model.
+
+Shape suffixes: b batch, n tokens, l packed slots, q and m queries and keys of one attention (n and l in some order),
+d hidden size, h heads, k head size, v vocabulary, r masked positions.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import auto_docstring
+from transformers.utils.generic import TransformersKwargs, can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+# From the Hub this file is part of a package and its sibling lies beside it; installed, both are top-level modules.
+# A Hub folder without the sibling must fail rather than pick up an installed copy of another version.
+try:
+    from .configuration_luna import LunaConfig
+except ImportError:
+    if __package__:
+        raise
+    from configuration_luna import LunaConfig
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attention
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query_bhqk: torch.Tensor,
+    key_bhmk: torch.Tensor,
+    value_bhmk: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention of equation 1 that also returns its weights: (b, q, h, k) and (b, h, q, m)."""
+    scores_bhqm = torch.matmul(query_bhqk, key_bhmk.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores_bhqm = scores_bhqm + attention_mask
+    weights_bhqm = nn.functional.softmax(scores_bhqm, dim=-1, dtype=torch.float32).to(query_bhqk.dtype)
+    dropped_bhqm = nn.functional.dropout(weights_bhqm, p=dropout, training=module.training)
+    output_bqhk = torch.matmul(dropped_bhqm, value_bhmk).transpose(1, 2).contiguous()
+    return output_bqhk, weights_bhqm
+
+
+def flash_attention_over_padded_keys(
+    attention_interface: Callable,
+    module: nn.Module,
+    query_bhqk: torch.Tensor,
+    key_bhmk: torch.Tensor,
+    value_bhmk: torch.Tensor,
+    key_mask_bm: torch.Tensor,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Flash attention where queries and keys differ in number and some keys are padding.
+
+    The library's own unpadding assumes that one mask describes queries and keys, which holds for neither pack nor unpack.
+    Here the padded keys are dropped and every query is kept, as ragged rows that flash attention knows natively.
+    """
+    b, h, q, k = query_bhqk.shape
+    kept = key_mask_bm.flatten().nonzero().flatten()
+    lengths_b = key_mask_bm.sum(dim=-1, dtype=torch.int32)
+
+    def flatten(x_bhmk: torch.Tensor) -> torch.Tensor:
+        return x_bhmk.transpose(1, 2).reshape(1, -1, h, k)
+
+    output, _ = attention_interface(
+        module,
+        flatten(query_bhqk).transpose(1, 2),
+        flatten(key_bhmk)[:, kept].transpose(1, 2),
+        flatten(value_bhmk)[:, kept].transpose(1, 2),
+        None,
+        cu_seq_lens_q=torch.arange(0, (b + 1) * q, q, dtype=torch.int32, device=query_bhqk.device),
+        cu_seq_lens_k=nn.functional.pad(lengths_b.cumsum(0, dtype=torch.int32), (1, 0)),
+        max_length_q=q,
+        max_length_k=int(lengths_b.max()),
+        **kwargs,
+    )
+    return output.reshape(b, q, h, k), None
+
+
+class LunaAttention(nn.Module):
+    """The nested attention of section 3.1: `LunaAttn(X, P, C)` of equation 5 with C = X.
+
+    Pack (equation 3): P attends to X and gives the packed context Y_P. Unpack (equation 4): X attends to Y_P.
+    """
+
+    def __init__(self, config: LunaConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False  # SDPA and flash attention are causal by default
+
+        d = config.hidden_size
+        self.pack_q_proj = nn.Linear(d, d)
+        self.unpack_q_proj = nn.Linear(d, d)
+        if config.tie_key_value:
+            self.pack_kv_proj = nn.Linear(d, d)
+            self.unpack_kv_proj = nn.Linear(d, d)
+        else:
+            self.pack_k_proj = nn.Linear(d, d)
+            self.pack_v_proj = nn.Linear(d, d)
+            self.unpack_k_proj = nn.Linear(d, d)
+            self.unpack_v_proj = nn.Linear(d, d)
+        self.out_proj = nn.Linear(d, d)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        packed_state: torch.Tensor,
+        pack_mask: torch.Tensor | None = None,
+        unpack_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Returns Y_X (b, n, d), Y_P (b, l, d), and, from eager attention, unpack (b, h, n, l) and pack (b, h, l, n)."""
+        x_bnd, p_bld = hidden_states, packed_state
+        if self.config.tie_key_value:
+            pack_k = pack_v = self.split_heads(self.pack_kv_proj(x_bnd))
+        else:
+            pack_k, pack_v = self.split_heads(self.pack_k_proj(x_bnd)), self.split_heads(self.pack_v_proj(x_bnd))
+        pack_q = self.split_heads(self.pack_q_proj(p_bld))
+        y_bld, pack_weights_bhln = self.attend(pack_q, pack_k, pack_v, pack_mask, **kwargs)
+
+        if self.config.tie_key_value:
+            unpack_k = unpack_v = self.split_heads(self.unpack_kv_proj(y_bld))
+        else:
+            unpack_k, unpack_v = self.split_heads(self.unpack_k_proj(y_bld)), self.split_heads(self.unpack_v_proj(y_bld))
+        unpack_q = self.split_heads(self.unpack_q_proj(x_bnd))
+        y_bnd, unpack_weights_bhnl = self.attend(unpack_q, unpack_k, unpack_v, unpack_mask, **kwargs)
+        return self.out_proj(y_bnd), y_bld, unpack_weights_bhnl, pack_weights_bhln
+
+    def split_heads(self, x_bqd: torch.Tensor) -> torch.Tensor:
+        return x_bqd.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def attend(self, query, key, value, mask, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """One softmax attention by the configured backend: (b, q, d) and, from eager, its weights (b, h, q, m)."""
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        kwargs |= {"scaling": self.scaling, "dropout": self.attention_dropout if self.training else 0.0}
+        if mask is not None and "flash" in self.config._attn_implementation:
+            output, weights = flash_attention_over_padded_keys(
+                attention_interface, self, query, key, value, mask, **kwargs
+            )
+        else:
+            output, weights = attention_interface(self, query, key, value, mask, **kwargs)
+        return output.flatten(2), weights
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layer
+
+
+class LunaLayer(GradientCheckpointingLayer):
+    """One Luna layer, equation 6. Only X passes through the output projection and the feed-forward network."""
+
+    def __init__(self, config: LunaConfig):
+        super().__init__()
+        self.norm_first = config.norm_first
+        self.attention = LunaAttention(config)
+        self.attention_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.packed_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.activation_dropout = nn.Dropout(config.activation_dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        packed_state: torch.Tensor,
+        pack_mask: torch.Tensor | None = None,
+        unpack_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """X (b, n, d) and P (b, l, d) to X' and P'."""
+        x_bnd, p_bld = hidden_states, packed_state
+        if self.norm_first:
+            y_bnd, y_bld, *_ = self.attention(
+                self.attention_layer_norm(x_bnd), self.packed_layer_norm(p_bld), pack_mask, unpack_mask, **kwargs
+            )
+            x_bnd = x_bnd + self.dropout(y_bnd)
+            p_bld = p_bld + self.dropout(y_bld)
+            x_bnd = x_bnd + self.feed_forward(self.final_layer_norm(x_bnd))
+        else:
+            y_bnd, y_bld, *_ = self.attention(x_bnd, p_bld, pack_mask, unpack_mask, **kwargs)
+            x_bnd = self.attention_layer_norm(x_bnd + self.dropout(y_bnd))
+            p_bld = self.packed_layer_norm(p_bld + self.dropout(y_bld))
+            x_bnd = self.final_layer_norm(x_bnd + self.feed_forward(x_bnd))
+        return x_bnd, p_bld
+
+    def feed_forward(self, x_bnd: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.fc2(self.activation_dropout(self.activation(self.fc1(x_bnd)))))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Embeddings
+
+
+def sinusoids(positions: torch.Tensor, dim: int) -> torch.Tensor:
+    """Sines, then cosines, of `positions` (...) at dim / 2 wavelengths from 2 pi to 20,000 pi: (..., dim), float32."""
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half, device=positions.device) * (-math.log(10000) / (half - 1)))
+    angles = positions[..., None].float() * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class LunaEmbeddings(nn.Module):
+    """Token and position embeddings with a layer norm; padded positions are zeroed."""
+
+    def __init__(self, config: LunaConfig):
+        super().__init__()
+        self.config = config
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        if config.position_embedding_type == "learned":
+            self.position_embeddings = nn.Embedding(
+                config.max_position_embeddings, config.hidden_size, config.pad_token_id
+            )
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        if self.config.position_embedding_type == "learned":
+            x_bnd = inputs_embeds + self.position_embeddings(position_ids)
+        else:
+            x_bnd = inputs_embeds * math.sqrt(self.config.hidden_size)
+            x_bnd = x_bnd + sinusoids(position_ids, self.config.hidden_size).to(x_bnd.dtype)
+        x_bnd = self.dropout(self.layer_norm(x_bnd))
+        if attention_mask is not None:
+            x_bnd = x_bnd * attention_mask[..., None].to(x_bnd.dtype)
+        return x_bnd
+
+
+class LunaPackedEmbeddings(nn.Module):
+    """The l learned vectors that start P, with a layer norm; slots that a row does not use are zeroed."""
+
+    def __init__(self, config: LunaConfig):
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.projection_length, config.hidden_size))
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, batch_size: int, length: int, packed_attention_mask: torch.Tensor | None) -> torch.Tensor:
+        p_ld = self.weight[:length]
+        if self.config.position_embedding_type == "sinusoidal":
+            p_ld = p_ld * math.sqrt(self.config.hidden_size)
+            p_ld = p_ld + sinusoids(torch.arange(length, device=p_ld.device), p_ld.shape[-1]).to(p_ld.dtype)
+        p_bld = self.dropout(self.layer_norm(p_ld).expand(batch_size, -1, -1))
+        if packed_attention_mask is not None:
+            p_bld = p_bld * packed_attention_mask[..., None].to(p_bld.dtype)
+        return p_bld
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models
+
+
+@dataclass
+@auto_docstring(custom_intro="Output of [`LunaModel`].")
+class LunaModelOutput(ModelOutput):
+    r"""
+    last_hidden_state (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
+        X after the last layer.
+    packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`):
+        P after the last layer.
+    packed_attention_mask (`torch.BoolTensor` of shape `(batch_size, packed_length)`):
+        True for the slots of P that a row uses.
+    attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
+        Unpack attention of each layer, `(batch_size, num_heads, sequence_length, packed_length)`.
+    packed_states (`tuple(torch.FloatTensor)`, *optional*, with `output_packed_states=True`):
+        P after the embeddings and after each layer.
+    pack_attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
+        Pack attention of each layer, `(batch_size, num_heads, packed_length, sequence_length)`.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    packed_state: torch.FloatTensor | None = None
+    packed_attention_mask: torch.BoolTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    packed_states: tuple[torch.FloatTensor, ...] | None = None
+    pack_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+@auto_docstring(custom_intro="Output of [`LunaForMaskedLM`].")
+class LunaMaskedLMOutput(ModelOutput):
+    r"""
+    loss (`torch.FloatTensor` of shape `(1,)`, *optional*, with `labels`):
+        Cross-entropy over the masked positions in nats: their mean, or their sum / `num_items_in_batch`.
+    logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*):
+        Scores of each token; with `labels` only when asked for by `output_logits=True`.
+    packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`):
+        P after the last layer.
+    packed_attention_mask (`torch.BoolTensor` of shape `(batch_size, packed_length)`):
+        True for the slots of P that a row uses.
+    attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
+        Unpack attention of each layer, `(batch_size, num_heads, sequence_length, packed_length)`.
+    packed_states (`tuple(torch.FloatTensor)`, *optional*, with `output_packed_states=True`):
+        P after the embeddings and after each layer.
+    pack_attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
+        Pack attention of each layer, `(batch_size, num_heads, packed_length, sequence_length)`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    packed_state: torch.FloatTensor | None = None
+    packed_attention_mask: torch.BoolTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    packed_states: tuple[torch.FloatTensor, ...] | None = None
+    pack_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def pack_attentions_follow_attentions(forward: Callable) -> Callable:
+    """`output_attentions=True` asks for both attentions of a layer; `capture_outputs` would record one per flag."""
+
+    @wraps(forward)
+    def wrapper(self, *args, **kwargs):
+        kwargs.setdefault(
+            "output_pack_attentions", kwargs.get("output_attentions", self.config.output_attentions) or False
+        )
+        return forward(self, *args, **kwargs)
+
+    return wrapper
+
+
+@auto_docstring
+class LunaPreTrainedModel(PreTrainedModel):
+    config: LunaConfig
+    base_model_prefix = "luna"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LunaLayer", "LunaEmbeddings", "LunaPackedEmbeddings"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": LunaLayer,
+        "attentions": OutputRecorder(LunaAttention, index=2),
+        "packed_states": [
+            OutputRecorder(LunaPackedEmbeddings, layer_name="packed_embeddings.0"),
+            OutputRecorder(LunaLayer, index=1),
+        ],
+        "pack_attentions": OutputRecorder(LunaAttention, index=3),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, LunaPackedEmbeddings):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+
+
+@auto_docstring
+class LunaModel(LunaPreTrainedModel):
+    def __init__(self, config: LunaConfig):
+        super().__init__(config)
+        self.embeddings = LunaEmbeddings(config)
+        self.packed_embeddings = nn.ModuleList(
+            LunaPackedEmbeddings(config) for _ in range(1 if config.contextual_projection else config.num_hidden_layers)
+        )
+        self.layers = nn.ModuleList(
+            LunaLayer(config) for _ in range(1 if config.share_layer_weights else config.num_hidden_layers)
+        )
+        if config.norm_first:
+            self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.packed_final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+        if not config.contextual_projection:
+            self.freeze_packed_norms_without_reader(self.layers[:-1])
+
+    def freeze_packed_norms_without_reader(self, layers) -> None:
+        """Freeze the norms of P' in `layers`, whose result nothing reads.
+
+        They would never get a gradient, which DistributedDataParallel takes for an error. Pre-norm layers apply that norm
+        to their input, where it is read.
+        """
+        if not self.config.norm_first:
+            for layer in layers:
+                layer.packed_layer_norm.requires_grad_(False)
+
+    def freeze_final_packed_norm(self) -> None:
+        """For heads that do not read the packed state: freeze the norm that only its last value passes through."""
+        if self.config.norm_first:
+            self.packed_final_layer_norm.requires_grad_(False)
+        elif self.config.num_hidden_layers == len(self.layers) or not self.config.contextual_projection:
+            self.freeze_packed_norms_without_reader(self.layers[-1:])
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embeddings.word_embeddings = value
+
+    @pack_attentions_follow_attentions
+    @merge_with_config_defaults
+    @capture_outputs
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        packed_state: torch.FloatTensor | None = None,
+        packed_attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | LunaModelOutput:
+        r"""
+        packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`, *optional*):
+            P to start from, in place of the learned vectors: the `packed_state` of the previous segment of a text that is
+            read in segments. A row whose tokens are all padding hands it on unchanged.
+        packed_attention_mask (`torch.Tensor` of shape `(batch_size, packed_length)`, *optional*):
+            Which slots of the given `packed_state` each row uses: the `packed_attention_mask` that came with it.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
+        if inputs_embeds is None:
+            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
+            inputs_embeds = self.embeddings.word_embeddings(input_ids)
+        self.check_inputs(inputs_embeds, attention_mask, position_ids, packed_state, packed_attention_mask)
+        b, n, _ = inputs_embeds.shape
+
+        if position_ids is None:
+            position_ids = self.make_position_ids(inputs_embeds, attention_mask)
+        x_bnd = self.embeddings(inputs_embeds, position_ids, attention_mask)
+
+        given_packed_state = packed_state
+        if packed_state is None:
+            # P is cut to the padded length, not to the longest row: the mask gives the same result without making the
+            # host wait for the device, and the shapes stay static for torch.compile.
+            l = min(self.config.projection_length, n) if self.config.dynamic_projection else self.config.projection_length
+            if self.config.dynamic_projection and attention_mask is not None:
+                slots_l = torch.arange(l, device=x_bnd.device)
+                packed_attention_mask = slots_l < attention_mask.sum(-1, keepdim=True)
+            packed_state = self.packed_embeddings[0](b, l, packed_attention_mask)
+
+        pack_mask = self.make_mask(packed_state, x_bnd, attention_mask)
+        unpack_mask = self.make_mask(x_bnd, packed_state, packed_attention_mask)
+
+        for i in range(self.config.num_hidden_layers):
+            if i > 0 and not self.config.contextual_projection:
+                packed_state = self.packed_embeddings[i](b, packed_state.shape[1], packed_attention_mask)
+            layer = self.layers[0 if self.config.share_layer_weights else i]
+            x_bnd, packed_state = layer(x_bnd, packed_state, pack_mask, unpack_mask, **kwargs)
+
+        if self.config.norm_first:
+            x_bnd, packed_state = self.final_layer_norm(x_bnd), self.packed_final_layer_norm(packed_state)
+        if given_packed_state is not None and attention_mask is not None:
+            has_tokens_b11 = attention_mask.bool().any(dim=-1)[:, None, None]
+            packed_state = torch.where(has_tokens_b11, packed_state, given_packed_state.to(packed_state.dtype))
+        if packed_attention_mask is None:
+            packed_attention_mask = packed_state.new_ones(packed_state.shape[:2], dtype=torch.bool)
+
+        return LunaModelOutput(
+            last_hidden_state=x_bnd,
+            packed_state=packed_state,
+            packed_attention_mask=packed_attention_mask.bool(),
+        )
+
+    def make_position_ids(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Positions as RoBERTa counts them, from `pad_token_id` + 1 at the first token that is not padding."""
+        if attention_mask is None:
+            positions_n = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
+            return (positions_n + self.config.pad_token_id + 1)[None]
+        is_token_bn = attention_mask.long()
+        return is_token_bn.cumsum(-1) * is_token_bn + self.config.pad_token_id
+
+    def make_mask(self, queries: torch.Tensor, keys: torch.Tensor, key_mask: torch.Tensor | None):
+        """The mask of one attention in the form of the configured backend; None where no key is padding."""
+        if key_mask is None:
+            return None
+        return create_bidirectional_mask(
+            config=self.config, inputs_embeds=queries, attention_mask=key_mask, encoder_hidden_states=keys
+        )
+
+    def check_inputs(self, inputs_embeds, attention_mask, position_ids, packed_state, packed_attention_mask) -> None:
+        b, n, d = inputs_embeds.shape
+        limit = self.config.max_sequence_length
+        if limit is not None and n > limit and position_ids is None:
+            raise ValueError(
+                f"The input has {n} tokens, but `max_position_embeddings` = {self.config.max_position_embeddings} has "
+                f"positions for {limit}: truncate it, or read it in segments with `packed_state`."
+            )
+        if attention_mask is not None and attention_mask.shape != (b, n):
+            raise ValueError(
+                f"`attention_mask` has shape {tuple(attention_mask.shape)}, but must be (batch_size, sequence_length) = "
+                f"({b}, {n}), 1 for tokens and 0 for padding."
+            )
+        if packed_state is None:
+            if packed_attention_mask is not None:
+                raise ValueError("`packed_attention_mask` describes `packed_state`: give both or neither.")
+            return
+        if not self.config.contextual_projection:
+            raise ValueError(
+                "`packed_state` was given to a model with `contextual_projection=False`, whose layers each start from "
+                "learned vectors and cannot read it."
+            )
+        if packed_state.ndim != 3 or packed_state.shape[0] != b or packed_state.shape[2] != d:
+            raise ValueError(
+                f"`packed_state` has shape {tuple(packed_state.shape)}, but must be (batch_size, packed_length, "
+                f"hidden_size) with batch_size = {b} and hidden_size = {d}."
+            )
+        if packed_attention_mask is not None and packed_attention_mask.shape != packed_state.shape[:2]:
+            raise ValueError(
+                f"`packed_attention_mask` has shape {tuple(packed_attention_mask.shape)}, but `packed_state` needs "
+                f"{tuple(packed_state.shape[:2])}."
+            )
+
+
+class LunaLMHead(nn.Module):
+    """Dense, activation, layer norm, and a decoder that is tied to the token embeddings unless the config unties it."""
+
+    def __init__(self, config: LunaConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.layer_norm(self.activation(self.dense(hidden_states))))
+
+
+@auto_docstring
+class LunaForMaskedLM(LunaPreTrainedModel):
+    _tied_weights_keys = {"lm_head.decoder.weight": "luna.embeddings.word_embeddings.weight"}
+
+    def __init__(self, config: LunaConfig):
+        super().__init__(config)
+        self.luna = LunaModel(config)
+        self.lm_head = LunaLMHead(config)
+        self.post_init()
+        self.luna.freeze_final_packed_norm()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.lm_head.decoder = new_embeddings
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        packed_state: torch.FloatTensor | None = None,
+        packed_attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        output_logits: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | LunaMaskedLMOutput:
+        r"""
+        packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`, *optional*):
+            P to start from: see [`LunaModel`].
+        packed_attention_mask (`torch.Tensor` of shape `(batch_size, packed_length)`, *optional*):
+            Which slots of the given `packed_state` each row uses.
+        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            The original ids at masked positions, -100 elsewhere.
+        output_logits (`bool`, *optional*, defaults to `config.output_logits`):
+            Return logits also when labels are given. Without it only the positions with a label are projected to the
+            vocabulary, which saves most of the head's time and memory. Without labels logits are always returned.
+        num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+            Number of masked positions in the whole batch, over all its micro-batches and processes: the loss is then the
+            sum over the masked positions given here, divided by it.
+        """
+        outputs = self.luna(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            packed_state=packed_state,
+            packed_attention_mask=packed_attention_mask,
+            **kwargs,
+        )
+        x_bnd = outputs.last_hidden_state
+        if output_logits is None:
+            output_logits = self.config.output_logits
+
+        loss = logits_bnv = None
+        if labels is None or output_logits:
+            logits_bnv = self.lm_head(x_bnd)
+        if labels is not None:
+            if labels.shape != x_bnd.shape[:2]:
+                raise ValueError(
+                    f"`labels` has shape {tuple(labels.shape)}, but must be (batch_size, sequence_length) = "
+                    f"{tuple(x_bnd.shape[:2])}, -100 where no token is to be predicted."
+                )
+            is_masked_bn = labels != -100
+            logits_rv = logits_bnv[is_masked_bn] if output_logits else self.lm_head(x_bnd[is_masked_bn])
+            loss = self.loss_function(logits_rv, labels[is_masked_bn], vocab_size=self.config.vocab_size, **kwargs)
+
+        return LunaMaskedLMOutput(
+            loss=loss,
+            logits=logits_bnv,
+            packed_state=outputs.packed_state,
+            packed_attention_mask=outputs.packed_attention_mask,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            packed_states=outputs.packed_states,
+            pack_attentions=outputs.pack_attentions,
+        )
+
+
+# Code that was loaded from a Hub repository must not replace the classes that other repositories use.
+if not __name__.startswith("transformers_modules."):
+    AutoConfig.register("luna", LunaConfig, exist_ok=True)
+    AutoModel.register(LunaConfig, LunaModel, exist_ok=True)
+    AutoModelForMaskedLM.register(LunaConfig, LunaForMaskedLM, exist_ok=True)
+
+
+__all__ = ["LunaForMaskedLM", "LunaModel", "LunaPreTrainedModel"]
