@@ -106,8 +106,6 @@ class LunaConfig(PreTrainedConfig):
                 f"`hidden_size` is {self.hidden_size}, but sinusoidal positions need an even number of at least 4: "
                 'change it or set `position_embedding_type` to "learned".'
             )
-
-    def validate_positions(self):
         if not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(
                 f"`pad_token_id` is {self.pad_token_id}, but must be an id of the vocabulary, 0 to {self.vocab_size - 1}."

@@ -159,9 +159,7 @@ class LunaAttention(nn.Module):
         )
         kwargs |= {"scaling": self.scaling, "dropout": self.attention_dropout if self.training else 0.0}
         if mask is not None and "flash" in self.config._attn_implementation:
-            output, weights = flash_attention_over_padded_keys(
-                attention_interface, self, query, key, value, mask, **kwargs
-            )
+            output, weights = flash_attention_over_padded_keys(attention_interface, self, query, key, value, mask, **kwargs)
         else:
             output, weights = attention_interface(self, query, key, value, mask, **kwargs)
         return output.flatten(2), weights
@@ -235,9 +233,7 @@ class LunaEmbeddings(nn.Module):
         self.config = config
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         if config.position_embedding_type == "learned":
-            self.position_embeddings = nn.Embedding(
-                config.max_position_embeddings, config.hidden_size, config.pad_token_id
-            )
+            self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size, config.pad_token_id)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -342,9 +338,7 @@ def pack_attentions_follow_attentions(forward: Callable) -> Callable:
 
     @wraps(forward)
     def wrapper(self, *args, **kwargs):
-        kwargs.setdefault(
-            "output_pack_attentions", kwargs.get("output_attentions", self.config.output_attentions) or False
-        )
+        kwargs.setdefault("output_pack_attentions", kwargs.get("output_attentions", self.config.output_attentions) or False)
         return forward(self, *args, **kwargs)
 
     return wrapper

@@ -1,0 +1,158 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""Checkpoints that are complete or absent.
+
+A checkpoint is written beside its final name, flushed to disk, sealed by a file COMPLETE with the size and SHA-256 of
+every other file, and renamed. Whatever moment the machine dies at, a folder named `step-*` is whole. All tensors are
+safetensors; no pickle is written or read.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SEAL = "COMPLETE"
+STEP_NAME = re.compile(r"step-(\d+)")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that can't be resumed from; its message is one sentence for the user."""
+
+
+def write_json(path: Path, values) -> None:
+    """Write a JSON file that is there whole or not at all."""
+    beside = path.with_name(f".tmp-{path.name}")
+    beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    flush(beside)
+    beside.rename(path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    tokenizer: PreTrainedTokenizerBase,
+    trainer_state: dict,
+    limit: int,
+) -> Path:
+    """Write `folder`/step-NNNNNNNN and prune all but the newest `limit`. The checkpoint is itself a `from_pretrained` folder.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; older checkpoints are untouched.
+    """
+    final = folder / f"step-{step:08d}"
+    if final.exists():
+        return final
+    try:
+        write_checkpoint(final, model, optimizer, tokenizer, trainer_state)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The checkpoint {final} can't be written ({error}): make room and give the same command again; the "
+            "checkpoints before it are untouched."
+        ) from error
+    for old in checkpoints(folder)[:-limit]:
+        # Unsealed first: a removal that is cut short must not leave a folder that looks whole.
+        (old / SEAL).unlink()
+        shutil.rmtree(old)
+    return final
+
+
+def write_checkpoint(final: Path, model, optimizer, tokenizer, trainer_state: dict) -> None:
+    folder = final.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder)
+    beside = folder / f".tmp-{final.name}"
+    beside.mkdir()
+    model.save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
+    save_file(optimizer_tensors(model, optimizer), beside / "optimizer.safetensors")
+    (beside / "trainer_state.json").write_text(json.dumps(trainer_state, indent=2) + "\n", encoding="utf-8")
+    files = sorted(path for path in beside.rglob("*") if path.is_file())
+    for path in files:
+        flush(path)
+    seal = {str(path.relative_to(beside)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
+    write_json(beside / SEAL, seal)
+    beside.rename(final)
+    flush(folder)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what an interrupted save or removal left behind."""
+    for path in folder.iterdir():
+        if path.name.startswith(".tmp-step-") or (STEP_NAME.fullmatch(path.name) and not (path / SEAL).exists()):
+            shutil.rmtree(path)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The sealed checkpoints of a folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    sealed = [path for path in folder.iterdir() if STEP_NAME.fullmatch(path.name) and (path / SEAL).exists()]
+    return sorted(sealed, key=checkpoint_step)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    return int(STEP_NAME.fullmatch(checkpoint.name)[1])
+
+
+def verify_checkpoint(checkpoint: Path) -> None:
+    """Compare every file with the seal.
+
+    Raises:
+        CheckpointError: naming the first file that is missing or damaged.
+    """
+    remedy = f"remove the folder {checkpoint} to resume from the checkpoint before it"
+    for name, expected in json.loads((checkpoint / SEAL).read_text(encoding="utf-8")).items():
+        path = checkpoint / name
+        if not path.exists():
+            raise CheckpointError(f"The checkpoint {checkpoint} lacks its file {name}: {remedy}.")
+        if path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
+            raise CheckpointError(f"The file {name} of the checkpoint {checkpoint} is damaged: {remedy}.")
+
+
+def load_trainer_state(checkpoint: Path) -> dict:
+    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+
+
+def optimizer_tensors(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Optimizer state by parameter name: `name.exp_avg`, `name.exp_avg_sq`, `name.step`."""
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}.{key}"] = value.detach().contiguous()
+    return tensors
+
+
+def load_optimizer(checkpoint: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
+    """Put the saved state back, each tensor on the device of its parameter."""
+    parameters = dict(model.named_parameters())
+    for full_name, tensor in load_file(checkpoint / "optimizer.safetensors").items():
+        name, _, key = full_name.rpartition(".")
+        parameter = parameters[name]
+        optimizer.state[parameter][key] = tensor.to(parameter.device)

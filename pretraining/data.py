@@ -1,0 +1,163 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""Data order and masking as pure functions of seed, epoch and sequence index.
+
+Nothing here keeps state: the sequence at any place of the run and its masked tokens can be computed at once, on any
+process, in constant memory. That is why a run resumes in constant time and why processes, micro-batches and accumulation
+only divide a global batch and never change it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import load_from_disk
+
+# The "epoch" under which validation rows are masked: the same masks at every evaluation, shared with no training epoch.
+VALIDATION_EPOCH = 2**64 - 1
+
+FEISTEL_ROUNDS = 6
+
+
+def scramble(x: np.ndarray) -> np.ndarray:
+    """Mix 64-bit integers so that every input bit reaches every output bit (the finaliser of SplitMix64)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def permute(places: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarray:
+    """The rows that stand at `places` of a random permutation of 0 .. length - 1 that belongs to (seed, epoch).
+
+    A Feistel network is a permutation of all numbers of an even number of bits, whatever its round function; numbers
+    beyond `length` are sent through it again until they fall inside. No table is stored, so a billion rows cost nothing.
+    """
+    half_bits = np.uint64(max(1, ((length - 1).bit_length() + 1) // 2))
+    half_mask = (np.uint64(1) << half_bits) - np.uint64(1)
+    keys = np.random.SeedSequence([seed, epoch]).generate_state(FEISTEL_ROUNDS, np.uint64)
+    rows = np.array(places, dtype=np.uint64)
+    pending = np.ones(rows.shape, dtype=bool)
+    while pending.any():
+        left, right = rows[pending] >> half_bits, rows[pending] & half_mask
+        for key in keys:
+            left, right = right, left ^ (scramble(right + key) & half_mask)
+        rows[pending] = (left << half_bits) | right
+        pending = rows >= length
+    return rows.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How tokens are masked: 80 % of the chosen ones become the mask token, 10 % a random one, 10 % stay."""
+
+    mlm_probability: float
+    mask_token_id: int
+    special_token_ids: tuple[int, ...]
+    vocab_size: int
+
+    @property
+    def replacement_ids(self) -> np.ndarray:
+        return np.setdiff1d(np.arange(self.vocab_size), self.special_token_ids)
+
+
+def mask_tokens(input_ids_n: np.ndarray, masking: Masking, seed: int, epoch: int, index: int):
+    """Mask one sequence: (masked ids, labels), each (n,) int64, labels -100 where nothing is to be predicted.
+
+    Each token that is not special is chosen with `mlm_probability`; where chance chooses none, the nearest to being chosen
+    is, so that every sequence has a loss. The raw output of a counter-based generator is used, whose stream no version of
+    NumPy will change.
+    """
+    ids = input_ids_n.astype(np.int64)
+    n = len(ids)
+    generator = np.random.Philox(
+        key=np.array([seed, epoch], dtype=np.uint64), counter=np.array([0, 0, 0, index], dtype=np.uint64)
+    )
+    raw = generator.random_raw(3 * n).reshape(3, n)
+    chance, action = (raw[:2] >> np.uint64(11)) * 2.0**-53
+    chance[np.isin(ids, masking.special_token_ids)] = 1.0
+
+    chosen = chance < masking.mlm_probability
+    if not chosen.any():
+        chosen = chance == chance.min()
+        chosen &= chance < 1.0
+    labels = np.where(chosen, ids, -100)
+    replacements = masking.replacement_ids
+    random_ids = replacements[(raw[2] % np.uint64(len(replacements))).astype(np.int64)]
+    masked = np.where(chosen & (action < 0.8), masking.mask_token_id, ids)
+    masked = np.where(chosen & (action >= 0.8) & (action < 0.9), random_ids, masked)
+    return masked, labels
+
+
+class MaskedLMDataset(torch.utils.data.Dataset):
+    """Masked rows of a packed split by their place in the run: place p is row permute(p mod rows) of epoch p // rows.
+
+    With `shuffle=False` place p is row p, masked the same way each time (validation).
+    """
+
+    def __init__(self, split: Path, masking: Masking, seed: int, shuffle: bool):
+        self.rows = load_from_disk(str(split)).with_format("numpy")
+        self.masking = masking
+        self.seed = seed
+        self.shuffle = shuffle
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def locate(self, place: int) -> tuple[int, int]:
+        """(epoch, row index) of a place in the run."""
+        if not self.shuffle:
+            return VALIDATION_EPOCH, place
+        epoch, offset = divmod(place, len(self.rows))
+        return epoch, int(permute(np.array([offset]), len(self.rows), self.seed, epoch)[0])
+
+    def __getitems__(self, places: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        located = [self.locate(place) for place in places]
+        input_ids_bn = self.rows[[index for _, index in located]]["input_ids"]
+        return [
+            mask_tokens(ids_n, self.masking, self.seed, epoch, index)
+            for ids_n, (epoch, index) in zip(input_ids_bn, located, strict=True)
+        ]
+
+
+def collate(rows: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """Packed rows have one length and no padding, so a batch needs no attention mask."""
+    input_ids, labels = zip(*rows, strict=True)
+    return {"input_ids": torch.from_numpy(np.stack(input_ids)), "labels": torch.from_numpy(np.stack(labels))}
+
+
+@dataclass(frozen=True)
+class MicroBatchSampler:
+    """The places that one process reads, micro-batch by micro-batch, from `start_step` to `max_steps`.
+
+    Step s is made of places s * B to (s + 1) * B - 1, B being the global batch; its micro-batches are dealt to the
+    processes in turn.
+    """
+
+    start_step: int
+    max_steps: int
+    global_batch_size: int
+    micro_batch_size: int
+    process_index: int
+    num_processes: int
+
+    @property
+    def accumulation_steps(self) -> int:
+        return self.global_batch_size // (self.micro_batch_size * self.num_processes)
+
+    def __len__(self) -> int:
+        return (self.max_steps - self.start_step) * self.accumulation_steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start_step, self.max_steps):
+            for i in range(self.accumulation_steps):
+                turn = i * self.num_processes + self.process_index
+                first = step * self.global_batch_size + turn * self.micro_batch_size
+                yield list(range(first, first + self.micro_batch_size))
+
+
+def unigram_cross_entropy(token_counts_v: np.ndarray, labels: np.ndarray) -> float:
+    """Mean -log p of `labels` in nats, p being the training tokens' frequencies with one added to each count."""
+    log_p_v = np.log(token_counts_v + 1.0) - np.log(token_counts_v.sum() + len(token_counts_v))
+    return float(-log_p_v[labels].mean())

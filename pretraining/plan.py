@@ -1,0 +1,148 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""What a run would do on a number of processes, and whether it can be done at all."""
+
+from collections import Counter
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForMaskedLM, PreTrainedConfig
+
+from pretraining.recipe import Recipe, RecipeError, model_config
+
+GIB = 2**30
+
+
+def check_run(recipe: Recipe, config: PreTrainedConfig, manifest: dict, num_processes: int) -> None:
+    """Refuse a run that cannot be made of this recipe, dataset and number of processes.
+
+    Raises:
+        RecipeError: with the field, its value and the remedy.
+    """
+    if recipe.num_processes is not None and recipe.num_processes != num_processes:
+        raise RecipeError(
+            f"`num_processes` is {recipe.num_processes}, but the run has {num_processes}: start it with as many, on CPU by "
+            f"`torchrun --nproc_per_node {recipe.num_processes} -m pretraining.train` (`accelerate launch --cpu` starts "
+            "only one), or change the recipe."
+        )
+    share = recipe.micro_batch_size * num_processes
+    if recipe.global_batch_size % share:
+        raise RecipeError(
+            f"`global_batch_size` is {recipe.global_batch_size}, which `micro_batch_size` = {recipe.micro_batch_size} x "
+            f"{num_processes} processes does not divide: choose a multiple of {share}."
+        )
+    sequence_length = manifest["sequence_length"]
+    positions = max_sequence_length(config)
+    if positions is not None and sequence_length > positions:
+        raise RecipeError(
+            f"The dataset {recipe.dataset} has sequences of {sequence_length} tokens, but the model has positions for "
+            f"{positions}: raise `model.max_position_embeddings` or prepare the dataset with a smaller sequence_length."
+        )
+    if manifest["vocab_size"] != config.vocab_size:
+        raise RecipeError(
+            f"`model.vocab_size` is {config.vocab_size}, but the tokenizer of the dataset {recipe.dataset} has "
+            f"{manifest['vocab_size']} entries: set it to that."
+        )
+
+
+def max_sequence_length(config: PreTrainedConfig) -> int | None:
+    """Longest input in tokens that a model has positions for; None where there is no limit."""
+    if hasattr(config, "max_sequence_length"):
+        return config.max_sequence_length
+    positions = getattr(config, "max_position_embeddings", None)
+    # RoBERTa and its kin count positions from pad_token_id + 1.
+    if positions is not None and "roberta" in config.model_type:
+        return positions - config.pad_token_id - 1
+    return positions
+
+
+def parameters_by_part(model: torch.nn.Module) -> dict[str, int]:
+    """Parameter counts, a tied weight once, summed over the layers."""
+    parts = Counter()
+    for name, parameter in model.named_parameters():
+        # The layers of a stack share one line: drop their numbers and the last name, weight or bias.
+        pieces = [piece for piece in name.split(".")[:-1] if not piece.isdigit()]
+        parts[".".join(pieces[:4])] += parameter.numel()
+    return dict(parts)
+
+
+def activation_bytes(recipe: Recipe, config: PreTrainedConfig, sequence_length: int) -> int:
+    """Bytes that autograd keeps for the backward pass of one micro-batch, counted on tensors without data.
+
+    The count runs the real model under a fake device, so it holds for any architecture and precision; transient buffers
+    and the allocator's slack come on top.
+    """
+    storages = {}
+
+    def record(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.requires_grad and tensor.is_leaf:
+            return tensor
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage.nbytes()
+        return tensor
+
+    dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.mixed_precision]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = AutoModelForMaskedLM.from_config(config, attn_implementation=recipe.attn_implementation)
+        if recipe.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        model.train()
+        ids = torch.zeros(recipe.micro_batch_size, sequence_length, dtype=torch.long)
+        with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+            with torch.autocast("cpu", dtype=dtype, enabled=recipe.mixed_precision != "no"):
+                hidden = model.base_model(input_ids=ids)[0]
+                # The head as it trains: every architecture's loss projects at least the masked positions.
+                masked = max(1, round(recipe.mlm_probability * ids.numel()))
+                rows = hidden.flatten(0, 1)[:masked] if config.model_type == "luna" else hidden.flatten(0, 1)
+                logits = rows.new_empty(rows.shape[0], config.vocab_size, dtype=torch.float32)
+    # Logits, their softmax for the backward pass, and the head's own hidden rows.
+    return sum(storages.values()) + 2 * logits.numel() * 4 + 3 * rows.numel() * 4
+
+
+def plan(recipe: Recipe, num_processes: int, manifest: dict | None) -> str:
+    """The text of `--plan`: what the run would do on `num_processes` processes.
+
+    Raises:
+        RecipeError: the plan cannot be met.
+    """
+    config = model_config(recipe)
+    if manifest is not None:
+        check_run(recipe, config, manifest, num_processes)
+        sequence_length = manifest["sequence_length"]
+    else:
+        sequence_length = max_sequence_length(config) or 512
+        check_run(recipe, config, {"sequence_length": sequence_length, "vocab_size": config.vocab_size}, num_processes)
+    with torch.device("meta"):
+        model = AutoModelForMaskedLM.from_config(config)
+    parts = parameters_by_part(model)
+    total = sum(parts.values())
+    tokens_per_step = recipe.global_batch_size * sequence_length
+    # Weights, gradients and Adam's two moments in float32; DistributedDataParallel keeps its gradient buckets beside.
+    states = (16 if num_processes == 1 else 20) * total
+    activations = activation_bytes(recipe, config, sequence_length)
+
+    lines = [f"Model: {type(model).__name__}, {total:,} parameters"]
+    width = max(len(name) for name in parts)
+    lines += [f"  {name:<{width}}  {count:>13,}" for name, count in parts.items()]
+    lines += [
+        f"Steps: {recipe.max_steps:,}, of which warm-up {recipe.warmup_steps:,}; learning rate to "
+        f"{recipe.learning_rate:g}, then linearly to 0",
+        f"Batch: {recipe.global_batch_size:,} sequences of {sequence_length} tokens = {tokens_per_step:,} tokens a step, "
+        f"{tokens_per_step * recipe.max_steps:,} in all",
+        f"Processes: {num_processes}, each {recipe.micro_batch_size} sequences at a time, accumulating "
+        f"{recipe.global_batch_size // (recipe.micro_batch_size * num_processes)} micro-batches a step",
+    ]
+    if manifest is None:
+        lines.append(
+            f"Dataset: {recipe.dataset} is not prepared yet; lengths and vocabulary are those that the model allows"
+        )
+    else:
+        rows = manifest["splits"]["train"]["rows"]
+        epochs = recipe.global_batch_size * recipe.max_steps / rows
+        lines.append(f"Dataset: {recipe.dataset}, {rows:,} sequences, read {epochs:.2f} times")
+    lines += [
+        f"Memory per device: {(states + activations) / GIB:.2f} GiB, of which weights, gradients and Adam's moments "
+        f"in float32 {states / GIB:.2f} GiB and activations {activations / GIB:.2f} GiB (kept for the backward pass; "
+        "transient buffers come on top)",
+    ]
+    return "\n".join(lines)
