@@ -55,7 +55,8 @@ def eager_attention_forward(
     scores_bhqm = torch.matmul(query_bhqk, key_bhmk.transpose(2, 3)) * scaling
     if attention_mask is not None:
         scores_bhqm = scores_bhqm + attention_mask
-    weights_bhqm = nn.functional.softmax(scores_bhqm, dim=-1, dtype=torch.float32).to(query_bhqk.dtype)
+    softmax_dtype = torch.promote_types(scores_bhqm.dtype, torch.float32)
+    weights_bhqm = nn.functional.softmax(scores_bhqm, dim=-1, dtype=softmax_dtype).to(query_bhqk.dtype)
     dropped_bhqm = nn.functional.dropout(weights_bhqm, p=dropout, training=module.training)
     output_bqhk = torch.matmul(dropped_bhqm, value_bhmk).transpose(1, 2).contiguous()
     return output_bqhk, weights_bhqm
@@ -358,10 +359,6 @@ class LunaPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {
         "hidden_states": LunaLayer,
         "attentions": OutputRecorder(LunaAttention, index=2),
-        "packed_states": [
-            OutputRecorder(LunaPackedEmbeddings, layer_name="packed_embeddings.0"),
-            OutputRecorder(LunaLayer, index=1),
-        ],
         "pack_attentions": OutputRecorder(LunaAttention, index=3),
     }
 
@@ -370,6 +367,20 @@ class LunaPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, LunaPackedEmbeddings):
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        # Loading makes every parameter trainable.
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.freeze_unread_norms()
+        return loaded
+
+    def freeze_unread_norms(self) -> None:
+        """Freeze the norms of P whose result the model does not read.
+
+        They never get a gradient, which DistributedDataParallel takes for an error.
+        """
 
 
 @auto_docstring
@@ -388,25 +399,13 @@ class LunaModel(LunaPreTrainedModel):
             self.packed_final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
-        if not config.contextual_projection:
-            self.freeze_packed_norms_without_reader(self.layers[:-1])
+        self.freeze_unread_norms()
 
-    def freeze_packed_norms_without_reader(self, layers) -> None:
-        """Freeze the norms of P' in `layers`, whose result nothing reads.
-
-        They would never get a gradient, which DistributedDataParallel takes for an error. Pre-norm layers apply that norm
-        to their input, where it is read.
-        """
-        if not self.config.norm_first:
-            for layer in layers:
+    def freeze_unread_norms(self) -> None:
+        # A pre-norm layer applies its norm of P to the P it is given, which it reads.
+        if not self.config.contextual_projection and not self.config.norm_first:
+            for layer in self.layers[:-1]:
                 layer.packed_layer_norm.requires_grad_(False)
-
-    def freeze_final_packed_norm(self) -> None:
-        """For heads that do not read the packed state: freeze the norm that only its last value passes through."""
-        if self.config.norm_first:
-            self.packed_final_layer_norm.requires_grad_(False)
-        elif self.config.num_hidden_layers == len(self.layers) or not self.config.contextual_projection:
-            self.freeze_packed_norms_without_reader(self.layers[-1:])
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings.word_embeddings
@@ -426,6 +425,7 @@ class LunaModel(LunaPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         packed_state: torch.FloatTensor | None = None,
         packed_attention_mask: torch.Tensor | None = None,
+        output_packed_states: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LunaModelOutput:
         r"""
@@ -434,6 +434,8 @@ class LunaModel(LunaPreTrainedModel):
             read in segments. A row whose tokens are all padding hands it on unchanged.
         packed_attention_mask (`torch.Tensor` of shape `(batch_size, packed_length)`, *optional*):
             Which slots of the given `packed_state` each row uses: the `packed_attention_mask` that came with it.
+        output_packed_states (`bool`, *optional*, defaults to `False`):
+            Return P as it enters the first layer and as it leaves each layer.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
@@ -460,11 +462,13 @@ class LunaModel(LunaPreTrainedModel):
         pack_mask = self.make_mask(packed_state, x_bnd, attention_mask)
         unpack_mask = self.make_mask(x_bnd, packed_state, packed_attention_mask)
 
+        packed_states = [packed_state]
         for i in range(self.config.num_hidden_layers):
             if i > 0 and not self.config.contextual_projection:
                 packed_state = self.packed_embeddings[i](b, packed_state.shape[1], packed_attention_mask)
             layer = self.layers[0 if self.config.share_layer_weights else i]
             x_bnd, packed_state = layer(x_bnd, packed_state, pack_mask, unpack_mask, **kwargs)
+            packed_states.append(packed_state)
 
         if self.config.norm_first:
             x_bnd, packed_state = self.final_layer_norm(x_bnd), self.packed_final_layer_norm(packed_state)
@@ -478,6 +482,7 @@ class LunaModel(LunaPreTrainedModel):
             last_hidden_state=x_bnd,
             packed_state=packed_state,
             packed_attention_mask=packed_attention_mask.bool(),
+            packed_states=(*packed_states[:-1], packed_state) if output_packed_states else None,
         )
 
     def make_position_ids(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
@@ -553,7 +558,16 @@ class LunaForMaskedLM(LunaPreTrainedModel):
         self.luna = LunaModel(config)
         self.lm_head = LunaLMHead(config)
         self.post_init()
-        self.luna.freeze_final_packed_norm()
+        self.freeze_unread_norms()
+
+    def freeze_unread_norms(self) -> None:
+        """Freeze the norm that only the final P passes through, besides those that the encoder does not read."""
+        self.luna.freeze_unread_norms()
+        if self.config.norm_first:
+            self.luna.packed_final_layer_norm.requires_grad_(False)
+        elif len(self.luna.layers) == self.config.num_hidden_layers or not self.config.contextual_projection:
+            # Weights shared by several layers are read by all of them but the last.
+            self.luna.layers[-1].packed_layer_norm.requires_grad_(False)
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head.decoder
@@ -596,6 +610,7 @@ class LunaForMaskedLM(LunaPreTrainedModel):
             inputs_embeds=inputs_embeds,
             packed_state=packed_state,
             packed_attention_mask=packed_attention_mask,
+            return_dict=True,
             **kwargs,
         )
         x_bnd = outputs.last_hidden_state

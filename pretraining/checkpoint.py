@@ -61,7 +61,7 @@ def save_checkpoint(
     trainer_state: dict,
     limit: int,
 ) -> Path:
-    """Write `folder`/step-NNNNNNNN and prune all but the newest `limit`. The checkpoint is itself a `from_pretrained` folder.
+    """Write `folder`/step-NNNNNNNN, itself a `from_pretrained` folder, and prune all but the newest `limit`.
 
     Raises:
         CheckpointError: the disk is full or not writable; older checkpoints are untouched.

@@ -6,7 +6,7 @@ from collections import Counter
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForMaskedLM, PreTrainedConfig
+from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 from pretraining.recipe import Recipe, RecipeError, model_config
 
@@ -72,20 +72,18 @@ def activation_bytes(recipe: Recipe, config: PreTrainedConfig, sequence_length: 
     The count runs the real model under a fake device, so it holds for any architecture and precision; transient buffers
     and the allocator's slack come on top.
     """
-    storages = {}
+    kept = {}
 
     def record(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.requires_grad and tensor.is_leaf:
-            return tensor
         storage = tensor.untyped_storage()
-        storages[storage._cdata] = storage.nbytes()
+        kept[storage._cdata] = storage.nbytes()
         return tensor
 
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.mixed_precision]
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = AutoModelForMaskedLM.from_config(config, attn_implementation=recipe.attn_implementation)
         if recipe.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            enable_gradient_checkpointing(model)
         model.train()
         ids = torch.zeros(recipe.micro_batch_size, sequence_length, dtype=torch.long)
         with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
@@ -95,8 +93,15 @@ def activation_bytes(recipe: Recipe, config: PreTrainedConfig, sequence_length: 
                 masked = max(1, round(recipe.mlm_probability * ids.numel()))
                 rows = hidden.flatten(0, 1)[:masked] if config.model_type == "luna" else hidden.flatten(0, 1)
                 logits = rows.new_empty(rows.shape[0], config.vocab_size, dtype=torch.float32)
+        weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    activations = sum(nbytes for storage, nbytes in kept.items() if storage not in weights)
     # Logits, their softmax for the backward pass, and the head's own hidden rows.
-    return sum(storages.values()) + 2 * logits.numel() * 4 + 3 * rows.numel() * 4
+    return activations + 2 * logits.numel() * 4 + 3 * rows.numel() * 4
+
+
+def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
+    """Keep one activation a layer and compute the others again (the method's name differs between versions)."""
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
 
 
 def plan(recipe: Recipe, num_processes: int, manifest: dict | None) -> str:

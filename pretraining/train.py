@@ -36,8 +36,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from pretraining import checkpoint as ckpt
-from pretraining.data import Masking, MaskedLMDataset, MicroBatchSampler, collate, unigram_cross_entropy
-from pretraining.plan import check_run, plan
+from pretraining.data import MaskedLMDataset, Masking, MicroBatchSampler, collate, unigram_cross_entropy
+from pretraining.plan import check_run, enable_gradient_checkpointing, plan
 from pretraining.plot import plot_loss
 from pretraining.recipe import Recipe, RecipeError, differing_field, load_recipe, model_config
 
@@ -90,7 +90,7 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> PreTrainedModel:
             raise
         raise RecipeError(f"The model can't be built: {' '.join(str(error).split())}") from error
     if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        enable_gradient_checkpointing(model)
     return model
 
 

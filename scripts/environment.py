@@ -1,0 +1,84 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""Set up the project's virtual environment, with nothing but Python's standard library.
+
+Written for old Pythons too, so that they can be told that they are too old.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ENVIRONMENT = os.path.join(ROOT, ".venv")
+CONSTRAINTS = os.path.join(ROOT, "scripts", "constraints.txt")
+MINIMUM_PYTHON = (3, 10)
+# PyTorch for Linux comes with its CUDA libraries unless the user's pip is told otherwise.
+NEEDED_GIB = 10 if sys.platform == "linux" else 4
+
+
+def stop(sentence):
+    sys.exit("error: " + sentence)
+
+
+def python_of(environment):
+    folder, name = ("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")
+    return os.path.join(environment, folder, name)
+
+
+def check_machine(needs_compiler):
+    """Say what is missing before anything is downloaded."""
+    if sys.version_info < MINIMUM_PYTHON:
+        stop(
+            "Python {}.{} is too old: Luna needs Python {}.{} or newer; run this script with one, for example "
+            "`python3.11 scripts/quickstart.py`.".format(*(sys.version_info[:2] + MINIMUM_PYTHON))
+        )
+    if os.name == "nt":
+        stop("Windows is not supported, because the training program locks files as Unix does: use WSL.")
+    try:
+        import ensurepip  # noqa: F401
+        import venv  # noqa: F401
+    except ImportError:
+        stop(
+            "This Python has no venv module: install it (Debian and Ubuntu: `apt install python3-venv`) and run this "
+            "command again."
+        )
+    if needs_compiler and not (shutil.which("g++") or shutil.which("clang++")):
+        stop(
+            "There is no C++ compiler (g++ or clang++), which the tests of torch.compile need: install one (Debian and "
+            "Ubuntu: `apt install g++`) and run this command again."
+        )
+
+
+def check_disk():
+    free_gib = shutil.disk_usage(ROOT).free / 2.0**30
+    if free_gib < NEEDED_GIB:
+        stop(
+            f"{ROOT} has {free_gib:.1f} GiB of free disk, but the environment may take {NEEDED_GIB} GiB: make room and run this command "
+            "again."
+        )
+
+
+def ensure(extra, needs_compiler=False):
+    """Create .venv with the project and `extra` installed, unless that is done. Returns its Python."""
+    check_machine(needs_compiler)
+    digest = hashlib.sha256()
+    for path in (os.path.join(ROOT, "setup.cfg"), CONSTRAINTS):
+        with open(path, "rb") as file:
+            digest.update(file.read())
+    stamp = os.path.join(ENVIRONMENT, f"luna-{extra}-{digest.hexdigest()[:16]}")
+    python = python_of(ENVIRONMENT)
+    if os.path.exists(stamp):
+        return python
+    check_disk()
+    print(f"Installing Luna and what it needs into {ENVIRONMENT} (once, a few minutes).", flush=True)
+    if not os.path.exists(python):
+        subprocess.check_call([sys.executable, "-m", "venv", ENVIRONMENT])
+    command = [python, "-m", "pip", "install", "-c", CONSTRAINTS, "-e", f"{ROOT}[{extra}]"]
+    if subprocess.call(command) != 0:
+        stop("pip could not install the packages; its own message is above. Run this command again when that is mended.")
+    with open(stamp, "w"):
+        pass
+    return python

@@ -1,0 +1,127 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""A checkpoint is whole or absent, and says when it is damaged."""
+
+import json
+import os
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from configuration_luna import LunaConfig
+from modeling_luna import LunaForMaskedLM
+from pretraining import checkpoint as ckpt
+from pretraining.recipe import recipe_from_values
+from pretraining.train import build_optimizer
+
+CONFIG = LunaConfig(
+    vocab_size=600,
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=32,
+    projection_length=4,
+    max_position_embeddings=34,
+)
+
+
+@pytest.fixture
+def trained(recipe_values, prepared):
+    """A model whose optimizer has moments, and the tokenizer."""
+    model = LunaForMaskedLM(CONFIG)
+    optimizer = build_optimizer(model, recipe_from_values(recipe_values, ""))
+    ids = torch.randint(4, 600, (2, 8))
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    return model, optimizer, AutoTokenizer.from_pretrained(prepared / "tokenizer")
+
+
+def save(folder, step, trained, limit=10):
+    model, optimizer, tokenizer = trained
+    return ckpt.save_checkpoint(folder, step, model, optimizer, tokenizer, {"step": step}, limit)
+
+
+def test_what_is_saved_comes_back_bit_for_bit(tmp_path, trained, recipe_values):
+    model, optimizer, _ = trained
+    saved = save(tmp_path, 7, trained)
+    ckpt.verify_checkpoint(saved)
+    again = LunaForMaskedLM.from_pretrained(saved)
+    new_optimizer = build_optimizer(again, recipe_from_values(recipe_values, ""))
+    ckpt.load_optimizer(saved, again, new_optimizer)
+    assert ckpt.load_trainer_state(saved) == {"step": 7}
+    for (name, old), (_, new) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(old, new), name
+        assert old.requires_grad == new.requires_grad, name
+        assert optimizer.state[old].keys() == new_optimizer.state[new].keys()
+        for key, value in optimizer.state[old].items():
+            assert torch.equal(value, new_optimizer.state[new][key]), (name, key)
+
+
+def test_no_pickle_is_written(tmp_path, trained):
+    saved = save(tmp_path, 1, trained)
+    assert {path.suffix for path in saved.iterdir()} <= {".json", ".safetensors", ".txt", ".jinja", ""}
+
+
+def test_the_newest_are_kept(tmp_path, trained):
+    for step in (1, 2, 10):
+        save(tmp_path, step, trained, limit=2)
+    assert [path.name for path in ckpt.checkpoints(tmp_path)] == ["step-00000002", "step-00000010"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000010"]
+
+
+def test_a_folder_without_seal_is_no_checkpoint_and_goes_at_the_next_save(tmp_path, trained):
+    save(tmp_path, 1, trained)
+    half = save(tmp_path, 2, trained)
+    (half / ckpt.SEAL).unlink()
+    (tmp_path / ".tmp-step-00000003").mkdir()
+    (tmp_path / "notes").mkdir()
+    assert [path.name for path in ckpt.checkpoints(tmp_path)] == ["step-00000001"]
+    save(tmp_path, 4, trained)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "step-00000001", "step-00000004"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "trainer_state.json", "config.json"])
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda path: path.unlink(), "lacks its file {name}: remove the folder"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "The file {name} of the checkpoint .* is damaged"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
+            "The file {name} of the checkpoint .* is damaged",
+        ),
+    ],
+    ids=["missing", "truncated", "bit-flipped"],
+)
+def test_damage_is_reported_by_file(tmp_path, trained, name, damage, sentence):
+    saved = save(tmp_path, 1, trained)
+    damage(saved / name)
+    with pytest.raises(ckpt.CheckpointError, match=sentence.format(name=name)):
+        ckpt.verify_checkpoint(saved)
+
+
+def test_a_save_that_fails_leaves_the_checkpoints_before_it(tmp_path, trained, monkeypatch):
+    save(tmp_path, 1, trained)
+
+    def full(tensors, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ckpt, "save_file", full)
+    with pytest.raises(ckpt.CheckpointError, match="step-00000002 can't be written .*No space left.*make room"):
+        save(tmp_path, 2, trained)
+    assert [path.name for path in ckpt.checkpoints(tmp_path)] == ["step-00000001"]
+    ckpt.verify_checkpoint(ckpt.checkpoints(tmp_path)[-1])
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    ckpt.write_json(path, {"a": 1})
+
+    def killed(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ckpt.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}

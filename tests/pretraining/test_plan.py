@@ -1,0 +1,92 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""A plan tells what a run would do, and refuses what no run can do."""
+
+import re
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, RobertaConfig
+
+from pretraining.plan import activation_bytes, check_run, max_sequence_length, parameters_by_part, plan
+from pretraining.recipe import RecipeError, load_recipe, model_config, recipe_from_values
+from pretraining.train import read_manifest
+
+MANIFEST = {"sequence_length": 32, "vocab_size": 600}
+
+
+def test_the_plan_of_the_papers_run_is_that_of_table_8():
+    text = plan(load_recipe("luna_base_160gb_tied", ["micro_batch_size=32"]), 64, None)
+    assert "131,902,041 parameters" in text
+    assert "Steps: 500,000, of which warm-up 24,000; learning rate to 0.0006" in text
+    assert "8,192 sequences of 512 tokens = 4,194,304 tokens a step, 2,097,152,000,000 in all" in text
+    assert "64, each 32 sequences at a time, accumulating 4 micro-batches a step" in text
+    parts = re.findall(r"^  \S+ +([\d,]+)$", text, re.MULTILINE)
+    assert sum(int(part.replace(",", "")) for part in parts) == 131_902_041
+
+
+def test_the_plan_counts_epochs_of_a_prepared_dataset(recipe_values):
+    recipe = recipe_from_values(recipe_values, "")
+    manifest = read_manifest(recipe)
+    rows = manifest["splits"]["train"]["rows"]
+    assert f"{rows:,} sequences, read {64 / rows:.2f} times" in plan(recipe, 2, manifest)
+
+
+@pytest.mark.parametrize(
+    ("change", "processes", "manifest", "sentence"),
+    [
+        ({"global_batch_size": 10}, 2, {}, "`global_batch_size` is 10, which `micro_batch_size` = 2 x 2 processes"),
+        ({}, 3, {}, "`global_batch_size` is 8, .* x 3 processes does not divide: choose a multiple of 6"),
+        ({"num_processes": 2}, 1, {}, "`num_processes` is 2, but the run has 1: start it with as many"),
+        ({}, 1, {"sequence_length": 64}, "sequences of 64 tokens, but the model has positions for 32"),
+        ({}, 1, {"vocab_size": 700}, "`model.vocab_size` is 600, but the tokenizer of the dataset .* has 700 entries"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_by_name(recipe_values, change, processes, manifest, sentence):
+    recipe = recipe_from_values(recipe_values | change, "")
+    with pytest.raises(RecipeError, match=sentence):
+        check_run(recipe, model_config(recipe), MANIFEST | manifest, processes)
+
+
+def test_positions_are_counted_as_each_architecture_does(recipe_values):
+    assert max_sequence_length(RobertaConfig(max_position_embeddings=514)) == 512
+    assert max_sequence_length(model_config(recipe_from_values(recipe_values, ""))) == 32
+    sinusoidal = recipe_values | {"model": recipe_values["model"] | {"position_embedding_type": "sinusoidal"}}
+    assert max_sequence_length(model_config(recipe_from_values(sinusoidal, ""))) is None
+
+
+def test_parts_count_a_tied_weight_once(recipe_values):
+    with torch.device("meta"):
+        model = AutoModelForMaskedLM.from_config(model_config(recipe_from_values(recipe_values, "")))
+    assert sum(parameters_by_part(model).values()) == model.num_parameters()
+
+
+def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(recipe_values):
+    def measured(**change):
+        recipe = recipe_from_values(recipe_values | change, "")
+        return activation_bytes(recipe, model_config(recipe), 32)
+
+    assert measured(micro_batch_size=4) == pytest.approx(2 * measured(), rel=0.05)
+    assert measured(gradient_checkpointing=True) < measured()
+    assert measured(mixed_precision="bf16") < measured()
+
+
+def test_activations_are_those_that_a_real_step_keeps(recipe_values):
+    """The count on tensors without data against the bytes that autograd really holds after a forward pass."""
+    recipe = recipe_from_values(recipe_values | {"attn_implementation": "eager"}, "")
+    config = model_config(recipe)
+    model = AutoModelForMaskedLM.from_config(config, attn_implementation="eager")
+    held = {}
+
+    def record(tensor):
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    ids = torch.randint(4, 600, (2, 32))
+    labels = torch.where(torch.arange(64).view(2, 32) < 10, ids, -100)
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        loss = model(input_ids=ids, labels=labels).loss
+    assert loss.requires_grad
+    for parameter in model.parameters():
+        held.pop(parameter.data_ptr(), None)
+    assert activation_bytes(recipe, config, 32) == pytest.approx(sum(held.values()), rel=0.15)

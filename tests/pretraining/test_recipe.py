@@ -1,0 +1,126 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""Recipes say what they mean, and refuse the rest in one sentence."""
+
+import pytest
+import yaml
+
+from pretraining.recipe import RECIPES, RecipeError, differing_field, load_recipe, model_config, recipe_from_values
+
+TABLE_8 = {
+    "luna_base_16gb": {"warmup_steps": 15_000, "global_batch_size": 2048, "max_steps": 250_000},
+    "luna_base_160gb_tied": {"warmup_steps": 24_000, "global_batch_size": 8192, "max_steps": 500_000},
+    "luna_base_160gb_untied": {"warmup_steps": 24_000, "global_batch_size": 8192, "max_steps": 500_000},
+}
+
+
+@pytest.mark.parametrize("name", TABLE_8)
+def test_the_papers_recipes_hold_table_8(name):
+    recipe = load_recipe(name, [])
+    assert {field: getattr(recipe, field) for field in TABLE_8[name]} == TABLE_8[name]
+    assert (recipe.learning_rate, recipe.weight_decay, recipe.max_grad_norm) == (6e-4, 0.01, 1.0)
+    assert (recipe.adam_beta1, recipe.adam_beta2, recipe.adam_epsilon) == (0.9, 0.98, 1e-6)
+    config = model_config(recipe)
+    assert (config.num_hidden_layers, config.hidden_size, config.intermediate_size) == (12, 768, 3072)
+    assert (config.num_attention_heads, config.projection_length, config.vocab_size) == (12, 128, 50265)
+    assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (0.1, 0.1)
+    assert config.tie_key_value == ("untied" not in name)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_package_is_valid(path):
+    model_config(load_recipe(str(path), []))
+
+
+def test_overrides_reach_nested_values_and_keep_types(recipe_file):
+    recipe = load_recipe(
+        str(recipe_file), ["learning_rate=6e-4", "model.hidden_size=64", "mixed_precision=no", "report_to=[tensorboard]"]
+    )
+    assert recipe.learning_rate == 6e-4 and isinstance(recipe.learning_rate, float)
+    assert recipe.model["hidden_size"] == 64
+    assert recipe.mixed_precision == "no"
+    assert recipe.report_to == ["tensorboard"]
+    assert isinstance(load_recipe(str(recipe_file), ["weight_decay=0"]).weight_decay, float)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"learning_rat": 1}, "`learning_rat` in .* is not a recipe field"),
+        ({"max_steps": None}, "`max_steps` is missing"),
+        ({"max_steps": 0}, "`max_steps` is 0, but must be at least 1"),
+        ({"max_steps": "many"}, "`max_steps` is 'many', but must be int"),
+        ({"max_steps": True}, "`max_steps` is True, but must be int"),
+        ({"max_steps": 2.5}, "`max_steps` is 2.5, but must be int"),
+        ({"learning_rate": -1}, "`learning_rate` is -1.0, but must be above 0"),
+        ({"learning_rate": "fast"}, "`learning_rate` is 'fast', but must be float"),
+        ({"learning_rate": float("nan")}, "`learning_rate` is nan, but must be above 0"),
+        ({"adam_beta2": 1.0}, r"`adam_beta2` is 1.0, but must be in \[0, 1\)"),
+        ({"mlm_probability": 1.5}, "`mlm_probability` is 1.5, but must be between 0 and 1"),
+        ({"warmup_steps": 9}, "`warmup_steps` is 9, but the run has only `max_steps` = 8"),
+        ({"weight_decay": -0.1}, "`weight_decay` is -0.1, but must not be negative"),
+        ({"mixed_precision": "int8"}, "`mixed_precision` is 'int8', but must be 'no' or 'bf16' or 'fp16'"),
+        ({"num_processes": 0}, "`num_processes` is 0, but must be at least 1"),
+        ({"model": "luna"}, "`model` is 'luna', but must be dict"),
+        ({"report_to": "wandb"}, "`report_to` is 'wandb', but must be list"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(recipe_values, change, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        recipe_from_values(recipe_values | change, "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ({"hidden_size": 32}, "`model` has no `model_type`"),
+        ({"model_type": "lunar"}, "`model` can't be built: .*lunar"),
+        ({"model_type": "luna", "hidden_size": 30, "num_attention_heads": 4}, "`model` is refused: `hidden_size` is 30"),
+        ({"model_type": "luna", "hiden_size": 32}, "`model.hiden_size` is not a field of LunaConfig"),
+        ({"model_type": "luna", "projection_length": "16"}, "`model` is refused: .*projection_length"),
+    ],
+)
+def test_a_wrong_model_is_refused_by_name(recipe_values, model, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        model_config(recipe_from_values(recipe_values | {"model": model}, "recipe.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("max_steps", "'max_steps' must have the form name=value"),
+        ("=3", "'=3' must have the form name=value"),
+        ("max_steps.first=3", "goes into `max_steps`, which has no named values"),
+        ("model=[", "is not valid YAML"),
+    ],
+)
+def test_a_wrong_override_is_refused_by_name(recipe_file, override, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        load_recipe(str(recipe_file), [override])
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "The recipe .* can't be read .*: give a YAML file or one of .*quickstart"),
+        (b"a: [", "is not valid YAML"),
+        (b"- a\n", "must hold `name: value` lines, but holds a list"),
+        (b"\xff\xfe\xfa", "can't be read"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(tmp_path, content, sentence):
+    path = tmp_path / "recipe.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RecipeError, match=sentence):
+        load_recipe(str(path), [])
+
+
+def test_identity_leaves_out_what_a_resumed_run_may_change(recipe_values):
+    one = recipe_from_values(recipe_values, "")
+    other = recipe_from_values(recipe_values | {"micro_batch_size": 4, "save_steps": 1, "output_dir": "elsewhere"}, "")
+    assert one.identity() == other.identity()
+    changed = recipe_from_values(recipe_values | {"model": recipe_values["model"] | {"hidden_size": 64}}, "")
+    assert differing_field(one.identity(), changed.identity()) == ("model.hidden_size", 32, 64)
+    assert differing_field(one.identity(), one.identity()) is None
+    assert yaml.safe_load(yaml.safe_dump(one.identity())) == one.identity()
