@@ -159,7 +159,7 @@ class LunaAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         kwargs |= {"scaling": self.scaling, "dropout": self.attention_dropout if self.training else 0.0}
-        if mask is not None and "flash" in self.config._attn_implementation:
+        if mask is not None and "flash" in (self.config._attn_implementation or ""):
             output, weights = flash_attention_over_padded_keys(attention_interface, self, query, key, value, mask, **kwargs)
         else:
             output, weights = attention_interface(self, query, key, value, mask, **kwargs)
