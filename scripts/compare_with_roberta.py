@@ -1,0 +1,119 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""Train Luna and a RoBERTa of the same width and depth on the same data and steps, under several seeds.
+
+Every run goes through `pretraining.train`; a run that is finished is not run again.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+from pretraining.recipe import load_recipe  # noqa: E402
+from pretraining.train import read_metrics  # noqa: E402
+
+SHARED_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+)
+
+
+def roberta_overrides(recipe) -> list[str]:
+    """Overrides that turn the recipe's Luna into a RoBERTa of its width and depth, eps and token types included."""
+    fields = {name: recipe.model[name] for name in SHARED_FIELDS if name in recipe.model}
+    fields |= {"model_type": "roberta", "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+    return [f"model={json.dumps(fields)}"]
+
+
+def train(recipe: str, output_dir: Path, overrides: list[str]) -> dict:
+    """Run the training program, or read what a finished run left."""
+    if not (output_dir / "results.json").exists():
+        command = [sys.executable, "-m", "pretraining.train", recipe, f"output_dir={output_dir}", *overrides]
+        print(shlex.join(command[1:]), flush=True)
+        subprocess.run(command, check=True)
+    results = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
+    rows = read_metrics(output_dir / "metrics.jsonl")
+    results["curve"] = [(row["step"], row["eval_loss"]) for row in rows if "eval_loss" in row]
+    results["tokens_per_second"] = statistics.median(row["tokens_per_second"] for row in rows if "loss" in row)
+    return results
+
+
+def table(results: dict[str, dict[int, dict]], recipe) -> str:
+    """Markdown: a row a model, its validation loss under each seed, mean and spread, accuracy, speed."""
+    seeds = list(next(iter(results.values())))
+    lines = [
+        f"| model | parameters | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | standard deviation | "
+        "masked accuracy | tokens/s of the first |",
+        "|---" * (len(seeds) + 6) + "|",
+    ]
+    speeds = {name: statistics.median(run["tokens_per_second"] for run in runs.values()) for name, runs in results.items()}
+    reference = next(iter(speeds.values()))
+    for name, runs in results.items():
+        losses = [runs[seed]["eval_loss"] for seed in seeds]
+        spread = f"{statistics.stdev(losses):.3f}" if len(losses) > 1 else "-"
+        accuracy = statistics.mean(run["eval_accuracy"] for run in runs.values())
+        lines.append(
+            f"| {name} | {runs[seeds[0]]['parameters']:,} | {' | '.join(f'{loss:.3f}' for loss in losses)} | "
+            f"{statistics.mean(losses):.3f} | {spread} | {accuracy:.1%} | {speeds[name] / reference:.2f} |"
+        )
+    unigram = next(iter(results.values()))[seeds[0]]["unigram_cross_entropy"]
+    lines.append(
+        f"\nValidation loss in nats per masked token after {recipe.max_steps:,} steps of {recipe.global_batch_size} "
+        f"sequences; the unigram cross-entropy of the same tokens is {unigram:.3f}."
+    )
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, dict[int, dict]], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for color, (name, runs) in zip(("tab:orange", "tab:blue"), results.items(), strict=True):
+        for i, run in enumerate(runs.values()):
+            axes.plot(*zip(*run["curve"], strict=True), color=color, alpha=0.7, label=name if i == 0 else None)
+    unigram = next(iter(next(iter(results.values())).values()))["unigram_cross_entropy"]
+    axes.axhline(unigram, color="gray", linestyle="--", label=f"unigram baseline ({unigram:.2f})")
+    axes.set(xlabel="step", ylabel="validation loss (nats per masked token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="quickstart", help="a recipe of a Luna")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs_dir", type=Path, default=Path("runs/luna_and_roberta"))
+    parser.add_argument("--output", type=Path, default=Path("docs/luna_and_roberta.md"))
+    parser.add_argument("overrides", nargs="*", metavar="name=value", help="for both models, for example max_steps=100")
+    args = parser.parse_args(arguments)
+    recipe = load_recipe(args.recipe, args.overrides)
+    contestants = {"RoBERTa": roberta_overrides(recipe), f"Luna, l = {recipe.model['projection_length']}": []}
+    results: dict[str, dict[int, dict]] = {name: {} for name in contestants}
+    for seed in args.seeds:
+        for name, overrides in contestants.items():
+            folder = args.runs_dir / f"{name.split(',')[0].lower()}_seed{seed}"
+            results[name][seed] = train(args.recipe, folder, [*args.overrides, *overrides, f"seed={seed}"])
+    command = shlex.join(["python", "scripts/compare_with_roberta.py", *(sys.argv[1:] if arguments is None else arguments)])
+    picture = args.output.with_suffix(".png")
+    plot(results, picture)
+    text = f"# Luna and RoBERTa, the same data and steps\n\nMade by `{command}`.\n\n{table(results, recipe)}\n\n"
+    args.output.write_text(f"{text}![validation loss]({picture.name})\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
