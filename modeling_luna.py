@@ -287,10 +287,10 @@ class LunaModelOutput(ModelOutput):
         P after the last layer.
     packed_attention_mask (`torch.BoolTensor` of shape `(batch_size, packed_length)`):
         True for the slots of P that a row uses.
-    attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
-        Unpack attention of each layer, `(batch_size, num_heads, sequence_length, packed_length)`.
     packed_states (`tuple(torch.FloatTensor)`, *optional*, with `output_packed_states=True`):
         P after the embeddings and after each layer.
+    attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
+        Unpack attention of each layer, `(batch_size, num_heads, sequence_length, packed_length)`.
     pack_attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
         Pack attention of each layer, `(batch_size, num_heads, packed_length, sequence_length)`.
     """
@@ -298,9 +298,9 @@ class LunaModelOutput(ModelOutput):
     last_hidden_state: torch.FloatTensor | None = None
     packed_state: torch.FloatTensor | None = None
     packed_attention_mask: torch.BoolTensor | None = None
+    packed_states: tuple[torch.FloatTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
-    packed_states: tuple[torch.FloatTensor, ...] | None = None
     pack_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
@@ -316,10 +316,10 @@ class LunaMaskedLMOutput(ModelOutput):
         P after the last layer.
     packed_attention_mask (`torch.BoolTensor` of shape `(batch_size, packed_length)`):
         True for the slots of P that a row uses.
-    attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
-        Unpack attention of each layer, `(batch_size, num_heads, sequence_length, packed_length)`.
     packed_states (`tuple(torch.FloatTensor)`, *optional*, with `output_packed_states=True`):
         P after the embeddings and after each layer.
+    attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
+        Unpack attention of each layer, `(batch_size, num_heads, sequence_length, packed_length)`.
     pack_attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
         Pack attention of each layer, `(batch_size, num_heads, packed_length, sequence_length)`.
     """
@@ -328,9 +328,9 @@ class LunaMaskedLMOutput(ModelOutput):
     logits: torch.FloatTensor | None = None
     packed_state: torch.FloatTensor | None = None
     packed_attention_mask: torch.BoolTensor | None = None
+    packed_states: tuple[torch.FloatTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
-    packed_states: tuple[torch.FloatTensor, ...] | None = None
     pack_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
@@ -468,7 +468,8 @@ class LunaModel(LunaPreTrainedModel):
                 packed_state = self.packed_embeddings[i](b, packed_state.shape[1], packed_attention_mask)
             layer = self.layers[0 if self.config.share_layer_weights else i]
             x_bnd, packed_state = layer(x_bnd, packed_state, pack_mask, unpack_mask, **kwargs)
-            packed_states.append(packed_state)
+            if output_packed_states:
+                packed_states.append(packed_state)
 
         if self.config.norm_first:
             x_bnd, packed_state = self.final_layer_norm(x_bnd), self.packed_final_layer_norm(packed_state)
