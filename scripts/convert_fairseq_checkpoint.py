@@ -167,8 +167,7 @@ def config_from_args(args: argparse.Namespace, vocab_size: int) -> LunaConfig:
         raise ConversionError(f"The checkpoint's args lack {list_names(missing)}.")
     if args.activation_fn not in ACTIVATIONS:
         raise ConversionError(
-            f"The checkpoint's activation_fn is {args.activation_fn}, but only {', '.join(ACTIVATIONS)} can be "
-            "converted."
+            f"The checkpoint's activation_fn is {args.activation_fn}, but only {', '.join(ACTIVATIONS)} can be converted."
         )
     try:
         return LunaConfig(
@@ -373,9 +372,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("checkpoint", type=Path, help="model.pt as the official code saved it")
     parser.add_argument("out", type=Path, help="folder to write: new or empty")
-    parser.add_argument(
-        "--dict", type=Path, required=True, dest="dictionary", help="dict.txt that came with the checkpoint"
-    )
+    parser.add_argument("--dict", type=Path, required=True, dest="dictionary", help="dict.txt that came with the checkpoint")
     parser.add_argument(
         "--layer-norm-scale",
         choices=("auto", *LAYER_NORM_SCALES),

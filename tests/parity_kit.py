@@ -119,9 +119,7 @@ def compare_masked_lm(model: LunaForMaskedLM, goldens: dict[str, torch.Tensor], 
         unread.discard(key)
         return goldens[key]
 
-    def compare(
-        kind: str, key: str, ours: torch.Tensor, mask: torch.Tensor | None = None, tolerance_scale: int = 1
-    ) -> None:
+    def compare(kind: str, key: str, ours: torch.Tensor, mask: torch.Tensor | None = None, tolerance_scale: int = 1) -> None:
         tolerance = TOLERANCE_FACTOR * tolerance_scale * facts["fp32_noise"][kind]["max_abs_err"]
         differences.append(Difference(kind, key, max_abs_difference(ours, take(key), mask), tolerance))
 
@@ -131,9 +129,7 @@ def compare_masked_lm(model: LunaForMaskedLM, goldens: dict[str, torch.Tensor], 
         is_token = inputs["attention_mask"].bool()
 
         model.zero_grad()
-        outputs = model(
-            **inputs, labels=labels, output_logits=True, output_hidden_states=True, output_packed_states=True
-        )
+        outputs = model(**inputs, labels=labels, output_logits=True, output_hidden_states=True, output_packed_states=True)
         # Ours cuts P to the padded length and masks the rest, where the official code cuts it to the longest row.
         packed_mask = take(f"{batch}.packed_mask").bool()
         slots = packed_mask.shape[1]

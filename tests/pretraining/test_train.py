@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0.
 """Runs of the real program: exact on any number of processes, exact after any kill, clear about what it refuses."""
 
+import contextlib
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -166,7 +168,11 @@ def test_training_goes_on_from_given_weights(recipe_values, recipe_file, tmp_pat
 def test_gradient_checkpointing_and_bf16_train_alike(recipe_values, tmp_path):
     model = recipe_values["model"] | NO_DROPOUT
     curves = {}
-    for name, change in {"plain": {}, "checkpointed": {"gradient_checkpointing": True}, "bf16": {"mixed_precision": "bf16"}}.items():
+    for name, change in {
+        "plain": {},
+        "checkpointed": {"gradient_checkpointing": True},
+        "bf16": {"mixed_precision": "bf16"},
+    }.items():
         output = str(tmp_path / name)
         assert run_program(write(recipe_values, tmp_path / "r.yaml", model=model, output_dir=output, **change)) == 0
         curves[name] = [row["loss"] for row in losses(output) if "loss" in row]
@@ -222,14 +228,17 @@ def test_processes_and_accumulation_never_change_the_curve(recipe_values, tmp_pa
 
 
 def run_until_killed(arguments, output, kill_at):
-    """Start a run in its own process group and kill all of it at `kill_at(output)`. Returns whether it was killed."""
-    process = subprocess.Popen(
-        arguments, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    """Start a run and kill -9 it with all its processes at `kill_at(output)`. Returns whether it was killed."""
+    process = subprocess.Popen(arguments, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None:
         if kill_at(output):
-            os.killpg(process.pid, signal.SIGKILL)
+            # torchrun's workers are sessions of their own, which outlive it.
+            family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+            for member in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.kill()
             process.wait()
+            psutil.wait_procs(family, timeout=30)
             return True
         time.sleep(0.001)
     return False
@@ -261,6 +270,7 @@ def test_kill_9_at_any_moment_changes_nothing(recipe_values, tmp_path, processes
             at = lambda output, rows=rows: len(losses(output)) >= rows  # noqa: E731
         if not run_until_killed(command(recipe, processes=processes), broken, at):
             # The run got to its end between two kills: begin anew, so that ten kills are ten kills.
+            assert (broken / "results.json").exists()
             assert losses(broken) == losses(tmp_path / "whole")
             shutil.rmtree(broken)
             continue

@@ -111,9 +111,7 @@ def test_left_out_heads_are_named_on_one_line(tmp_path, capsys):
     assert convert(folder / "model.pt", tmp_path / "out", dictionary=folder / "dict.txt") == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "Left out" in line)
     prefix = "classification_heads.cls_classification_head"
-    assert line.endswith(
-        f"{prefix}.dense.weight, {prefix}.dense.bias, {prefix}.out_proj.weight, {prefix}.out_proj.bias."
-    )
+    assert line.endswith(f"{prefix}.dense.weight, {prefix}.dense.bias, {prefix}.out_proj.weight, {prefix}.out_proj.bias.")
 
 
 def test_layer_norm_scale_can_be_given(tmp_path, capsys):
@@ -260,8 +258,7 @@ ARGS_AND_SENTENCE = [
     ),
     (
         {"max_positions": 65},
-        "encoder.sentence_encoder.embed_positions.weight has shape (66, 32), but the checkpoint's args make it "
-        "(67, 32).",
+        "encoder.sentence_encoder.embed_positions.weight has shape (66, 32), but the checkpoint's args make it (67, 32).",
     ),
 ]
 
