@@ -17,6 +17,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
+
 from pretraining.recipe import load_recipe  # noqa: E402
 from pretraining.train import read_metrics  # noqa: E402
 

@@ -23,11 +23,6 @@ def stop(sentence):
     sys.exit("error: " + sentence)
 
 
-def python_of(environment):
-    folder, name = ("Scripts", "python.exe") if os.name == "nt" else ("bin", "python")
-    return os.path.join(environment, folder, name)
-
-
 def check_machine(needs_compiler):
     """Say what is missing before anything is downloaded."""
     if sys.version_info < MINIMUM_PYTHON:
@@ -56,8 +51,8 @@ def check_disk():
     free_gib = shutil.disk_usage(ROOT).free / 2.0**30
     if free_gib < NEEDED_GIB:
         stop(
-            f"{ROOT} has {free_gib:.1f} GiB of free disk, but the environment may take {NEEDED_GIB} GiB: make room and run this command "
-            "again."
+            f"{ROOT} has {free_gib:.1f} GiB of free disk, but the environment may take {NEEDED_GIB} GiB: make room and run "
+            "this command again."
         )
 
 
@@ -69,7 +64,7 @@ def ensure(extra, needs_compiler=False):
         with open(path, "rb") as file:
             digest.update(file.read())
     stamp = os.path.join(ENVIRONMENT, f"luna-{extra}-{digest.hexdigest()[:16]}")
-    python = python_of(ENVIRONMENT)
+    python = os.path.join(ENVIRONMENT, "bin", "python")
     if os.path.exists(stamp):
         return python
     check_disk()

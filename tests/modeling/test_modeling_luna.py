@@ -6,12 +6,28 @@ import json
 import math
 from unittest import mock
 
-import naive
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from tokenizers import ByteLevelBPETokenizer
+from tokenizers.processors import RobertaProcessing
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+
+import naive
+from configuration_luna import LunaConfig
 from luna_builders import (
     ALL_OPTIONS,
     BACKENDS,
@@ -31,22 +47,6 @@ from luna_builders import (
     tiny_config,
     train_under_ddp,
 )
-from safetensors.torch import load_file, save_file
-from tokenizers import ByteLevelBPETokenizer
-from tokenizers.processors import RobertaProcessing
-from torch import nn
-from transformers import (
-    AutoModel,
-    AutoModelForMaskedLM,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaModel,
-    Trainer,
-    TrainingArguments,
-    pipeline,
-)
-
-from configuration_luna import LunaConfig
 from modeling_luna import LunaAttention, LunaForMaskedLM, LunaModel, LunaPackedEmbeddings
 
 TEXT = random_ids(9, seed=3)

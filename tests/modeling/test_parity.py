@@ -6,7 +6,11 @@ import math
 
 import pytest
 import torch
+from torch import nn
+
+from configuration_luna import LunaConfig
 from convert_fairseq_checkpoint import find_layer_norm_scale, is_layer_norm_weight, load_fairseq_checkpoint, map_names
+from modeling_luna import LunaLayer, LunaModel, sinusoids
 from parity_kit import (
     MASKED_LM_VARIANTS,
     TOLERANCE_FACTOR,
@@ -17,10 +21,6 @@ from parity_kit import (
     read_goldens,
     variant_params,
 )
-from torch import nn
-
-from configuration_luna import LunaConfig
-from modeling_luna import LunaLayer, LunaModel, sinusoids
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import yaml
+
 from pretraining.prepare import PrepareConfig, prepare
 
 VOCAB_SIZE = 600

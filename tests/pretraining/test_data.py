@@ -56,7 +56,9 @@ def test_a_billion_rows_take_no_memory_and_no_time():
 def test_masking_chooses_15_percent_and_treats_them_80_10_10(epoch):
     rng = np.random.default_rng(0)
     ids = rng.integers(4, 99, size=(400, 512))
-    masked, labels = (np.stack(x) for x in zip(*(mask_tokens(row, MASKING, 3, epoch, i) for i, row in enumerate(ids))))
+    masked, labels = (
+        np.stack(x) for x in zip(*(mask_tokens(row, MASKING, 3, epoch, i) for i, row in enumerate(ids)), strict=True)
+    )
     chosen = labels != -100
     assert (labels[chosen] == ids[chosen]).all() and (masked[~chosen] == ids[~chosen]).all()
     # 204,800 draws: a standard deviation is 0.0008 of 0.15, and 0.0023 of 0.8, 0.0017 of 0.1 among the 30,720 chosen.
@@ -109,7 +111,9 @@ def test_processes_and_accumulation_only_divide_the_global_batch(processes, micr
         MicroBatchSampler(start, start + steps, global_batch, micro_batch, rank, processes) for rank in range(processes)
     ]
     dealt = [list(sampler) for sampler in samplers]
-    assert all(len(batches) == len(sampler) == steps * accumulation for batches, sampler in zip(dealt, samplers))
+    assert all(
+        len(batches) == len(sampler) == steps * accumulation for batches, sampler in zip(dealt, samplers, strict=True)
+    )
     for step in range(steps):
         places = [
             place

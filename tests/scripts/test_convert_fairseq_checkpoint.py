@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForMaskedLM
+
 from convert_fairseq_checkpoint import (
     ConversionError,
     config_from_args,
@@ -21,6 +23,7 @@ from convert_fairseq_checkpoint import (
     map_names,
     read_dictionary,
 )
+from modeling_luna import LunaForMaskedLM
 from parity_kit import (
     MASKED_LM_VARIANTS,
     REPOSITORY,
@@ -30,9 +33,6 @@ from parity_kit import (
     read_goldens,
     variant_params,
 )
-from transformers import AutoModelForMaskedLM
-
-from modeling_luna import LunaForMaskedLM
 
 SCRIPT = REPOSITORY / "scripts" / "convert_fairseq_checkpoint.py"
 TIED = find_variant("luna_bert/tied")
