@@ -49,27 +49,24 @@ def train(recipe: str, output_dir: Path, overrides: list[str]) -> dict:
     results = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
     rows = read_metrics(output_dir / "metrics.jsonl")
     results["curve"] = [(row["step"], row["eval_loss"]) for row in rows if "eval_loss" in row]
-    results["tokens_per_second"] = statistics.median(row["tokens_per_second"] for row in rows if "loss" in row)
     return results
 
 
 def table(results: dict[str, dict[int, dict]], recipe) -> str:
-    """Markdown: a row a model, its validation loss under each seed, mean and spread, accuracy, speed."""
+    """Markdown: a row a model, its validation loss under each seed, mean and spread, accuracy."""
     seeds = list(next(iter(results.values())))
     lines = [
         f"| model | parameters | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | standard deviation | "
-        "masked accuracy | tokens/s of the first |",
-        "|---" * (len(seeds) + 6) + "|",
+        "masked accuracy |",
+        "|---" * (len(seeds) + 5) + "|",
     ]
-    speeds = {name: statistics.median(run["tokens_per_second"] for run in runs.values()) for name, runs in results.items()}
-    reference = next(iter(speeds.values()))
     for name, runs in results.items():
         losses = [runs[seed]["eval_loss"] for seed in seeds]
         spread = f"{statistics.stdev(losses):.3f}" if len(losses) > 1 else "-"
         accuracy = statistics.mean(run["eval_accuracy"] for run in runs.values())
         lines.append(
             f"| {name} | {runs[seeds[0]]['parameters']:,} | {' | '.join(f'{loss:.3f}' for loss in losses)} | "
-            f"{statistics.mean(losses):.3f} | {spread} | {accuracy:.1%} | {speeds[name] / reference:.2f} |"
+            f"{statistics.mean(losses):.3f} | {spread} | {accuracy:.1%} |"
         )
     unigram = next(iter(results.values()))[seeds[0]]["unigram_cross_entropy"]
     lines.append(

@@ -35,6 +35,7 @@ def test_writes_table_json_and_plot(tmp_path):
     assert [(cell["tokens"], cell["mode"]) for cell in results["encoder"]["cells"]] == [
         (16, "forward"),
         (16, "training"),
+        (16, "training with dropout"),
     ]
     contestants = {"RoBERTa SDPA", "RoBERTa eager", "Luna l = 4"}
     for cell in results["encoder"]["cells"]:
@@ -68,10 +69,12 @@ def test_predicted_counts_match_the_matrix_products(benchmark):
     assert benchmark.multiply_adds(args, "Luna l = 128", 1024) == (11 + 0.25) * d**2 + 4 * 128 * d
 
 
-def test_eager_attention_that_does_not_fit_is_left_out(benchmark, monkeypatch, tmp_path):
+def test_attention_that_does_not_fit_is_left_out(benchmark, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "available_bytes", lambda device: 0)
     monkeypatch.setattr(benchmark, "peak_mebibytes", lambda make_step, device: 1.0)
     monkeypatch.setattr(sys, "argv", ["benchmark_encoder.py", *SIZES, "--only", "encoder", "--rounds", "3"])
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--lengths", "8", "--output_dir", str(tmp_path)])
     benchmark.main()
     assert "| RoBERTa eager | 8 | left out" in (tmp_path / "encoder.md").read_text()
+    modes = {cell["mode"] for cell in json.loads((tmp_path / "results.json").read_text())["encoder"]["cells"]}
+    assert modes == {"forward", "training"}, "with dropout SDPA does not fit either, and nothing is left to compare with"
