@@ -3,6 +3,7 @@
 """Recipes: every value of a pretraining run, from a YAML file and `name=value` overrides."""
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -28,6 +29,15 @@ CHANGEABLE_ON_RESUME = (
     "save_total_limit",
     "dataloader_num_workers",
     "report_to",
+)
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """YAML, but 1e-5 is a number: YAML 1.1 wants 1.0e-5."""
+
+
+RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
 )
 
 
@@ -114,7 +124,7 @@ def load_recipe(name_or_path: str, overrides: list[str]) -> Recipe:
     if not path.exists() and (RECIPES / f"{name_or_path}.yaml").exists():
         path = RECIPES / f"{name_or_path}.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader)
     except (OSError, UnicodeDecodeError) as error:
         named = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
         raise RecipeError(
@@ -134,7 +144,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     if not equals or not name:
         raise RecipeError(f"The override {override!r} must have the form name=value.")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, RecipeLoader)
     except yaml.YAMLError as error:
         raise RecipeError(f"The value of the override {override!r} is not valid YAML.") from error
     *sections, leaf = name.split(".")
@@ -158,7 +168,7 @@ def recipe_from_values(values: dict[str, Any], source: str) -> Recipe:
 
 
 def coerce(name: str, value: Any, annotation: Any) -> Any:
-    """`value` as the field's type. YAML reads 6e-4 as text and 1 as an integer, where a float is meant."""
+    """`value` as the field's type. YAML reads 1 as an integer where a float is meant."""
     choices = get_args(annotation)
     wanted = " or ".join(getattr(t, "__name__", repr(t)) for t in choices or (annotation,))
     if get_origin(annotation) is Literal:
@@ -175,11 +185,8 @@ def coerce(name: str, value: Any, annotation: Any) -> Any:
             return None
     else:
         for kind in choices or (annotation,):
-            if kind is float and not isinstance(value, bool):
-                try:
-                    return float(value)
-                except (TypeError, ValueError):
-                    continue
+            if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+                return float(value)
             if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
                 return value
     raise RecipeError(f"`{name}` is {value!r}, but must be {wanted}.")

@@ -34,10 +34,17 @@ def test_every_recipe_of_the_package_is_valid(path):
 
 def test_overrides_reach_nested_values_and_keep_types(recipe_file):
     recipe = load_recipe(
-        str(recipe_file), ["learning_rate=6e-4", "model.hidden_size=64", "mixed_precision=no", "report_to=[tensorboard]"]
+        str(recipe_file),
+        [
+            "learning_rate=6e-4",
+            "model.layer_norm_eps=1e-12",
+            "model.hidden_size=64",
+            "mixed_precision=no",
+            "report_to=[tensorboard]",
+        ],
     )
     assert recipe.learning_rate == 6e-4 and isinstance(recipe.learning_rate, float)
-    assert recipe.model["hidden_size"] == 64
+    assert recipe.model["hidden_size"] == 64 and recipe.model["layer_norm_eps"] == 1e-12
     assert recipe.mixed_precision == "no"
     assert recipe.report_to == ["tensorboard"]
     assert isinstance(load_recipe(str(recipe_file), ["weight_decay=0"]).weight_decay, float)
