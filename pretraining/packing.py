@@ -61,7 +61,7 @@ class SplitWriter:
         state = state or {"documents": 0, "rows": 0, "shards": [], "open_rows": 0, "open_bytes": 0, "pending": ""}
         self.documents = state["documents"]
         self.rows = state["rows"]  # written
-        self.shards: list[dict] = state["shards"]  # finished: file, rows, bytes
+        self.shards: list[dict] = list(state["shards"])  # finished: file, rows, bytes
         self._open_rows = state["open_rows"]
         self._file = None
         pending = np.frombuffer(base64.b64decode(state["pending"]), dtype=self.dtype)

@@ -33,6 +33,8 @@ from pretraining.packing import SplitWriter, count_tokens, file_sha256, write_da
 from pretraining.sources import (
     DOCUMENT_SEPARATORS,
     EXTENSIONS,
+    PLAIN_TEXT,
+    PYTHON_DOCS,
     Fault,
     Input,
     Slice,
@@ -199,9 +201,14 @@ def _locked(output: Path) -> Iterator[None]:
 
 def _read_json(path: Path) -> dict | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except ValueError:
+        value = None
+    if not isinstance(value, dict) or "format_version" not in value:
+        raise PrepareError(f"{path}: this file is not from an earlier run; choose another folder.")
+    return value
 
 
 def _write_json(path: Path, value: dict, indent: int | None = None) -> None:
@@ -276,6 +283,8 @@ def _read_progress(config: PrepareConfig, inputs: list[Input], output: Path) -> 
                 f"{output} {difference}: go on with what it was begun with, use another folder, or delete this one."
             )
         print(f"{output} {difference}; no shard was finished, so it is begun anew.")
+        for name in ("tokenizer", "train", "validation"):
+            shutil.rmtree(output / name, ignore_errors=True)
     progress = {
         "format_version": FORMAT_VERSION,
         "settings": config.settings(),
@@ -431,13 +440,14 @@ def _make_writers(config: PrepareConfig, tokenizer, progress: dict, output: Path
         raise PrepareError(f"{error} is not as the interrupted run left it: delete {output} and run again.") from error
 
 
-def _pack(
-    config: PrepareConfig, inputs: list[Input], progress: dict, writers: dict[str, SplitWriter], output: Path
-) -> None:
+def _pack(config: PrepareConfig, inputs: list[Input], progress: dict, writers: dict[str, SplitWriter], output: Path) -> None:
     batches = _batches(_read_from(config, inputs, progress["position"]))
     finished = sum(len(writer.shards) for writer in writers.values())
     packed = sum(progress["text_bytes"].values())
-    with tqdm(desc="Packing", unit="B", unit_scale=True, mininterval=1, initial=packed) as bar:
+    total = None  # of text, known where the files hold nothing else
+    if all(one.name.endswith((PYTHON_DOCS, *PLAIN_TEXT)) for one in inputs):
+        total = sum(one.size or 0 for one in inputs)
+    with tqdm(desc="Packing", total=total, unit="B", unit_scale=True, mininterval=1, initial=packed) as bar:
         for items, encoded in encode_in_order(batches, output / "tokenizer", config.num_proc):
             tokens = iter(encoded)
             for item in items:
@@ -468,13 +478,16 @@ def _check_enough_text(
 ) -> None:
     counts = zip(inputs, progress["documents"], strict=True)
     _check_sources(config, {one.source for one, documents in counts if documents})
-    for split, writer in writers.items():
-        if writer.rows == 0:
-            larger = f"--validation_fraction {config.validation_fraction}: raise it, set it to 0, "
-            raise PrepareError(
-                f"{larger if split == 'validation' else ''}--sequence_length {config.sequence_length}: the {split} "
-                f"documents have {dropped[split]} tokens, too few for one row; lower it, or add text."
-            )
+    length = f"--sequence_length {config.sequence_length}"
+    if writers["train"].rows == 0:
+        raise PrepareError(
+            f"{length}: the training documents have {dropped['train']} tokens, too few for one row; lower it, or add text."
+        )
+    if "validation" in writers and writers["validation"].rows == 0:
+        raise PrepareError(
+            f"--validation_fraction {config.validation_fraction}: the documents held out have {dropped['validation']} "
+            f"tokens, too few for one row; raise it, set it to 0, lower {length}, or add text."
+        )
 
 
 def _finish(
@@ -511,7 +524,8 @@ def _finish(
             for one, documents in zip(inputs, progress["documents"], strict=True)
             if one.source == source
         ]
-        sources.append({"source": source, "documents": sum(file["documents"] for file in files), "files": files})
+        totals = {name: sum(file[name] or 0 for file in files) for name in ("bytes", "documents")}
+        sources.append({"source": source, **totals, "files": files})
     manifest = {
         "format_version": FORMAT_VERSION,
         "fingerprint": None,
@@ -587,13 +601,12 @@ def parse_arguments(arguments: list[str] | None = None) -> PrepareConfig:
         help="python-docs (docstrings of the standard library), a file or folder of "
         f"{', '.join(EXTENSIONS)}, or hub:NAME[:CONFIG[:SPLIT]]; repeat for more",
     )
-    types = {"int": int, "float": float, "str": str, "int | None": int, "str | None": str}
+    types = {int | None: int, str | None: str}
     for option in fields(PrepareConfig)[2:]:
-        kind = option.type if isinstance(option.type, str) else getattr(option.type, "__name__", str(option.type))
         shown = "" if option.default is None else f" (default: {option.default})"
         parser.add_argument(
             f"--{option.name}",
-            type=types[kind],
+            type=types.get(option.type, option.type),
             default=option.default,
             choices=option.metadata.get("choices"),
             help=option.metadata["help"] + shown,

@@ -45,7 +45,7 @@ CUT_WINDOW_CHARS = 2**16  # how far on from there to look for a place to cut at
 CUT = re.compile(r"(?<=\S)[^\S\x1c-\x1f]")
 MAX_ZSTD_WINDOW = 2**31  # what `zstd --long=31` needs
 
-_READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError)
+_READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException)
 
 
 class Docstring(NamedTuple):
@@ -242,8 +242,6 @@ def _read_file(path: str, text_column: str, document_separator: str) -> Iterator
                 yield from _slices(_plain_text(stream, document_separator))
     except UnicodeDecodeError as error:
         yield Fault(f"{path}:{_line_that_does_not_decode(path)}", f"is not UTF-8 ({error.reason})")
-    except pa.ArrowInvalid as error:
-        yield Fault(path, f"cannot be read ({_first_line(error)})")
     except _READ_ERRORS as error:
         yield Fault(path, f"cannot be read ({_first_line(getattr(error, 'strerror', None) or error)})")
 
@@ -331,7 +329,7 @@ def _is_unicode(text: str) -> bool:
 
 def _read_parquet(path: str, text_column: str) -> Iterator[Slice | Fault]:
     # Without pre_buffer, pages are read as they are needed and not a row group at a time.
-    with pq.ParquetFile(path, pre_buffer=False) as file:
+    with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
         if text_column not in file.schema_arrow.names:
             names = ", ".join(file.schema_arrow.names)
             yield Fault(path, f"has no column {text_column!r} (--text_column); its columns are {names}")

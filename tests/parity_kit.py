@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+
 from convert_fairseq_checkpoint import (
     HEAD_PREFIX,
     config_from_args,
@@ -23,8 +25,6 @@ from convert_fairseq_checkpoint import (
     map_names,
     read_dictionary,
 )
-from safetensors import safe_open
-
 from modeling_luna import LunaForMaskedLM
 
 REPOSITORY = Path(__file__).resolve().parents[1]
