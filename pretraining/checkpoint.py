@@ -7,9 +7,7 @@ every other file, and renamed. Whatever moment the machine dies at, a folder nam
 safetensors; no pickle is written or read.
 """
 
-import hashlib
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -19,37 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pretraining.files import flush, sha256, write_json
+
 SEAL = "COMPLETE"
 STEP_NAME = re.compile(r"step-(\d+)")
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that can't be resumed from; its message is one sentence for the user."""
-
-
-def write_json(path: Path, values) -> None:
-    """Write a JSON file that is there whole or not at all."""
-    beside = path.with_name(f".tmp-{path.name}")
-    beside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    flush(beside)
-    beside.rename(path)
-    flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def save_checkpoint(

@@ -7,7 +7,6 @@ appended to the file one by one, so a writer can go on at any message of a file 
 """
 
 import base64
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -186,15 +185,6 @@ def write_dataset_files(writer: SplitWriter, fingerprint: str) -> None:
         "_split": None,
     }
     (writer.folder / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-
-
-def file_sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def count_tokens(paths: list[Path], vocab_size: int) -> np.ndarray:

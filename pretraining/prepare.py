@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 from pretraining.encoding import encode_in_order
 from pretraining.errors import PrepareError
-from pretraining.packing import SplitWriter, count_tokens, file_sha256, write_dataset_files
+from pretraining.files import sha256, write_json
+from pretraining.packing import SplitWriter, count_tokens, write_dataset_files
 from pretraining.sources import (
     DOCUMENT_SEPARATORS,
     EXTENSIONS,
@@ -211,17 +212,6 @@ def _read_json(path: Path) -> dict | None:
     return value
 
 
-def _write_json(path: Path, value: dict, indent: int | None = None) -> None:
-    """Writes all of it or nothing, whenever the run is killed."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=indent, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def _difference(config: PrepareConfig, earlier: dict) -> str | None:
     """What the settings of an earlier run (its manifest or progress) and these differ in, in words, or None."""
     if earlier["format_version"] != FORMAT_VERSION:
@@ -297,7 +287,7 @@ def _read_progress(config: PrepareConfig, inputs: list[Input], output: Path) -> 
         "text_bytes": {"train": 0, "validation": 0},
         "splits": {"train": None, "validation": None},
     }
-    _write_json(output / PROGRESS, progress)
+    write_json(output / PROGRESS, progress, indent=None)
     return progress
 
 
@@ -374,7 +364,7 @@ def _make_tokenizer(config: PrepareConfig, inputs: list[Input], progress: dict, 
     folder = output / "tokenizer"
     if progress["tokenizer_sha256"] is not None:
         file = folder / "tokenizer.json"
-        if not file.is_file() or file_sha256(file) != progress["tokenizer_sha256"]:
+        if not file.is_file() or sha256(file) != progress["tokenizer_sha256"]:
             raise PrepareError(f"{file} is not as the interrupted run left it: delete {output} and run again.")
         return load_tokenizer(str(folder))
     if config.tokenizer is None:
@@ -385,8 +375,8 @@ def _make_tokenizer(config: PrepareConfig, inputs: list[Input], progress: dict, 
     if folder.exists():  # of a run that was killed while saving
         shutil.rmtree(folder)
     tokenizer.save_pretrained(str(folder))
-    progress["tokenizer_sha256"] = file_sha256(folder / "tokenizer.json")
-    _write_json(output / PROGRESS, progress)
+    progress["tokenizer_sha256"] = sha256(folder / "tokenizer.json")
+    write_json(output / PROGRESS, progress, indent=None)
     return tokenizer
 
 
@@ -469,7 +459,7 @@ def _pack(config: PrepareConfig, inputs: list[Input], progress: dict, writers: d
                 if sum(len(writer.shards) for writer in writers.values()) > finished:
                     finished = sum(len(writer.shards) for writer in writers.values())
                     progress["splits"].update({split: writer.checkpoint() for split, writer in writers.items()})
-                    _write_json(output / PROGRESS, progress)
+                    write_json(output / PROGRESS, progress, indent=None)
             bar.set_postfix(documents=sum(writer.documents for writer in writers.values()), refresh=False)
 
 
@@ -502,7 +492,7 @@ def _finish(
     """Writes what describes the finished shards, the manifest last."""
     splits = {}
     for split, writer in writers.items():
-        shards = [shard | {"sha256": file_sha256(writer.folder / shard["file"])} for shard in writer.shards]
+        shards = [shard | {"sha256": sha256(writer.folder / shard["file"])} for shard in writer.shards]
         splits[split] = {
             "documents": writer.documents,
             "text_bytes": progress["text_bytes"][split],
@@ -543,7 +533,7 @@ def _finish(
         | {name: importlib.metadata.version(name) for name in ("datasets", "pyarrow", "tokenizers", "transformers")},
     }
     manifest["fingerprint"] = _fingerprint(manifest)
-    _write_json(output / MANIFEST, manifest, indent=2)
+    write_json(output / MANIFEST, manifest)
     (output / PROGRESS).unlink()
     (output / LOCK).unlink()
     _print_summary(manifest, output)

@@ -37,6 +37,7 @@ from transformers.utils import logging as transformers_logging
 
 from pretraining import checkpoint as ckpt
 from pretraining.data import MaskedLMDataset, Masking, MicroBatchSampler, collate, unigram_cross_entropy
+from pretraining.files import write_json
 from pretraining.plan import check_run, enable_gradient_checkpointing, plan
 from pretraining.plot import plot_loss
 from pretraining.recipe import Recipe, RecipeError, differing_field, load_recipe, model_config
@@ -483,7 +484,7 @@ def train(recipe: Recipe, accelerator: Accelerator, manifest: dict, stop: StopRe
         model.save_pretrained(output_dir / "model")
         tokenizer.save_pretrained(output_dir / "model")
         plot_loss(read_metrics(output_dir / "metrics.jsonl"), results.get("unigram_cross_entropy"), output_dir / "loss.png")
-        ckpt.write_json(results_path, results)
+        write_json(results_path, results)
     say(f"Model and tokenizer are in {output_dir / 'model'}, the curve is in {output_dir / 'loss.png'}.")
     return 0
 

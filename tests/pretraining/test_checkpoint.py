@@ -2,9 +2,6 @@
 # Licensed under the Apache License, Version 2.0.
 """A checkpoint is whole or absent, and says when it is damaged."""
 
-import json
-import os
-
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -112,16 +109,3 @@ def test_a_save_that_fails_leaves_the_checkpoints_before_it(tmp_path, trained, m
         save(tmp_path, 2, trained)
     assert [path.name for path in ckpt.checkpoints(tmp_path)] == ["step-00000001"]
     ckpt.verify_checkpoint(ckpt.checkpoints(tmp_path)[-1])
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "results.json"
-    ckpt.write_json(path, {"a": 1})
-
-    def killed(descriptor):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", killed)
-    with pytest.raises(KeyboardInterrupt):
-        ckpt.write_json(path, {"a": 2})
-    assert json.loads(path.read_text()) == {"a": 1}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretraining import packing
-from pretraining.packing import SplitWriter, count_tokens, file_sha256, write_dataset_files
+from pretraining.packing import SplitWriter, count_tokens, write_dataset_files
 
 START, END = 0, 2
 DOCUMENTS = st.lists(st.lists(st.lists(st.integers(3, 999), max_size=40), min_size=1, max_size=3), max_size=20)
@@ -129,8 +129,3 @@ def test_a_shard_that_is_not_as_it_was(tmp_path, small_batches, harm, name):
         path.write_bytes(path.read_bytes()[:10])
     with pytest.raises(FileNotFoundError, match=name):
         _writer(tmp_path, 5, 9, state=state)
-
-
-def test_sha256(tmp_path):
-    (tmp_path / "file").write_bytes(b"abc")
-    assert file_sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -253,7 +253,7 @@ class _Killed(BaseException):
 
 def _kill_at_write(monkeypatch, count):
     """Ends the run before its `count`-th write of the progress or the manifest."""
-    write = module._write_json
+    write = module.write_json
     calls = iter(range(count))
 
     def dying(path, value, indent=None):
@@ -262,7 +262,7 @@ def _kill_at_write(monkeypatch, count):
             raise _Killed
         write(path, value, indent)
 
-    monkeypatch.setattr(module, "_write_json", dying)
+    monkeypatch.setattr(module, "write_json", dying)
 
 
 @pytest.mark.parametrize("num_proc", [1, pytest.param(2, marks=pytest.mark.slow)])

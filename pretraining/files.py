@@ -1,0 +1,35 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""Files that are there whole or not at all."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, values: dict, indent: int | None = 2) -> None:
+    """Write a JSON file: whenever the run is killed, the file is the old one or the new one."""
+    beside = path.with_name(f"{path.name}.tmp")
+    beside.write_text(json.dumps(values, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+    flush(beside)
+    os.replace(beside, path)
+    flush(path.parent)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
