@@ -42,19 +42,19 @@ def save_checkpoint(
         CheckpointError: the disk is full or not writable; older checkpoints are untouched.
     """
     final = folder / f"step-{step:08d}"
-    if final.exists():
+    if (final / SEAL).exists():
         return final
     try:
         write_checkpoint(final, model, optimizer, tokenizer, trainer_state)
+        for old in checkpoints(folder)[:-limit]:
+            # Unsealed first: a removal that is cut short must not leave a folder that looks whole.
+            (old / SEAL).unlink()
+            shutil.rmtree(old)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"The checkpoint {final} can't be written ({error}): make room and give the same command again; the "
             "checkpoints before it are untouched."
         ) from error
-    for old in checkpoints(folder)[:-limit]:
-        # Unsealed first: a removal that is cut short must not leave a folder that looks whole.
-        (old / SEAL).unlink()
-        shutil.rmtree(old)
     return final
 
 

@@ -9,6 +9,7 @@ only divide a global batch and never change it.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ class Masking:
     special_token_ids: tuple[int, ...]
     vocab_size: int
 
-    @property
+    @cached_property
     def replacement_ids(self) -> np.ndarray:
         return np.setdiff1d(np.arange(self.vocab_size), self.special_token_ids)
 

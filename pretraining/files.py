@@ -1,11 +1,13 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and a lock that no kill leaves behind."""
 
+import fcntl
 import hashlib
 import json
 import os
 from pathlib import Path
+from typing import IO
 
 
 def flush(path: Path) -> None:
@@ -33,3 +35,14 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def hold_lock(path: Path) -> IO | None:
+    """Hold a lock file until the returned file is closed or the process ends, however it ends; None if another holds it."""
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file

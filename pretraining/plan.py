@@ -6,11 +6,22 @@ from collections import Counter
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pretraining.recipe import Recipe, RecipeError, model_config
 
 GIB = 2**30
+
+# RoBERTa and its kin count positions from pad_token_id + 1.
+COUNT_FROM_PADDING = (
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "roberta-prelayernorm",
+    "camembert",
+    "data2vec-text",
+    "longformer",
+)
 
 
 def check_run(recipe: Recipe, config: PreTrainedConfig, manifest: dict, num_processes: int) -> None:
@@ -19,6 +30,8 @@ def check_run(recipe: Recipe, config: PreTrainedConfig, manifest: dict, num_proc
     Raises:
         RecipeError: with the field, its value and the remedy.
     """
+    if num_processes < 1:
+        raise RecipeError(f"`--num_processes` is {num_processes}, but must be at least 1.")
     if recipe.num_processes is not None and recipe.num_processes != num_processes:
         raise RecipeError(
             f"`num_processes` is {recipe.num_processes}, but the run has {num_processes}: start it with as many, on CPU by "
@@ -45,13 +58,26 @@ def check_run(recipe: Recipe, config: PreTrainedConfig, manifest: dict, num_proc
         )
 
 
+def check_tokenizer(recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer whose special ids the model takes for something else.
+
+    Raises:
+        RecipeError: naming the field and both ids.
+    """
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        ours, theirs = getattr(config, name, None), getattr(tokenizer, name)
+        if ours is not None and theirs is not None and theirs not in (ours if isinstance(ours, list) else [ours]):
+            raise RecipeError(
+                f"`model.{name}` is {ours}, but the tokenizer of the dataset {recipe.dataset} has {theirs}: set it to that."
+            )
+
+
 def max_sequence_length(config: PreTrainedConfig) -> int | None:
     """Longest input in tokens that a model has positions for; None where there is no limit."""
     if hasattr(config, "max_sequence_length"):
         return config.max_sequence_length
     positions = getattr(config, "max_position_embeddings", None)
-    # RoBERTa and its kin count positions from pad_token_id + 1.
-    if positions is not None and "roberta" in config.model_type:
+    if positions is not None and config.model_type in COUNT_FROM_PADDING:
         return positions - config.pad_token_id - 1
     return positions
 
@@ -101,7 +127,8 @@ def activation_bytes(recipe: Recipe, config: PreTrainedConfig, sequence_length: 
 
 def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     """Keep one activation a layer and compute the others again (the method's name differs between versions)."""
-    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    name = "activation_checkpointing_enable"
+    getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")()
 
 
 def plan(recipe: Recipe, num_processes: int, manifest: dict | None) -> str:
@@ -117,8 +144,11 @@ def plan(recipe: Recipe, num_processes: int, manifest: dict | None) -> str:
     else:
         sequence_length = max_sequence_length(config) or 512
         check_run(recipe, config, {"sequence_length": sequence_length, "vocab_size": config.vocab_size}, num_processes)
-    with torch.device("meta"):
-        model = AutoModelForMaskedLM.from_config(config)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForMaskedLM.from_config(config, attn_implementation=recipe.attn_implementation)
+    except (ValueError, ImportError) as error:
+        raise RecipeError(f"The model can't be built: {' '.join(str(error).split())}") from error
     parts = parameters_by_part(model)
     total = sum(parts.values())
     tokens_per_step = recipe.global_batch_size * sequence_length

@@ -9,7 +9,6 @@ goes on where it was when the same command is run again, with the same bytes in 
 
 import argparse
 import errno
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from pretraining.encoding import encode_in_order
 from pretraining.errors import PrepareError
-from pretraining.files import sha256, write_json
+from pretraining.files import hold_lock, sha256, write_json
 from pretraining.packing import SplitWriter, count_tokens, write_dataset_files
 from pretraining.sources import (
     DOCUMENT_SEPARATORS,
@@ -192,11 +191,10 @@ def _prepare(config: PrepareConfig, output: Path) -> dict:
 
 @contextmanager
 def _locked(output: Path) -> Iterator[None]:
-    with open(output / LOCK, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PrepareError(f"{output}: another run is writing here; wait for it or use another folder.") from error
+    file = hold_lock(output / LOCK)
+    if file is None:
+        raise PrepareError(f"{output}: another run is writing here; wait for it or use another folder.")
+    with file:
         yield
 
 
@@ -609,7 +607,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         prepare(parse_arguments(arguments))
     except PrepareError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted: run the same command again to continue.", file=sys.stderr)

@@ -3,6 +3,7 @@
 """Recipes: every value of a pretraining run, from a YAML file and `name=value` overrides."""
 
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -25,6 +26,7 @@ CHANGEABLE_ON_RESUME = (
     "num_processes",
     "logging_steps",
     "eval_steps",
+    "max_eval_sequences",
     "save_steps",
     "save_total_limit",
     "dataloader_num_workers",
@@ -41,7 +43,7 @@ RecipeLoader.add_implicit_resolver(
 )
 
 
-class RecipeError(ValueError):
+class RecipeError(Exception):
     """A value of a recipe that no run can be made of; its message is one sentence for the user."""
 
 
@@ -72,6 +74,7 @@ class Recipe:
     seed: int = 0
     logging_steps: int = 10
     eval_steps: int = 500
+    max_eval_sequences: int | None = None
     save_steps: int = 500
     save_total_limit: int = 3
     dataloader_num_workers: int = 0
@@ -90,6 +93,9 @@ class Recipe:
         ):
             if getattr(self, name) < 1:
                 raise RecipeError(f"`{name}` is {getattr(self, name)}, but must be at least 1.")
+        for name, value in asdict(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise RecipeError(f"`{name}` is {value}, but must be a finite number.")
         for name in ("learning_rate", "adam_epsilon", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise RecipeError(f"`{name}` is {getattr(self, name)}, but must be above 0.")
@@ -105,8 +111,11 @@ class Recipe:
             raise RecipeError(
                 f"`warmup_steps` is {self.warmup_steps}, but the run has only `max_steps` = {self.max_steps}: lower it."
             )
-        if self.num_processes is not None and self.num_processes < 1:
-            raise RecipeError(f"`num_processes` is {self.num_processes}, but must be at least 1.")
+        if self.seed >= 2**63:
+            raise RecipeError(f"`seed` is {self.seed}, but must be below 2**63.")
+        for name in ("num_processes", "max_eval_sequences"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise RecipeError(f"`{name}` is {getattr(self, name)}, but must be at least 1.")
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run it resumes."""
@@ -121,7 +130,7 @@ def load_recipe(name_or_path: str, overrides: list[str]) -> Recipe:
         RecipeError: the file, a name or a value is wrong.
     """
     path = Path(name_or_path)
-    if not path.exists() and (RECIPES / f"{name_or_path}.yaml").exists():
+    if not path.is_file() and (RECIPES / f"{name_or_path}.yaml").exists():
         path = RECIPES / f"{name_or_path}.yaml"
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader)
@@ -210,8 +219,6 @@ def model_config(recipe: Recipe) -> PreTrainedConfig:
     except StrictDataclassError as error:
         raise RecipeError(f"`model` is refused: {str(error).split('Error: ', 1)[-1]}") from error
     except (OSError, ValueError) as error:
-        if isinstance(error, RecipeError):
-            raise
         raise RecipeError(f"`model` can't be built: {' '.join(str(error).split())}") from error
     unknown = [name for name in values if name != "model_type" and name not in type(config)().to_dict()]
     if unknown:

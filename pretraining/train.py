@@ -12,7 +12,6 @@ checkpoint when the same command is given again.
 """
 
 import argparse
-import fcntl
 import gc
 import importlib.util
 import json
@@ -21,15 +20,17 @@ import os
 import signal
 import sys
 import time
-from contextlib import nullcontext
-from dataclasses import asdict
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import reduce
+from accelerate.utils import DistributedType, gather_object, reduce
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
@@ -37,15 +38,27 @@ from transformers.utils import logging as transformers_logging
 
 from pretraining import checkpoint as ckpt
 from pretraining.data import MaskedLMDataset, Masking, MicroBatchSampler, collate, unigram_cross_entropy
-from pretraining.files import write_json
-from pretraining.plan import check_run, enable_gradient_checkpointing, plan
+from pretraining.files import hold_lock, write_json
+from pretraining.plan import check_run, check_tokenizer, enable_gradient_checkpointing, plan
 from pretraining.plot import plot_loss
 from pretraining.recipe import Recipe, RecipeError, differing_field, load_recipe, model_config
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
+MANIFEST_VERSION = 1
+
 # Besides the packed rows a run needs the tokenizer and the counts behind the unigram baseline.
 DATASET_FILES = ("manifest.json", "tokenizer", "train", "token_counts.npy")
+
+
+# Launches in which each process holds the whole model, as gradient norm and checkpoints assume here.
+PLAIN_LAUNCHES = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.MULTI_XPU,
+    DistributedType.MULTI_NPU,
+)
 
 
 class NonFiniteError(RuntimeError):
@@ -69,7 +82,16 @@ def read_manifest(recipe: Recipe) -> dict:
                 f"`dataset` is {recipe.dataset}, which has no {name}: prepare it first, for example by "
                 f"`python -m pretraining.prepare {recipe.dataset} --source python-docs`."
             )
-    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["format_version"] != MANIFEST_VERSION:
+            raise RecipeError(
+                f"`dataset` is {recipe.dataset}, which is of format {manifest['format_version']}, and this version reads "
+                f"format {MANIFEST_VERSION}: prepare it anew."
+            )
+        return {name: manifest[name] for name in ("sequence_length", "vocab_size", "fingerprint", "splits")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecipeError(f"`dataset` is {recipe.dataset}, whose manifest.json is damaged: prepare it anew.") from error
 
 
 def build_model(recipe: Recipe, checkpoint: Path | None) -> PreTrainedModel:
@@ -86,9 +108,7 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> PreTrainedModel:
             model = AutoModelForMaskedLM.from_pretrained(source, config=config, **options)
         else:
             model = AutoModelForMaskedLM.from_config(config, **options)
-    except (ValueError, ImportError, OSError) as error:
-        if isinstance(error, RecipeError):
-            raise
+    except (ValueError, ImportError, OSError, RuntimeError) as error:
         raise RecipeError(f"The model can't be built: {' '.join(str(error).split())}") from error
     if recipe.gradient_checkpointing:
         enable_gradient_checkpointing(model)
@@ -162,9 +182,9 @@ def masked_sum(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.
 
 @torch.no_grad()
 def evaluate(accelerator: Accelerator, model: PreTrainedModel, dataset: MaskedLMDataset, recipe: Recipe) -> dict:
-    """Loss, perplexity and accuracy over the masked tokens of the whole validation split."""
+    """Loss, perplexity and accuracy over the masked tokens of the validation split."""
     model.eval()
-    mine = range(accelerator.process_index, len(dataset), accelerator.num_processes)
+    mine = range(accelerator.process_index, evaluated_rows(dataset, recipe), accelerator.num_processes)
     totals = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
     loader = DataLoader(dataset, batch_size=recipe.eval_micro_batch_size, sampler=mine, collate_fn=collate)
     for batch in loader:
@@ -182,13 +202,17 @@ def evaluate(accelerator: Accelerator, model: PreTrainedModel, dataset: MaskedLM
     return {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 700)), "eval_accuracy": correct / count}
 
 
-def validation_baseline(dataset: MaskedLMDataset, token_counts: np.ndarray) -> float:
-    """Cross-entropy in nats of the masked validation tokens under the training unigram frequencies."""
-    chunks = range(0, len(dataset), 1024)
+def evaluated_rows(dataset: MaskedLMDataset, recipe: Recipe) -> int:
+    return min(len(dataset), recipe.max_eval_sequences or len(dataset))
+
+
+def validation_baseline(dataset: MaskedLMDataset, token_counts: np.ndarray, recipe: Recipe) -> float:
+    """Cross-entropy in nats of the same masked tokens as `evaluate`'s under the training unigram frequencies."""
+    rows = range(evaluated_rows(dataset, recipe))
     labels = [
         row_labels[row_labels != -100]
-        for first in chunks
-        for _, row_labels in dataset.__getitems__(list(range(first, min(first + 1024, len(dataset)))))
+        for first in rows[::1024]
+        for _, row_labels in dataset.__getitems__(list(rows[first : first + 1024]))
     ]
     return unigram_cross_entropy(token_counts, np.concatenate(labels))
 
@@ -210,18 +234,85 @@ class StopRequest:
         signal.signal(number, signal.SIG_DFL)
 
 
-def lock(output_dir: Path):
-    """Hold the output folder for this run; the kernel lets go when the process ends, however it ends."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    file = (output_dir / ".lock").open("w")
+@contextmanager
+def signals_blocked_in_children():
+    """Processes started here never see SIGTERM or SIGINT: sent to the whole group, they would end them before the save."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise RecipeError(
-            f"Another run is writing to `output_dir` = {output_dir}: wait for it or choose another folder."
-        ) from error
-    return file
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def together(action: Callable):
+    """Run `action` on this process and return its result; if it fails on any process, all raise the same error.
+
+    An error on one process alone would leave the others waiting for it.
+    """
+    result, sentence = None, None
+    try:
+        result = action()
+    except (RecipeError, ckpt.CheckpointError) as error:
+        sentence = str(error)
+    except OSError as error:
+        sentence = file_error(error)
+    failures = [failure for failure in gather_object([sentence]) if failure is not None]
+    if failures:
+        raise RecipeError(failures[0])
+    return result
+
+
+def file_error(error: OSError) -> str:
+    return (
+        f"{error.filename or 'A file'} can't be used ({error.strerror or error}): mend that and give the same command again."
+    )
+
+
+@dataclass
+class Start:
+    """Where a run begins: its data, its lock, and what an earlier run left."""
+
+    manifest: dict
+    held: IO | None
+    finished: bool
+    checkpoint: Path | None
+    state: dict
+
+    def place(self) -> tuple:
+        return self.finished, self.state["step"], self.manifest["fingerprint"]
+
+
+def find_start(recipe: Recipe, accelerator: Accelerator) -> Start:
+    """Check all that can be checked before anything is loaded, hold the output folder, find the last checkpoint.
+
+    Raises:
+        RecipeError, CheckpointError: with one sentence for the user.
+        OSError: a file can't be read or written.
+    """
+    manifest = read_manifest(recipe)
+    config = model_config(recipe)
+    check_run(recipe, config, manifest, accelerator.num_processes)
+    output_dir = Path(recipe.output_dir)
+    held = None
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        held = hold_lock(output_dir / ".lock")
+        if held is None:
+            raise RecipeError(
+                f"Another run is writing to `output_dir` = {output_dir}: wait for it or choose another folder."
+            )
+    results_path = output_dir / "results.json"
+    if results_path.exists():
+        check_resumable(json.loads(results_path.read_text(encoding="utf-8")), recipe, manifest, output_dir)
+        return Start(manifest, held, finished=True, checkpoint=None, state={"step": recipe.max_steps})
+    saved = ckpt.checkpoints(output_dir / "checkpoints")
+    if not saved:
+        return Start(manifest, held, finished=False, checkpoint=None, state={"step": 0, "scaler": None})
+    if accelerator.is_main_process:
+        ckpt.verify_checkpoint(saved[-1])
+    state = ckpt.load_trainer_state(saved[-1])
+    check_resumable(state, recipe, manifest, saved[-1])
+    return Start(manifest, held, finished=False, checkpoint=saved[-1], state=state)
 
 
 def check_resumable(state: dict, recipe: Recipe, manifest: dict, source: Path) -> None:
@@ -246,15 +337,15 @@ def check_resumable(state: dict, recipe: Recipe, manifest: dict, source: Path) -
 class Metrics:
     """metrics.jsonl: one line per logged step and per evaluation. Only the main process writes."""
 
-    def __init__(self, path: Path, start_step: int, recipe: Recipe, accelerator: Accelerator):
+    def __init__(self, path: Path, start_step: int, accelerator: Accelerator):
         self.accelerator = accelerator
         self.file = None
         if accelerator.is_main_process:
-            # A resumed run writes again what came after its checkpoint, and the last evaluation, which follows it.
+            # A resumed run writes again what came after its checkpoint: evaluation follows the save of its step.
             kept = [
                 row
                 for row in read_metrics(path)
-                if row["step"] <= start_step and not ("eval_loss" in row and row["step"] == recipe.max_steps)
+                if row["step"] < start_step or (row["step"] == start_step and "loss" in row)
             ]
             beside = path.with_name(f".tmp-{path.name}")
             beside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
@@ -287,6 +378,16 @@ def check_launch(accelerator: Accelerator) -> None:
             f"The launcher started {world_size} processes, but Accelerate sees {accelerator.num_processes} "
             f"({accelerator.distributed_type}): check its configuration, the copies would train apart."
         )
+    if accelerator.distributed_type not in PLAIN_LAUNCHES:
+        raise RecipeError(
+            f"The launcher's configuration asks for {accelerator.distributed_type.value}, which this program does not "
+            "support: launch it with plain data parallelism, for example `accelerate launch --multi_gpu`."
+        )
+
+
+def has_gpu() -> bool:
+    """Whether there is an accelerator to train on. Apple's lacks float64, which the evaluation sums in: CPU there."""
+    return torch.accelerator.is_available() and torch.accelerator.current_accelerator().type != "mps"
 
 
 def check_environment(recipe: Recipe) -> None:
@@ -295,7 +396,7 @@ def check_environment(recipe: Recipe) -> None:
     Raises:
         RecipeError: with what to change.
     """
-    if recipe.mixed_precision == "fp16" and not torch.accelerator.is_available():
+    if recipe.mixed_precision == "fp16" and not has_gpu():
         raise RecipeError("`mixed_precision` is fp16, which needs a GPU: use bf16 or no.")
     for tracker in recipe.report_to:
         if tracker not in TRACKERS:
@@ -312,31 +413,36 @@ def run(recipe: Recipe, accelerator: Accelerator) -> int:
     """
     stop = StopRequest()
     check_launch(accelerator)
-    manifest = read_manifest(recipe)
-    check_run(recipe, model_config(recipe), manifest, accelerator.num_processes)
-    held = lock(Path(recipe.output_dir)) if accelerator.is_main_process else None
-    status = train(recipe, accelerator, manifest, stop)
+    start = together(lambda: find_start(recipe, accelerator))
+    if len(set(gather_object([start.place()]))) > 1:
+        raise RecipeError(
+            f"The processes see different files in `output_dir` = {recipe.output_dir} or `dataset` = {recipe.dataset}: put "
+            "both on a file system that all nodes share."
+        )
+    if start.finished:
+        accelerator.print(
+            f"This run is finished: its model is in {recipe.output_dir}/model, its figures are in "
+            f"{recipe.output_dir}/results.json."
+        )
+        status = 0
+    else:
+        status = train(recipe, accelerator, start, stop)
     # End process group and trackers in order, once no model is left: DDP now and then aborts at the interpreter's exit.
     accelerator.wait_for_everyone()
     accelerator.free_memory()
     gc.collect()
     accelerator.end_training()
-    if held is not None:
-        held.close()
+    if start.held is not None:
+        start.held.close()
     return status
 
 
-def train(recipe: Recipe, accelerator: Accelerator, manifest: dict, stop: StopRequest) -> int:
+def train(recipe: Recipe, accelerator: Accelerator, start: Start, stop: StopRequest) -> int:
     output_dir = Path(recipe.output_dir)
+    manifest, start_step = start.manifest, start.state["step"]
     say = accelerator.print
-
-    results_path = output_dir / "results.json"
-    if results_path.exists():
-        check_resumable(json.loads(results_path.read_text(encoding="utf-8")), recipe, manifest, output_dir)
-        say(f"This run is finished: its model is in {output_dir / 'model'}, its figures are in {results_path}.")
-        return 0
-
     tokenizer = AutoTokenizer.from_pretrained(Path(recipe.dataset) / "tokenizer")
+    together(lambda: check_tokenizer(recipe, model_config(recipe), tokenizer))
     masking = Masking(
         recipe.mlm_probability, tokenizer.mask_token_id, tuple(sorted(tokenizer.all_special_ids)), manifest["vocab_size"]
     )
@@ -345,22 +451,16 @@ def train(recipe: Recipe, accelerator: Accelerator, manifest: dict, stop: StopRe
     if (Path(recipe.dataset) / "validation").exists():
         validation_set = MaskedLMDataset(Path(recipe.dataset) / "validation", masking, recipe.seed, shuffle=False)
 
-    saved = ckpt.checkpoints(output_dir / "checkpoints")
-    state = {"step": 0, "scaler": None}
-    if saved:
-        ckpt.verify_checkpoint(saved[-1])
-        state = ckpt.load_trainer_state(saved[-1])
-        check_resumable(state, recipe, manifest, saved[-1])
-        say(f"Going on from {saved[-1]}.")
-    model = build_model(recipe, saved[-1] if saved else None).to(accelerator.device).train()
+    if start.checkpoint is not None:
+        say(f"Going on from {start.checkpoint}.")
+    model = together(lambda: build_model(recipe, start.checkpoint)).to(accelerator.device).train()
     optimizer = build_optimizer(model, recipe)
-    if saved:
-        ckpt.load_optimizer(saved[-1], model, optimizer)
-    if state["scaler"] is not None:
-        accelerator.scaler.load_state_dict(state["scaler"])
+    if start.checkpoint is not None:
+        ckpt.load_optimizer(start.checkpoint, model, optimizer)
+        if start.state["scaler"] is not None:
+            accelerator.scaler.load_state_dict(start.state["scaler"])
     prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
 
-    start_step = state["step"]
     sampler = MicroBatchSampler(
         start_step,
         recipe.max_steps,
@@ -369,24 +469,29 @@ def train(recipe: Recipe, accelerator: Accelerator, manifest: dict, stop: StopRe
         accelerator.process_index,
         accelerator.num_processes,
     )
-    batches = iter(
-        DataLoader(train_set, batch_sampler=sampler, collate_fn=collate, num_workers=recipe.dataloader_num_workers)
-    )
+    with signals_blocked_in_children():
+        batches = iter(
+            DataLoader(train_set, batch_sampler=sampler, collate_fn=collate, num_workers=recipe.dataloader_num_workers)
+        )
     if accelerator.is_main_process:
         (output_dir / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe), sort_keys=False), encoding="utf-8")
     if recipe.report_to:
         accelerator.init_trackers("luna-pretraining", config={k: str(v) for k, v in asdict(recipe).items()})
-    metrics = Metrics(output_dir / "metrics.jsonl", start_step, recipe, accelerator)
+    metrics = Metrics(output_dir / "metrics.jsonl", start_step, accelerator)
     identity = {"recipe": recipe.identity(), "dataset_fingerprint": manifest["fingerprint"]}
 
-    def save(step: int) -> None:
+    def write_checkpoint(step: int) -> None:
         if accelerator.is_main_process:
             scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-            state = {"step": step, **identity, "scaler": scaler}
             ckpt.save_checkpoint(
-                output_dir / "checkpoints", step, model, optimizer, tokenizer, state, recipe.save_total_limit
+                output_dir / "checkpoints",
+                step,
+                model,
+                optimizer,
+                tokenizer,
+                {"step": step, **identity, "scaler": scaler},
+                recipe.save_total_limit,
             )
-        accelerator.wait_for_everyone()
 
     def evaluate_and_log(step: int) -> dict:
         figures = evaluate(accelerator, model, validation_set, recipe)
@@ -403,88 +508,86 @@ def train(recipe: Recipe, accelerator: Accelerator, manifest: dict, stop: StopRe
         f"{recipe.micro_batch_size} sequences x {sampler.accumulation_steps} micro-batches a step on "
         f"{accelerator.device}, precision {recipe.mixed_precision}."
     )
-    bar = tqdm(
+    with tqdm(
         total=recipe.max_steps,
         initial=start_step,
         desc="train",
         unit="step",
         disable=not accelerator.is_main_process,
         mininterval=0.5 if sys.stderr.isatty() else 20,
-    )
-    seconds = tokens = 0
-    for step in range(start_step, recipe.max_steps):
-        clock = time.perf_counter()
-        micro_batches = [
-            {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in next(batches).items()}
-            for _ in range(sampler.accumulation_steps)
-        ]
-        # One exchange tells all processes the number of masked tokens and whether one of them was told to stop.
-        num_masked, stopped = reduce(
-            torch.stack(
-                [
-                    sum((batch["labels"] != -100).sum() for batch in micro_batches),
-                    torch.tensor(int(stop.signal_number > 0), device=accelerator.device),
-                ]
-            ),
-            "sum",
-        ).tolist()
-        if stopped:
-            save(step)
-            bar.close()
-            say(f"Stopped by a signal after step {step}, which is saved: give the same command again to go on.")
-            return 128 + (stop.signal_number or signal.SIGTERM)
+    ) as bar:
+        seconds = tokens = 0
+        for step in range(start_step, recipe.max_steps):
+            if validation_set is not None and step > 0 and step % recipe.eval_steps == 0:
+                evaluate_and_log(step)
+            clock = time.perf_counter()
+            micro_batches = [
+                {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in next(batches).items()}
+                for _ in range(sampler.accumulation_steps)
+            ]
+            # One exchange tells all processes the number of masked tokens and whether one of them was told to stop.
+            num_masked, stopped = reduce(
+                torch.stack(
+                    [
+                        sum((batch["labels"] != -100).sum() for batch in micro_batches),
+                        torch.tensor(int(stop.signal_number > 0), device=accelerator.device),
+                    ]
+                ),
+                "sum",
+            ).tolist()
+            if stopped:
+                together(lambda: write_checkpoint(step))  # noqa: B023 (called at once)
+                say(f"Stopped by a signal after step {step}, which is saved: give the same command again to go on.")
+                return 128 + (stop.signal_number or signal.SIGTERM)
 
-        learning_rate = learning_rate_at(step, recipe)
-        for group in prepared_optimizer.param_groups:
-            group["lr"] = learning_rate
-        try:
-            loss, grad_norm = train_step(accelerator, prepared_model, micro_batches, num_masked, recipe, step)
-        except NonFiniteError as error:
-            bar.close()
-            good = ckpt.checkpoints(output_dir / "checkpoints")
-            kept = f"the last good checkpoint is {good[-1]}" if good else "no checkpoint had been saved yet"
-            raise NonFiniteError(f"{error}: {kept}; lower `learning_rate` or lengthen `warmup_steps`.") from error
-        prepared_optimizer.step()
-        prepared_optimizer.zero_grad()
+            learning_rate = learning_rate_at(step, recipe)
+            for group in prepared_optimizer.param_groups:
+                group["lr"] = learning_rate
+            try:
+                loss, grad_norm = train_step(accelerator, prepared_model, micro_batches, num_masked, recipe, step)
+            except NonFiniteError as error:
+                good = ckpt.checkpoints(output_dir / "checkpoints")
+                kept = f"the last good checkpoint is {good[-1]}" if good else "no checkpoint had been saved yet"
+                raise NonFiniteError(f"{error}: {kept}; lower `learning_rate` or lengthen `warmup_steps`.") from error
+            prepared_optimizer.step()
+            prepared_optimizer.zero_grad()
 
-        done = step + 1
-        seconds += time.perf_counter() - clock
-        tokens += recipe.global_batch_size * manifest["sequence_length"]
-        bar.update()
-        if done % recipe.logging_steps == 0 or done == recipe.max_steps:
-            row = {
-                "step": done,
-                "loss": loss.item(),
-                "learning_rate": learning_rate,
-                "grad_norm": grad_norm.item(),
-                "epoch": done * recipe.global_batch_size / len(train_set),
-                "tokens_per_second": tokens / seconds,
-            }
-            metrics.write(row)
-            bar.set_postfix_str(
-                f"loss {row['loss']:.3f}, lr {learning_rate:.1e}, {row['tokens_per_second']:,.0f} tokens/s", refresh=False
-            )
-            seconds = tokens = 0
-        if validation_set is not None and (done % recipe.eval_steps == 0 and done < recipe.max_steps):
-            evaluate_and_log(done)
-        if done % recipe.save_steps == 0 or done == recipe.max_steps:
-            save(done)
+            done = step + 1
+            seconds += time.perf_counter() - clock
+            tokens += recipe.global_batch_size * manifest["sequence_length"]
+            bar.update()
+            if done % recipe.logging_steps == 0 or done == recipe.max_steps:
+                row = {
+                    "step": done,
+                    "loss": loss.item(),
+                    "learning_rate": learning_rate,
+                    "grad_norm": grad_norm.item(),
+                    "epoch": done * recipe.global_batch_size / len(train_set),
+                    "tokens_per_second": tokens / seconds,
+                }
+                metrics.write(row)
+                bar.set_postfix_str(
+                    f"loss {row['loss']:.3f}, lr {learning_rate:.1e}, {row['tokens_per_second']:,.0f} tokens/s",
+                    refresh=False,
+                )
+                seconds = tokens = 0
+            if done % recipe.save_steps == 0 or done == recipe.max_steps:
+                together(lambda: write_checkpoint(done))  # noqa: B023 (called at once)
 
-    results = {**identity, "steps": recipe.max_steps, "parameters": model.num_parameters()}
-    if validation_set is not None:
-        counts = np.load(Path(recipe.dataset) / "token_counts.npy")
-        results |= evaluate_and_log(recipe.max_steps)
-        results["unigram_cross_entropy"] = validation_baseline(validation_set, counts)
-        say(
-            f"Validation loss {results['eval_loss']:.3f} nats (masked accuracy {results['eval_accuracy']:.1%}); the "
-            f"unigram cross-entropy of the same tokens is {results['unigram_cross_entropy']:.3f} nats."
-        )
-    bar.close()
+        figures = evaluate_and_log(recipe.max_steps) if validation_set is not None else {}
+    results = {**identity, "steps": recipe.max_steps, "parameters": model.num_parameters(), **figures}
     if accelerator.is_main_process:
+        if validation_set is not None:
+            counts = np.load(Path(recipe.dataset) / "token_counts.npy")
+            results["unigram_cross_entropy"] = validation_baseline(validation_set, counts, recipe)
+            print(
+                f"Validation loss {results['eval_loss']:.3f} nats (masked accuracy {results['eval_accuracy']:.1%}); the "
+                f"unigram cross-entropy of the same tokens is {results['unigram_cross_entropy']:.3f} nats."
+            )
         model.save_pretrained(output_dir / "model")
         tokenizer.save_pretrained(output_dir / "model")
         plot_loss(read_metrics(output_dir / "metrics.jsonl"), results.get("unigram_cross_entropy"), output_dir / "loss.png")
-        write_json(results_path, results)
+        write_json(output_dir / "results.json", results)
     say(f"Model and tokenizer are in {output_dir / 'model'}, the curve is in {output_dir / 'loss.png'}.")
     return 0
 
@@ -497,29 +600,32 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("recipe", help="a YAML file, or the name of a recipe in pretraining/recipes")
     parser.add_argument("overrides", nargs="*", metavar="name=value", help="for example max_steps=10 model.hidden_size=64")
     parser.add_argument("--plan", action="store_true", help="print what the run would do, without training")
-    parser.add_argument("--num_processes", type=int, default=1, help="with --plan: plan for this many processes")
-    args = parser.parse_args(arguments)
+    parser.add_argument(
+        "--num_processes", type=int, help="with --plan: plan for this many processes (default: the recipe's)"
+    )
+    args = parser.parse_intermixed_args(arguments)
     transformers_logging.disable_progress_bar()
-    main_process = os.environ.get("RANK", "0") == "0"
     try:
         recipe = load_recipe(args.recipe, args.overrides)
         if args.plan:
             prepared = (Path(recipe.dataset) / "manifest.json").exists()
-            print(plan(recipe, args.num_processes, read_manifest(recipe) if prepared else None))
+            num_processes = recipe.num_processes or 1 if args.num_processes is None else args.num_processes
+            print(plan(recipe, num_processes, read_manifest(recipe) if prepared else None))
             return 0
         check_environment(recipe)
         accelerator = Accelerator(
             # Without this, torchrun on a machine without an accelerator starts copies that do not know each other.
-            cpu=not torch.accelerator.is_available(),
+            cpu=not has_gpu(),
             mixed_precision=recipe.mixed_precision,
             step_scheduler_with_optimizer=False,
             log_with=recipe.report_to or None,
             project_dir=recipe.output_dir,
         )
         return run(recipe, accelerator)
-    except (RecipeError, ckpt.CheckpointError, NonFiniteError) as error:
-        if main_process:
-            print(f"error: {error}", file=sys.stderr)
+    except (RecipeError, ckpt.CheckpointError, NonFiniteError, OSError) as error:
+        # Once a node: all processes stop with the same sentence.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {file_error(error) if isinstance(error, OSError) else error}", file=sys.stderr)
         return 2
 
 

@@ -41,11 +41,10 @@ def roberta_overrides(recipe) -> list[str]:
 
 
 def train(recipe: str, output_dir: Path, overrides: list[str]) -> dict:
-    """Run the training program, or read what a finished run left."""
-    if not (output_dir / "results.json").exists():
-        command = [sys.executable, "-m", "pretraining.train", recipe, f"output_dir={output_dir}", *overrides]
-        print(shlex.join(command[1:]), flush=True)
-        subprocess.run(command, check=True)
+    """Run the training program, which at once returns from a finished run and refuses that of another recipe."""
+    command = [sys.executable, "-m", "pretraining.train", recipe, f"output_dir={output_dir}", *overrides]
+    print(shlex.join(command[1:]), flush=True)
+    subprocess.run(command, check=True)
     results = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
     rows = read_metrics(output_dir / "metrics.jsonl")
     results["curve"] = [(row["step"], row["eval_loss"]) for row in rows if "eval_loss" in row]
@@ -93,15 +92,15 @@ def plot(results: dict[str, dict[int, dict]], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="quickstart", help="a recipe of a Luna")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", default="0,1,2", help="numbers with commas between them")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs/luna_and_roberta"))
     parser.add_argument("--output", type=Path, default=Path("docs/luna_and_roberta.md"))
     parser.add_argument("overrides", nargs="*", metavar="name=value", help="for both models, for example max_steps=100")
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     recipe = load_recipe(args.recipe, args.overrides)
     contestants = {"RoBERTa": roberta_overrides(recipe), f"Luna, l = {recipe.model['projection_length']}": []}
     results: dict[str, dict[int, dict]] = {name: {} for name in contestants}
-    for seed in args.seeds:
+    for seed in [int(seed) for seed in args.seeds.split(",")]:
         for name, overrides in contestants.items():
             folder = args.runs_dir / f"{name.split(',')[0].lower()}_seed{seed}"
             results[name][seed] = train(args.recipe, folder, [*args.overrides, *overrides, f"seed={seed}"])

@@ -8,13 +8,14 @@ Written for old Pythons too, so that they can be told that they are too old.
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ENVIRONMENT = os.path.join(ROOT, ".venv")
 CONSTRAINTS = os.path.join(ROOT, "scripts", "constraints.txt")
-MINIMUM_PYTHON = (3, 10)
+MINIMUM_PYTHON = (3, 11)
 # PyTorch for Linux comes with its CUDA libraries unless the user's pip is told otherwise.
 NEEDED_GIB = 10 if sys.platform == "linux" else 4
 
@@ -69,11 +70,24 @@ def ensure(extra, needs_compiler=False):
         return python
     check_disk()
     print(f"Installing Luna and what it needs into {ENVIRONMENT} (once, a few minutes).", flush=True)
-    if not os.path.exists(python):
-        subprocess.check_call([sys.executable, "-m", "venv", ENVIRONMENT])
+    # Harmless where the environment is whole, and mends one whose making was interrupted.
+    if subprocess.call([sys.executable, "-m", "venv", ENVIRONMENT]) != 0:
+        stop(f"The environment {ENVIRONMENT} could not be made; Python's own message is above.")
     command = [python, "-m", "pip", "install", "-c", CONSTRAINTS, "-e", f"{ROOT}[{extra}]"]
     if subprocess.call(command) != 0:
         stop("pip could not install the packages; its own message is above. Run this command again when that is mended.")
     with open(stamp, "w"):
         pass
     return python
+
+
+def run(command):
+    """Run a command in the project's folder. On Ctrl-C, which the command gets too, wait until it has saved its work."""
+    process = subprocess.Popen(command, cwd=ROOT)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, frame: process.send_signal(received))
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            print("Interrupted: saving; run the same command again to go on.", flush=True)

@@ -5,7 +5,6 @@
 Every stage that is done is not done again; a stage that was interrupted goes on where it was.
 """
 
-import subprocess
 import sys
 
 import environment
@@ -28,11 +27,10 @@ def main():
         python = environment.ensure("pretrain")
         for number, (title, arguments) in enumerate(STAGES, start=2):
             print(f"[{number}/4] {title}", flush=True)
-            status = subprocess.call([python] + arguments, cwd=environment.ROOT)
+            status = environment.run([python, *arguments])
             if status != 0:
                 return status
     except KeyboardInterrupt:
-        print("Interrupted: run the same command again to go on.")
         return 130
     return 0
 

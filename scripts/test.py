@@ -2,7 +2,6 @@
 # Licensed under the Apache License, Version 2.0.
 """From a fresh machine to passing tests: set up, lint, run all tests (`--fast`: without the slow ones)."""
 
-import subprocess
 import sys
 
 import environment
@@ -14,8 +13,8 @@ def main():
         arguments = [a for a in arguments if a != "--fast"] + ["-m", "not slow"]
     try:
         python = environment.ensure("test", needs_compiler=True)
-        status = subprocess.call([python, "-m", "ruff", "check", "."], cwd=environment.ROOT)
-        return subprocess.call([python, "-m", "pytest"] + arguments, cwd=environment.ROOT) or status
+        status = environment.run([python, "-m", "ruff", "check", "."])
+        return environment.run([python, "-m", "pytest", *arguments]) or status
     except KeyboardInterrupt:
         return 130
 

@@ -614,7 +614,7 @@ def test_disk_full_on_the_way(corpus, tmp_path, complete, monkeypatch):
 def test_main_prints_one_sentence(tmp_path, capsys):
     assert main([str(tmp_path / "out"), "--source", str(tmp_path / "absent")]) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith(f"Error: --source {tmp_path}/absent: no such file or folder; give an existing one")
+    assert captured.err.startswith(f"error: --source {tmp_path}/absent: no such file or folder; give an existing one")
     assert captured.err.count("\n") == 1
 
 

@@ -19,12 +19,13 @@ import psutil
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, DistributedType
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from pretraining import checkpoint as ckpt
 from pretraining import train
 from pretraining.data import Masking, mask_tokens
+from pretraining.files import hold_lock
 from pretraining.recipe import recipe_from_values
 
 ROOT = Path(__file__).parents[2]
@@ -341,6 +342,10 @@ def message(capsys):
         (["report_to=[wandb]"], "`report_to` names wandb, which is not installed"),
         (["attn_implementation=fast"], "The model can't be built: .*fast"),
         (["model_name_or_path=nowhere/at/all"], "`model` can't be built: .*nowhere"),
+        (["model.pad_token_id=0"], "`model.pad_token_id` is 0, but the tokenizer of the dataset .* has 1"),
+        (["output_dir=/proc/run"], "/proc/run can't be used"),
+        (["--plan", "attn_implementation=fast"], "The model can't be built: .*fast"),
+        (["--plan", "--num_processes", "0"], "`--num_processes` is 0, but must be at least 1"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_in_one_sentence(recipe_file, capsys, overrides, sentence):
@@ -391,7 +396,9 @@ def test_a_damaged_checkpoint_is_refused_on_resume(stopped, recipe_file, capsys)
 
 
 def test_two_runs_cannot_share_a_folder(recipe_values, recipe_file, capsys):
-    held = train.lock(Path(recipe_values["output_dir"]))
+    output = Path(recipe_values["output_dir"])
+    output.mkdir()
+    held = hold_lock(output / ".lock")
     assert run_program(recipe_file) == 2
     assert "Another run is writing to `output_dir`" in message(capsys)
     held.close()
@@ -402,11 +409,20 @@ def test_copies_that_do_not_know_each_other_are_refused(recipe_file, capsys, mon
     """What torchrun under a launcher configuration for one process would start."""
 
     class Alone:
-        num_processes, distributed_type = 1, "NO"
+        num_processes, distributed_type = 1, DistributedType.NO
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(train.RecipeError, match="The launcher started 2 processes, but Accelerate sees 1"):
         train.check_launch(Alone())
+
+
+@pytest.mark.parametrize("kind", [DistributedType.DEEPSPEED, DistributedType.FSDP])
+def test_an_engine_that_splits_the_model_is_refused(kind):
+    class Split:
+        num_processes, distributed_type = 1, kind
+
+    with pytest.raises(train.RecipeError, match=f"asks for {kind.value}, which this program does not support"):
+        train.check_launch(Split())
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient norm"])
@@ -431,6 +447,74 @@ def test_a_number_that_is_none_stops_the_run_and_keeps_the_last_checkpoint(
     assert [row["step"] for row in losses(recipe_values["output_dir"]) if "loss" in row] == [1, 2, 3, 4, 5]
     (kept,) = ckpt.checkpoints(Path(recipe_values["output_dir"]) / "checkpoints")
     ckpt.verify_checkpoint(kept)
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"format_version": 99}'])
+def test_a_foreign_manifest_is_refused(recipe_values, tmp_path, capsys, content):
+    folder = tmp_path / "dataset"
+    shutil.copytree(recipe_values["dataset"], folder)
+    (folder / "manifest.json").write_text(content)
+    assert run_program(write(recipe_values, tmp_path / "r.yaml", dataset=str(folder))) == 2
+    assert re.search("whose manifest.json is damaged|which is of format 99", message(capsys))
+
+
+def test_weights_of_another_shape_are_refused(recipe_values, recipe_file, tmp_path, capsys):
+    assert run_program(recipe_file) == 0
+    source = tmp_path / "run" / "model"
+    other = write(recipe_values, tmp_path / "o.yaml", output_dir=str(tmp_path / "o"), model={"intermediate_size": 128})
+    assert run_program(other, f"model_name_or_path={source}") == 2
+    assert "The model can't be built" in message(capsys)
+
+
+def test_a_full_disk_ends_a_run_in_one_sentence_and_loses_nothing(recipe_values, recipe_file, capsys, monkeypatch):
+    real = ckpt.save_file
+    calls = []
+
+    def full(tensors, path):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(ckpt, "save_file", full)
+    assert run_program(recipe_file) == 2
+    assert "No space left on device" in message(capsys)
+    (kept,) = ckpt.checkpoints(Path(recipe_values["output_dir"]) / "checkpoints")
+    assert ckpt.checkpoint_step(kept) == 4
+    assert run_program(recipe_file) == 0
+
+
+def test_an_error_on_one_process_ends_all_with_its_sentence(recipe_values, recipe_file):
+    output = Path(recipe_values["output_dir"])
+    output.mkdir()
+    with hold_lock(output / ".lock"):
+        done = launch(recipe_file, processes=2, check=False)
+    assert done.returncode != 0
+    assert done.stderr.count("error: Another run is writing to `output_dir`") == 1
+    assert "gloo" not in done.stderr.lower()
+
+
+def test_a_signal_to_the_whole_group_saves_with_data_workers(recipe_values, tmp_path):
+    """What a scheduler sends: SIGTERM to every process of the group, data workers included."""
+    recipe = write(recipe_values, tmp_path / "r.yaml", max_steps=4000, save_steps=4000, dataloader_num_workers=2)
+    process = subprocess.Popen(
+        command(recipe), env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    while len(losses(tmp_path / "run")) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err.decode()
+    (saved,) = ckpt.checkpoints(tmp_path / "run" / "checkpoints")
+    ckpt.verify_checkpoint(saved)
+
+
+def test_evaluation_may_read_a_part_of_the_validation_split(recipe_values, tmp_path):
+    for name, change in {"all": {}, "part": {"max_eval_sequences": 2}, "as_many": {"max_eval_sequences": 10**6}}.items():
+        assert run_program(write(recipe_values, tmp_path / "r.yaml", output_dir=str(tmp_path / name), **change)) == 0
+    everything, part, as_many = (losses(tmp_path / name)[-1]["eval_loss"] for name in ("all", "part", "as_many"))
+    assert everything == as_many != part
 
 
 def test_plan_prints_and_trains_nothing(recipe_values, recipe_file, capsys):
