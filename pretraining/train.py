@@ -496,11 +496,12 @@ def train(recipe: Recipe, accelerator: Accelerator, start: Start, stop: StopRequ
     def evaluate_and_log(step: int) -> dict:
         figures = evaluate(accelerator, model, validation_set, recipe)
         metrics.write({"step": step, **figures})
-        bar.write(
-            f"step {step}: validation loss {figures['eval_loss']:.4f}, perplexity {figures['eval_perplexity']:.1f}, "
-            f"masked accuracy {figures['eval_accuracy']:.1%}",
-            file=sys.stderr,
-        )
+        if accelerator.is_main_process:
+            bar.write(
+                f"step {step}: validation loss {figures['eval_loss']:.4f}, perplexity {figures['eval_perplexity']:.1f}, "
+                f"masked accuracy {figures['eval_accuracy']:.1%}",
+                file=sys.stderr,
+            )
         return figures
 
     say(
