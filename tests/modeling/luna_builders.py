@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0.
 """Tiny models with weights at unit scale, batches with padding anywhere, and flash attention without a GPU."""
 
+import gc
 import sys
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -274,5 +275,9 @@ def train_under_ddp(rank, world_size, init_file, options, queue):
             optimizer.step()
             losses.append(loss.item())
         queue.put((rank, losses, [parameter.detach().sum().item() for parameter in model.parameters()]))
+        # A reducer that outlives its process group may hang or abort the process.
+        del parallel, model, optimizer, loss
+        gc.collect()
+        torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
