@@ -328,7 +328,7 @@ def encoder_report(section: dict) -> list[str]:
     rounds = [len(ratios(cell["seconds"], "RoBERTa SDPA", name)) for cell in cells for name in cell["multiply_adds"]]
     paragraphs = ["## Encoder", *section_lines(section)]
     paragraphs.append(
-        f"{sizes['num_layers']} layers, since the cost per layer is what differs; hidden size {sizes['hidden_size']}, "
+        f"{sizes['num_layers']} layer(s), since the cost per layer is what differs; hidden size {sizes['hidden_size']}, "
         f"{sizes['num_heads']} heads, feed-forward size {sizes['intermediate_size']}; batch 1, no mask. "
         f"Luna has tied keys and values and uses SDPA. Medians over at least {min(rounds)} rounds, with minimum and "
         "maximum; speed-ups and memory ratios are RoBERTa / contestant, so above 1 the contestant is better. "
@@ -357,7 +357,7 @@ def mlm_head_report(section: dict) -> list[str]:
     return [
         "## Masked-LM head",
         *section_lines(section),
-        f"Training step of `LunaForMaskedLM`: {sizes['num_layers']} layers, hidden size {sizes['hidden_size']}, "
+        f"Training step of `LunaForMaskedLM`: {sizes['num_layers']} layer(s), hidden size {sizes['hidden_size']}, "
         f"vocabulary {sizes['vocab_size']:,}, batch {MLM_BATCH} x {MLM_TOKENS} tokens, {MLM_MASKED_SHARE:.0%} of them "
         f'masked. "{MLM_STEPS[0]}" is `output_logits=True`. Median of {len(rounds)} rounds, with minimum and maximum.',
         table(["logits", "ms", "peak MiB", "speed-up", "memory ratio"], rows),
