@@ -37,10 +37,13 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     fill_mask = pipeline("fill-mask", model=str(args.model), tokenizer=tokenizer, device="cpu")
     masked = [mask_a_word(sentence, tokenizer) for sentence in held_out_sentences(args.dataset, tokenizer)]
-    for sentence, word in [found for found in masked if found is not None][:3]:
+    found = [pair for pair in masked if pair is not None][:3]
+    if not found:
+        print(f"The validation split of {args.dataset} has no plain sentence to mask a word of.")
+    for sentence, word in found:
         guesses = fill_mask(sentence, top_k=5)
         print(f"\n{sentence}   (was: {word})")
-        print("   " + ", ".join(f"{guess['token_str'].strip()} {guess['score']:.0%}" for guess in guesses))
+        print("   " + ", ".join(f"{guess['token_str']!r} {guess['score']:.0%}" for guess in guesses))
 
 
 if __name__ == "__main__":
