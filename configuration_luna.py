@@ -33,6 +33,12 @@ class LunaConfig(PreTrainedConfig):
         All layers use the weights of one.
     activation_dropout (`float`, *optional*, defaults to 0.0):
         Dropout after the activation inside the feed-forward network.
+    classifier_pooling (`str`, *optional*, defaults to `"cls"`):
+        The sentence representation that classification and multiple-choice heads read: `"cls"`, the first token;
+        `"packed_mean"`, the mean over P (Table 3 of the paper); `"packed_max"`, the maximum over a projection of P;
+        `"packed_attention"`, attention of the first token over P; `"mean"`, the mean over the tokens.
+    classifier_dropout (`float`, *optional*):
+        Dropout in the heads; `None` is `hidden_dropout_prob`.
     output_logits (`bool`, *optional*, defaults to `False`):
         Return logits also when labels are given. By default a call with labels projects only the masked positions to the
         vocabulary and returns no logits.
@@ -75,6 +81,8 @@ class LunaConfig(PreTrainedConfig):
     bos_token_id: int | None = 0
     eos_token_id: int | list[int] | None = 2
     tie_word_embeddings: bool = True
+    classifier_pooling: Literal["cls", "packed_mean", "packed_max", "packed_attention", "mean"] = "cls"
+    classifier_dropout: float | int | None = None
     output_logits: bool = False
 
     @property
@@ -125,8 +133,8 @@ class LunaConfig(PreTrainedConfig):
             )
 
     def validate_probabilities(self):
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout"):
-            if not 0 <= getattr(self, name) < 1:
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "classifier_dropout"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but a dropout probability must be in [0, 1).")
         for name in ("initializer_range", "layer_norm_eps"):
             if getattr(self, name) <= 0:

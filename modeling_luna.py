@@ -2,10 +2,10 @@
 # Licensed under the Apache License, Version 2.0.
 """PyTorch Luna model: linear unified nested attention (Ma et al., NeurIPS 2021).
 
-Read top to bottom: attention, layer, embeddings, encoder, masked language model.
+Read top to bottom: attention, layer, embeddings, encoder, masked language model, heads for fine-tuning.
 
 Shape suffixes: b batch, n tokens, l packed slots, q and m queries and keys of one attention (n and l in some order),
-d hidden size, h heads, k head size, v vocabulary, r masked positions.
+d hidden size, h heads, k head size, v vocabulary, r masked positions, c classes or choices.
 """
 
 import math
@@ -15,7 +15,15 @@ from functools import wraps
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
@@ -334,6 +342,11 @@ class LunaMaskedLMOutput(ModelOutput):
     pack_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
+def encoder_fields(outputs: LunaModelOutput) -> dict[str, torch.Tensor]:
+    """What a head's output hands on of the encoder's."""
+    return {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+
+
 def pack_attentions_follow_attentions(forward: Callable) -> Callable:
     """`output_attentions=True` asks for both attentions of a layer; `capture_outputs` would record one per flag."""
 
@@ -373,11 +386,11 @@ class LunaPreTrainedModel(PreTrainedModel):
         loaded = super().from_pretrained(*args, **kwargs)
         # Loading makes every parameter trainable.
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.freeze_unread_norms()
+        model.freeze_unread_parameters()
         return loaded
 
-    def freeze_unread_norms(self) -> None:
-        """Freeze the norms of P whose result the model does not read.
+    def freeze_unread_parameters(self) -> None:
+        """Freeze the parameters that the model's outputs do not depend on.
 
         They never get a gradient, which DistributedDataParallel takes for an error.
         """
@@ -399,13 +412,32 @@ class LunaModel(LunaPreTrainedModel):
             self.packed_final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
-        self.freeze_unread_norms()
+        self.freeze_unread_parameters()
 
-    def freeze_unread_norms(self) -> None:
+    def freeze_unread_parameters(self, reads_hidden_state: bool = True, reads_packed_state: bool = True) -> None:
+        """Freeze the parameters that no output depends on, of those outputs (X, P) that the head above reads."""
+        unread: list[nn.Module] = []
         # A pre-norm layer applies its norm of P to the P it is given, which it reads.
         if not self.config.contextual_projection and not self.config.norm_first:
-            for layer in self.layers[:-1]:
-                layer.packed_layer_norm.requires_grad_(False)
+            unread += [layer.packed_layer_norm for layer in self.layers[:-1]]
+        last = self.layers[-1]
+        # Weights shared by several layers are read by all of them but the last.
+        last_layer_is_unshared = len(self.layers) == self.config.num_hidden_layers
+        if not reads_packed_state:
+            if self.config.norm_first:
+                unread.append(self.packed_final_layer_norm)
+            elif last_layer_is_unshared or not self.config.contextual_projection:
+                unread.append(last.packed_layer_norm)
+        if not reads_hidden_state:
+            if self.config.norm_first:
+                unread.append(self.final_layer_norm)
+            if last_layer_is_unshared:
+                unread += [last.fc1, last.fc2, last.final_layer_norm]
+                unread += [module for name, module in last.attention.named_children() if not name.startswith("pack_")]
+                if not self.config.norm_first:
+                    unread.append(last.attention_layer_norm)
+        for module in unread:
+            module.requires_grad_(False)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings.word_embeddings
@@ -559,16 +591,10 @@ class LunaForMaskedLM(LunaPreTrainedModel):
         self.luna = LunaModel(config)
         self.lm_head = LunaLMHead(config)
         self.post_init()
-        self.freeze_unread_norms()
+        self.freeze_unread_parameters()
 
-    def freeze_unread_norms(self) -> None:
-        """Freeze the norm that only the final P passes through, besides those that the encoder does not read."""
-        self.luna.freeze_unread_norms()
-        if self.config.norm_first:
-            self.luna.packed_final_layer_norm.requires_grad_(False)
-        elif len(self.luna.layers) == self.config.num_hidden_layers or not self.config.contextual_projection:
-            # Weights shared by several layers are read by all of them but the last.
-            self.luna.layers[-1].packed_layer_norm.requires_grad_(False)
+    def freeze_unread_parameters(self) -> None:
+        self.luna.freeze_unread_parameters(reads_packed_state=False)
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head.decoder
@@ -631,15 +657,431 @@ class LunaForMaskedLM(LunaPreTrainedModel):
             logits_rv = logits_bnv[is_masked_bn] if output_logits else self.lm_head(x_bnd[is_masked_bn])
             loss = self.loss_function(logits_rv, labels[is_masked_bn], vocab_size=self.config.vocab_size, **kwargs)
 
-        return LunaMaskedLMOutput(
-            loss=loss,
-            logits=logits_bnv,
-            packed_state=outputs.packed_state,
-            packed_attention_mask=outputs.packed_attention_mask,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            packed_states=outputs.packed_states,
-            pack_attentions=outputs.pack_attentions,
+        return LunaMaskedLMOutput(loss=loss, logits=logits_bnv, **encoder_fields(outputs))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Heads for fine-tuning
+
+
+@dataclass
+@auto_docstring(custom_intro="Output of Luna's heads for sequence classification, multiple choice and token classification.")
+class LunaClassifierOutput(ModelOutput):
+    r"""
+    loss (`torch.FloatTensor` of shape `(1,)`, *optional*, with `labels`):
+        Cross-entropy, binary cross-entropy or squared error: the mean over the labels, or their sum / `num_items_in_batch`.
+    logits (`torch.FloatTensor`):
+        Scores, of shape `(batch_size, num_labels)`, `(batch_size, num_choices)` or
+        `(batch_size, sequence_length, num_labels)`.
+    packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`):
+        P after the last layer; for multiple choice one per choice, `(batch_size * num_choices, ...)`.
+    packed_attention_mask (`torch.BoolTensor` of shape `(batch_size, packed_length)`):
+        True for the slots of P that a row uses.
+    packed_states (`tuple(torch.FloatTensor)`, *optional*, with `output_packed_states=True`):
+        P after the embeddings and after each layer.
+    attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
+        Unpack attention of each layer, `(batch_size, num_heads, sequence_length, packed_length)`.
+    pack_attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
+        Pack attention of each layer, `(batch_size, num_heads, packed_length, sequence_length)`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    packed_state: torch.FloatTensor | None = None
+    packed_attention_mask: torch.BoolTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    packed_states: tuple[torch.FloatTensor, ...] | None = None
+    pack_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+@auto_docstring(custom_intro="Output of [`LunaForQuestionAnswering`].")
+class LunaQuestionAnsweringOutput(ModelOutput):
+    r"""
+    loss (`torch.FloatTensor` of shape `(1,)`, *optional*, with `start_positions` and `end_positions`):
+        Mean of the cross-entropies of the start and of the end.
+    start_logits (`torch.FloatTensor` of shape `(batch_size, sequence_length)`):
+        Score of each token as the first of the answer.
+    end_logits (`torch.FloatTensor` of shape `(batch_size, sequence_length)`):
+        Score of each token as the last of the answer.
+    packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`):
+        P after the last layer.
+    packed_attention_mask (`torch.BoolTensor` of shape `(batch_size, packed_length)`):
+        True for the slots of P that a row uses.
+    packed_states (`tuple(torch.FloatTensor)`, *optional*, with `output_packed_states=True`):
+        P after the embeddings and after each layer.
+    attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
+        Unpack attention of each layer, `(batch_size, num_heads, sequence_length, packed_length)`.
+    pack_attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
+        Pack attention of each layer, `(batch_size, num_heads, packed_length, sequence_length)`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    start_logits: torch.FloatTensor | None = None
+    end_logits: torch.FloatTensor | None = None
+    packed_state: torch.FloatTensor | None = None
+    packed_attention_mask: torch.BoolTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    packed_states: tuple[torch.FloatTensor, ...] | None = None
+    pack_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def sequence_classification_loss(
+    logits_bc: torch.Tensor,
+    labels: torch.Tensor,
+    config: LunaConfig,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    """The loss of `config.problem_type`, which is inferred from the labels, and kept, where the config names none.
+
+    Single label: labels (b,) of integers, -100 where there is none. Multi label: (b, c) of 0 and 1. Regression: (b,) or
+    (b, c). The library's own function leaves `num_items_in_batch` out for the last two.
+    """
+    b, c = logits_bc.shape
+    if config.problem_type is None:
+        if c == 1:
+            config.problem_type = "regression"
+        else:
+            config.problem_type = (
+                "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+            )
+    shape = (b,) if config.problem_type == "single_label_classification" else (b, c)
+    if labels.shape != shape and not (c == 1 and labels.shape == (b,)):
+        raise ValueError(
+            f"`labels` has shape {tuple(labels.shape)}, but `problem_type` = {config.problem_type!r} with `num_labels` = {c} "
+            f"needs {shape}."
+        )
+    logits_bc, labels = logits_bc.float(), labels.to(logits_bc.device)
+    reduction = "mean" if num_items_in_batch is None else "sum"
+    if config.problem_type == "single_label_classification":
+        loss = nn.functional.cross_entropy(logits_bc, labels.view(b), reduction=reduction)
+    elif config.problem_type == "multi_label_classification":
+        loss = nn.functional.binary_cross_entropy_with_logits(logits_bc, labels.view(b, c).float(), reduction=reduction)
+    else:
+        loss = nn.functional.mse_loss(logits_bc, labels.view(b, c).float(), reduction=reduction)
+    return loss if num_items_in_batch is None else loss / num_items_in_batch
+
+
+class LunaPackedAttentionPooling(nn.Module):
+    """Attention of the first token over P, with an output projection and a layer norm."""
+
+    def __init__(self, config: LunaConfig):
+        super().__init__()
+        d = config.hidden_size
+        self.head_dim = d // config.num_attention_heads
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.q_proj = nn.Linear(d, d)
+        self.k_proj = nn.Linear(d, d)
+        self.v_proj = nn.Linear(d, d)
+        self.out_proj = nn.Linear(d, d)
+        self.layer_norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+
+    def forward(self, first_bd: torch.Tensor, p_bld: torch.Tensor, is_used_bl: torch.Tensor) -> torch.Tensor:
+        """The first token and P to one vector per row, (b, d)."""
+        query, key, value = (
+            x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for x in (self.q_proj(first_bd)[:, None], self.k_proj(p_bld), self.v_proj(p_bld))
+        )
+        mask = torch.zeros_like(is_used_bl, dtype=query.dtype).masked_fill(~is_used_bl, torch.finfo(query.dtype).min)
+        y_b1hk, _ = eager_attention_forward(
+            self, query, key, value, mask[:, None, None], scaling=self.head_dim**-0.5, dropout=self.attention_dropout
+        )
+        return self.layer_norm(self.out_proj(y_b1hk.flatten(1)))
+
+
+class LunaClassificationHead(nn.Module):
+    """One vector per row, as `classifier_pooling` says; then dense, tanh and the output projection."""
+
+    def __init__(self, config: LunaConfig, num_labels: int):
+        super().__init__()
+        self.pooling = config.classifier_pooling
+        if self.pooling == "packed_max":
+            self.in_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        elif self.pooling == "packed_attention":
+            self.attention = LunaPackedAttentionPooling(config)
+        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.dropout = nn.Dropout(dropout)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, num_labels)
+
+    @property
+    def reads_hidden_state(self) -> bool:
+        return self.pooling not in ("packed_mean", "packed_max")
+
+    @property
+    def reads_packed_state(self) -> bool:
+        return self.pooling not in ("cls", "mean")
+
+    def forward(self, outputs: LunaModelOutput, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """The encoder's outputs to logits (b, c)."""
+        pooled_bd = self.pool(outputs.last_hidden_state, outputs.packed_state, attention_mask, outputs.packed_attention_mask)
+        return self.out_proj(self.dropout(torch.tanh(self.dense(self.dropout(pooled_bd)))))
+
+    def pool(
+        self,
+        x_bnd: torch.Tensor,
+        p_bld: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        is_used_bl: torch.Tensor,
+    ) -> torch.Tensor:
+        """The sentence representation (b, d): it depends on no padded position and on no unused slot of P."""
+        if self.pooling == "packed_mean":
+            return masked_mean(p_bld, is_used_bl)
+        if self.pooling == "packed_max":
+            projected_bld = self.in_proj(p_bld)
+            return projected_bld.masked_fill(~is_used_bl[..., None], torch.finfo(p_bld.dtype).min).amax(dim=1)
+        if self.pooling == "mean":
+            return x_bnd.mean(dim=1) if attention_mask is None else masked_mean(x_bnd, attention_mask)
+        if attention_mask is None:
+            first_bd = x_bnd[:, 0]
+        else:  # the first token that is not padding: with left padding it is not at 0
+            rows = torch.arange(len(x_bnd), device=x_bnd.device)
+            first_bd = x_bnd[rows, attention_mask.int().argmax(dim=-1)]
+        return first_bd if self.pooling == "cls" else self.attention(first_bd, p_bld, is_used_bl)
+
+
+def masked_mean(x_bqd: torch.Tensor, mask_bq: torch.Tensor) -> torch.Tensor:
+    mask_bq1 = mask_bq[..., None].to(x_bqd.dtype)
+    return (x_bqd * mask_bq1).sum(dim=1) / mask_bq1.sum(dim=1).clamp(min=1)
+
+
+@auto_docstring(custom_intro="Luna with a head over whole texts: single label, multi label or regression by `problem_type`.")
+class LunaForSequenceClassification(LunaPreTrainedModel):
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+
+    def __init__(self, config: LunaConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.luna = LunaModel(config)
+        self.classifier = LunaClassificationHead(config, config.num_labels)
+        self.post_init()
+        self.freeze_unread_parameters()
+
+    def freeze_unread_parameters(self) -> None:
+        self.luna.freeze_unread_parameters(self.classifier.reads_hidden_state, self.classifier.reads_packed_state)
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        packed_state: torch.FloatTensor | None = None,
+        packed_attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | LunaClassifierOutput:
+        r"""
+        packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`, *optional*):
+            P to start from: see [`LunaModel`].
+        packed_attention_mask (`torch.Tensor` of shape `(batch_size, packed_length)`, *optional*):
+            Which slots of the given `packed_state` each row uses.
+        labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`, *optional*):
+            Class ids; for multi label 0 or 1 for each class; for regression the values.
+        num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+            Number of labels in the whole batch, over all its micro-batches and processes: the loss is then the sum over
+            the labels given here, divided by it.
+        """
+        outputs = self.luna(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            packed_state=packed_state,
+            packed_attention_mask=packed_attention_mask,
+            return_dict=True,
+            **kwargs,
+        )
+        logits_bc = self.classifier(outputs, attention_mask)
+        loss = None
+        if labels is not None:
+            loss = sequence_classification_loss(logits_bc, labels, self.config, num_items_in_batch)
+        return LunaClassifierOutput(loss=loss, logits=logits_bc, **encoder_fields(outputs))
+
+
+@auto_docstring(
+    custom_intro="Luna with a head that scores each of several candidate texts, such as the answers to a question."
+)
+class LunaForMultipleChoice(LunaPreTrainedModel):
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+
+    def __init__(self, config: LunaConfig):
+        super().__init__(config)
+        self.luna = LunaModel(config)
+        self.classifier = LunaClassificationHead(config, num_labels=1)
+        self.post_init()
+        self.freeze_unread_parameters()
+
+    def freeze_unread_parameters(self) -> None:
+        self.luna.freeze_unread_parameters(self.classifier.reads_hidden_state, self.classifier.reads_packed_state)
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | LunaClassifierOutput:
+        r"""
+        input_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`):
+            Token ids of each candidate.
+        attention_mask (`torch.Tensor` of shape `(batch_size, num_choices, sequence_length)`, *optional*):
+            1 for tokens, 0 for padding.
+        position_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`, *optional*):
+            Positions of the tokens.
+        inputs_embeds (`torch.FloatTensor` of shape `(batch_size, num_choices, sequence_length, hidden_size)`, *optional*):
+            Embeddings in place of `input_ids`.
+        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Index of the right candidate.
+        num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+            Number of labels in the whole batch, over all its micro-batches and processes: the loss is then the sum over
+            the labels given here, divided by it.
+        """
+        given = input_ids if input_ids is not None else inputs_embeds
+        if given is not None and given.ndim != (3 if given is input_ids else 4):
+            raise ValueError(
+                f"Multiple choice needs `input_ids` of shape (batch_size, num_choices, sequence_length), or `inputs_embeds` "
+                f"with hidden_size after these, but got {tuple(given.shape)}."
+            )
+        input_ids, attention_mask, position_ids, inputs_embeds = (
+            None if x is None else x.flatten(0, 1) for x in (input_ids, attention_mask, position_ids, inputs_embeds)
+        )
+        outputs = self.luna(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            return_dict=True,
+            **kwargs,
+        )
+        logits_bc = self.classifier(outputs, attention_mask).view(given.shape[:2])
+        loss = None
+        if labels is not None:
+            reduction = "mean" if num_items_in_batch is None else "sum"
+            loss = nn.functional.cross_entropy(logits_bc.float(), labels.to(logits_bc.device), reduction=reduction)
+            loss = loss if num_items_in_batch is None else loss / num_items_in_batch
+        return LunaClassifierOutput(loss=loss, logits=logits_bc, **encoder_fields(outputs))
+
+
+@auto_docstring(custom_intro="Luna with a head over each token, for tagging.")
+class LunaForTokenClassification(LunaPreTrainedModel):
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+
+    def __init__(self, config: LunaConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.luna = LunaModel(config)
+        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+        self.freeze_unread_parameters()
+
+    def freeze_unread_parameters(self) -> None:
+        self.luna.freeze_unread_parameters(reads_packed_state=False)
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        packed_state: torch.FloatTensor | None = None,
+        packed_attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | LunaClassifierOutput:
+        r"""
+        packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`, *optional*):
+            P to start from: see [`LunaModel`].
+        packed_attention_mask (`torch.Tensor` of shape `(batch_size, packed_length)`, *optional*):
+            Which slots of the given `packed_state` each row uses.
+        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Class ids, -100 where no token is to be tagged.
+        """
+        outputs = self.luna(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            packed_state=packed_state,
+            packed_attention_mask=packed_attention_mask,
+            return_dict=True,
+            **kwargs,
+        )
+        logits_bnc = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits_bnc, labels, self.config, **kwargs)
+        return LunaClassifierOutput(loss=loss, logits=logits_bnc, **encoder_fields(outputs))
+
+
+@auto_docstring(custom_intro="Luna with a head that marks the first and the last token of an answer in the text.")
+class LunaForQuestionAnswering(LunaPreTrainedModel):
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+
+    def __init__(self, config: LunaConfig):
+        super().__init__(config)
+        self.luna = LunaModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+        self.freeze_unread_parameters()
+
+    def freeze_unread_parameters(self) -> None:
+        self.luna.freeze_unread_parameters(reads_packed_state=False)
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        packed_state: torch.FloatTensor | None = None,
+        packed_attention_mask: torch.Tensor | None = None,
+        start_positions: torch.LongTensor | None = None,
+        end_positions: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | LunaQuestionAnsweringOutput:
+        r"""
+        packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`, *optional*):
+            P to start from: see [`LunaModel`].
+        packed_attention_mask (`torch.Tensor` of shape `(batch_size, packed_length)`, *optional*):
+            Which slots of the given `packed_state` each row uses.
+        start_positions (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Index of the answer's first token; an index beyond the text is left out of the loss.
+        end_positions (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Index of the answer's last token; an index beyond the text is left out of the loss.
+        """
+        outputs = self.luna(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            packed_state=packed_state,
+            packed_attention_mask=packed_attention_mask,
+            return_dict=True,
+            **kwargs,
+        )
+        start_logits_bn, end_logits_bn = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits_bn, end_logits_bn, start_positions, end_positions, **kwargs)
+        return LunaQuestionAnsweringOutput(
+            loss=loss, start_logits=start_logits_bn, end_logits=end_logits_bn, **encoder_fields(outputs)
         )
 
 
@@ -648,6 +1090,18 @@ if not __name__.startswith("transformers_modules."):
     AutoConfig.register("luna", LunaConfig, exist_ok=True)
     AutoModel.register(LunaConfig, LunaModel, exist_ok=True)
     AutoModelForMaskedLM.register(LunaConfig, LunaForMaskedLM, exist_ok=True)
+    AutoModelForSequenceClassification.register(LunaConfig, LunaForSequenceClassification, exist_ok=True)
+    AutoModelForMultipleChoice.register(LunaConfig, LunaForMultipleChoice, exist_ok=True)
+    AutoModelForTokenClassification.register(LunaConfig, LunaForTokenClassification, exist_ok=True)
+    AutoModelForQuestionAnswering.register(LunaConfig, LunaForQuestionAnswering, exist_ok=True)
 
 
-__all__ = ["LunaForMaskedLM", "LunaModel", "LunaPreTrainedModel"]
+__all__ = [
+    "LunaForMaskedLM",
+    "LunaForMultipleChoice",
+    "LunaForQuestionAnswering",
+    "LunaForSequenceClassification",
+    "LunaForTokenClassification",
+    "LunaModel",
+    "LunaPreTrainedModel",
+]

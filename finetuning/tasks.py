@@ -1,0 +1,122 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""The tasks: where each one's data lies, its columns, labels, metrics and submission files.
+
+Recipes lie beside this file, in `recipes/<recipe>/<task>.yaml`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+TaskKind = Literal["classification", "regression", "multiple_choice", "token_classification"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task. Splits, columns and labels are named as on the Hub, whatever the files on disk call them."""
+
+    name: str
+    kind: TaskKind
+    metrics: tuple[str, ...]  # names in `metrics.METRICS`, in the order in which they are reported
+    best_metric: str  # the one of them that picks the best checkpoint
+    title: str = ""  # as papers write it
+    hub_dataset: str | None = None
+    hub_config: str | None = None
+    folder: str | None = None  # the task's folder in the original download
+    text_columns: tuple[str, ...] = ()  # one text or a pair of texts
+    labels: tuple[str, ...] | None = None  # names of the classes, in the order of their ids
+    validation_splits: tuple[str, ...] = ("validation",)  # the first one picks the best checkpoint
+    test_splits: tuple[str, ...] = ("test",)
+    submission_files: tuple[tuple[str, str], ...] = ()  # (test split, file name) on GLUE's server
+    submits_label_names: bool = False  # predictions as names of classes, not as ids
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that a loaded split has besides `index` (the row's id, a string or an int) and `label`."""
+        if self.kind == "multiple_choice":
+            return ("passage", "question", "options")
+        if self.kind == "token_classification":
+            return ("words",)
+        return ("text", "text_pair") if len(self.text_columns) == 2 else ("text",)
+
+
+def _glue(name: str, title: str, text_columns: str, labels: str | None, metrics: str, **fields) -> Task:
+    fields.setdefault("submission_files", (("test", f"{title}.tsv"),))
+    return Task(
+        name=name,
+        title=title,
+        kind="classification" if labels else "regression",
+        hub_dataset="nyu-mll/glue",
+        hub_config=name,
+        folder=title,
+        text_columns=tuple(text_columns.split()),
+        labels=tuple(labels.split()) if labels else None,
+        metrics=tuple(metrics.split()),
+        best_metric=metrics.split()[0],
+        **fields,
+    )
+
+
+def _race(name: str, hub_config: str) -> Task:
+    return Task(
+        name=name,
+        title={"all": "RACE", "middle": "RACE-M", "high": "RACE-H"}[hub_config],
+        kind="multiple_choice",
+        hub_dataset="ehovy/race",
+        hub_config=hub_config,
+        folder="RACE",
+        metrics=("accuracy",),
+        best_metric="accuracy",
+    )
+
+
+_TASKS = (
+    _glue("cola", "CoLA", "sentence", "unacceptable acceptable", "matthews_correlation"),
+    _glue("sst2", "SST-2", "sentence", "negative positive", "accuracy"),
+    _glue("mrpc", "MRPC", "sentence1 sentence2", "not_equivalent equivalent", "accuracy f1"),
+    _glue("stsb", "STS-B", "sentence1 sentence2", None, "pearson spearmanr"),
+    _glue("qqp", "QQP", "question1 question2", "not_duplicate duplicate", "accuracy f1"),
+    _glue(
+        "mnli",
+        "MNLI",
+        "premise hypothesis",
+        "entailment neutral contradiction",
+        "accuracy",
+        validation_splits=("validation_matched", "validation_mismatched"),
+        test_splits=("test_matched", "test_mismatched", "diagnostic"),
+        submission_files=(
+            ("test_matched", "MNLI-m.tsv"),
+            ("test_mismatched", "MNLI-mm.tsv"),
+            ("diagnostic", "AX.tsv"),
+        ),
+        submits_label_names=True,
+    ),
+    _glue("qnli", "QNLI", "question sentence", "entailment not_entailment", "accuracy", submits_label_names=True),
+    _glue("rte", "RTE", "sentence1 sentence2", "entailment not_entailment", "accuracy", submits_label_names=True),
+    _glue("wnli", "WNLI", "sentence1 sentence2", "not_entailment entailment", "accuracy"),
+    _race("race", "all"),
+    _race("race-middle", "middle"),
+    _race("race-high", "high"),
+    Task(
+        name="csqa",
+        title="CSQA",
+        kind="multiple_choice",
+        hub_dataset="tau/commonsense_qa",
+        folder="CSQA",
+        metrics=("accuracy",),
+        best_metric="accuracy",
+    ),
+)
+TASKS = {task.name: task for task in _TASKS}
+CUSTOM_METRICS = {
+    "classification": ("accuracy", "f1_macro"),
+    "regression": ("pearson", "spearmanr", "mean_squared_error"),
+    "multiple_choice": ("accuracy",),
+    "token_classification": ("f1_macro", "accuracy"),
+}
+
+
+def custom_task(kind: TaskKind, text_columns: tuple[str, ...] = (), labels: tuple[str, ...] | None = None) -> Task:
+    """A task over the user's own files. Its label names are known once the files, or the checkpoint, are read."""
+    metrics = CUSTOM_METRICS[kind]
+    return Task("custom", kind, metrics, metrics[0], title="custom", text_columns=text_columns, labels=labels)
