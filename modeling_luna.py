@@ -750,7 +750,7 @@ def sequence_classification_loss(
     shape = (b,) if config.problem_type == "single_label_classification" else (b, c)
     if labels.shape != shape and not (c == 1 and labels.shape == (b,)):
         raise ValueError(
-            f"`labels` has shape {tuple(labels.shape)}, but `problem_type` = {config.problem_type!r} with `num_labels` = {c} "
+            f"`labels` has shape {tuple(labels.shape)}, but `problem_type` {config.problem_type!r} with `num_labels` = {c} "
             f"needs {shape}."
         )
     logits_bc, labels = logits_bc.float(), labels.to(logits_bc.device)
