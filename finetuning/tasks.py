@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0.
 """The tasks: where each one's data lies, its columns, labels, metrics and submission files.
 
-Recipes lie beside this file, in `recipes/<recipe>/<task>.yaml`.
+Recipes lie beside this file: `recipes/<recipe>/<task>.yaml`, or `<family>.yaml` where tasks share one.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ class Task:
 
     name: str
     kind: TaskKind
+    family: str  # tasks of one family share recipes and the grid of a sweep
     metrics: tuple[str, ...]  # names in `metrics.METRICS`, in the order in which they are reported
     best_metric: str  # the one of them that picks the best checkpoint
     title: str = ""  # as papers write it
@@ -27,7 +28,7 @@ class Task:
     labels: tuple[str, ...] | None = None  # names of the classes, in the order of their ids
     validation_splits: tuple[str, ...] = ("validation",)  # the first one picks the best checkpoint
     test_splits: tuple[str, ...] = ("test",)
-    submission_files: tuple[tuple[str, str], ...] = ()  # (test split, file name) on GLUE's server
+    submission_files: tuple[tuple[str, str], ...] = ()  # (test split, file name), on GLUE's server the names it knows
     submits_label_names: bool = False  # predictions as names of classes, not as ids
 
     @property
@@ -46,6 +47,7 @@ def _glue(name: str, title: str, text_columns: str, labels: str | None, metrics:
         name=name,
         title=title,
         kind="classification" if labels else "regression",
+        family="glue",
         hub_dataset="nyu-mll/glue",
         hub_config=name,
         folder=title,
@@ -58,15 +60,18 @@ def _glue(name: str, title: str, text_columns: str, labels: str | None, metrics:
 
 
 def _race(name: str, hub_config: str) -> Task:
+    title = {"all": "RACE", "middle": "RACE-M", "high": "RACE-H"}[hub_config]
     return Task(
         name=name,
-        title={"all": "RACE", "middle": "RACE-M", "high": "RACE-H"}[hub_config],
+        title=title,
         kind="multiple_choice",
+        family="race",
         hub_dataset="ehovy/race",
         hub_config=hub_config,
         folder="RACE",
         metrics=("accuracy",),
         best_metric="accuracy",
+        submission_files=(("test", f"{title}.tsv"),),
     )
 
 
@@ -101,10 +106,12 @@ _TASKS = (
         name="csqa",
         title="CSQA",
         kind="multiple_choice",
+        family="csqa",
         hub_dataset="tau/commonsense_qa",
         folder="CSQA",
         metrics=("accuracy",),
         best_metric="accuracy",
+        submission_files=(("test", "test_predictions.csv"),),
     ),
 )
 TASKS = {task.name: task for task in _TASKS}
@@ -119,4 +126,4 @@ CUSTOM_METRICS = {
 def custom_task(kind: TaskKind, text_columns: tuple[str, ...] = (), labels: tuple[str, ...] | None = None) -> Task:
     """A task over the user's own files. Its label names are known once the files, or the checkpoint, are read."""
     metrics = CUSTOM_METRICS[kind]
-    return Task("custom", kind, metrics, metrics[0], title="custom", text_columns=text_columns, labels=labels)
+    return Task("custom", kind, "custom", metrics, metrics[0], title="custom", text_columns=text_columns, labels=labels)

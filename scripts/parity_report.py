@@ -1,6 +1,7 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Print, as a markdown table, how far the model is from the official code on every variant of the parity kit at hand.
+"""Print, as a markdown table, how far encoder, language model head and classification heads are from the official code on
+every variant of the parity kit at hand.
 
     python scripts/parity_report.py > docs/parity.md
 
@@ -17,15 +18,18 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 from parity_kit import (  # noqa: E402
+    HEAD_VARIANTS,
     MASKED_LM_VARIANTS,
     TOLERANCE_FACTOR,
+    compare_classifier,
     compare_masked_lm,
     find_variant,
+    load_classifier,
     load_masked_lm,
     read_goldens,
 )
 
-KINDS = ("hidden", "packed", "logits", "loss", "grad")
+KINDS = ("hidden", "packed", "logits", "loss", "grad", "cls_logits", "cls_loss", "cls_grad")
 
 
 def main() -> None:
@@ -35,7 +39,8 @@ def main() -> None:
 Each cell: number of tensors compared, and the largest difference from what the official code computes in float32 as a
 fraction of the tolerance. The tolerance is {TOLERANCE_FACTOR} times the official code's own float32 error (against
 float64) on the same variant and kind of tensor; for a loss that is a sum, the error of the mean counts once per term.
-Above 1, `tests/modeling/test_parity.py` fails.
+The kinds that start with `cls_` are those of a classification head, where the variant has one; for the losses and the
+gradients of a head, the error of `loss` and `grad` counts. Above 1, `tests/modeling/test_parity.py` fails.
 
 Made by `python scripts/parity_report.py > docs/parity.md` in float32 on CPU, with torch {torch.__version__} and
 transformers {transformers.__version__}.
@@ -51,11 +56,13 @@ transformers {transformers.__version__}.
         goldens, facts = read_goldens(variant)
         for attention in ("eager", "sdpa"):
             differences = compare_masked_lm(load_masked_lm(variant, attention), goldens, facts)
+            if variant in HEAD_VARIANTS:
+                differences += compare_classifier(load_classifier(variant, attention), goldens, facts)
             total += len(differences)
             cells = []
             for kind in KINDS:
                 ratios = [entry.max_abs / entry.tolerance for entry in differences if entry.kind == kind]
-                cells.append(f"{len(ratios)}, {max(ratios):.3f}")
+                cells.append(f"{len(ratios)}, {max(ratios):.3f}" if ratios else "")
             print(f"| {variant} | {attention} | {' | '.join(cells)} |")
     print(f"\n{total} tensors were compared.")
 

@@ -24,7 +24,7 @@ STAGES = (
 def main():
     print("[1/4] Set up the environment", flush=True)
     try:
-        python = environment.ensure("pretrain")
+        python = environment.ensure("pretrain,finetune")
         for number, (title, arguments) in enumerate(STAGES, start=2):
             print(f"[{number}/4] {title}", flush=True)
             status = environment.run([python, *arguments])

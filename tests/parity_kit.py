@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from configuration_luna import LunaConfig
 from convert_fairseq_checkpoint import (
     HEAD_PREFIX,
     config_from_args,
@@ -25,7 +26,7 @@ from convert_fairseq_checkpoint import (
     map_names,
     read_dictionary,
 )
-from modeling_luna import LunaForMaskedLM
+from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MASKED_LM_VARIANTS = (
@@ -44,6 +45,17 @@ MASKED_LM_VARIANTS = (
     "luna_bert/attention_head",
     "head_variants/luna_bert/tied",
 )
+HEAD_VARIANTS = (
+    "luna_bert/cls_head",
+    "luna_bert/pooling_head",
+    "luna_bert/pooling_head_fixed",
+    "luna_bert/attention_head",
+)
+POOLING_OF_HEAD = {
+    "cls_classification_head": "cls",
+    "pooling_classification_head": "packed_max",
+    "attention_classification_head": "packed_attention",
+}
 # The official code's own float32 error, times this, is what a correct implementation may differ by.
 TOLERANCE_FACTOR = 20
 
@@ -86,16 +98,40 @@ def read_goldens(name: str) -> tuple[dict[str, torch.Tensor], dict]:
         return {key: file.get_tensor(key) for key in file.keys()}, facts
 
 
-def load_masked_lm(name: str, attention: str = "eager") -> LunaForMaskedLM:
-    """The model of a `luna_bert` variant, in eval mode, without its classification heads."""
+def read_variant(name: str, attention: str) -> tuple[LunaConfig, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The configuration of a `luna_bert` variant, its converted parameters, and its heads' under official names."""
     folder = find_variant(name)
     args, state_dict = load_fairseq_checkpoint(folder / "model.pt")
-    state_dict = {key: tensor for key, tensor in state_dict.items() if not key.startswith(HEAD_PREFIX)}
+    heads = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(HEAD_PREFIX)}
     config = config_from_args(args, vocab_size=len(read_dictionary(folder / "dict.txt")))
     config._attn_implementation = attention
+    return config, convert_state_dict(state_dict, config, find_layer_norm_scale(state_dict)), heads
+
+
+def load_masked_lm(name: str, attention: str = "eager") -> LunaForMaskedLM:
+    """The model of a `luna_bert` variant, in eval mode, without its classification heads."""
+    config, weights, _ = read_variant(name, attention)
     model = LunaForMaskedLM(config).eval()
-    model.load_state_dict(convert_state_dict(state_dict, config, find_layer_norm_scale(state_dict)))
+    model.load_state_dict(weights)
     return model
+
+
+def load_classifier(name: str, attention: str = "eager") -> LunaForSequenceClassification:
+    """The model of one of HEAD_VARIANTS with its classification head, in eval mode."""
+    config, weights, heads = read_variant(name, attention)
+    (head,) = {key.split(".")[1] for key in heads}
+    config.classifier_pooling = POOLING_OF_HEAD[head]
+    config.num_labels = len(heads[f"{HEAD_PREFIX}{head}.out_proj.bias"])
+    model = LunaForSequenceClassification(config).eval()
+    encoder = {key: tensor for key, tensor in weights.items() if not key.startswith("lm_head.")}
+    model.load_state_dict(encoder | {name_in_head(key): tensor for key, tensor in heads.items()})
+    return model
+
+
+def name_in_head(official: str) -> str:
+    """Our name of a parameter of an official classification head: "classification_heads.<head>.<name>"."""
+    name = official.removeprefix(HEAD_PREFIX).partition(".")[2]
+    return "classifier." + name.replace("attn.", "attention.").replace("layernorm.", "attention.layer_norm.")
 
 
 def max_abs_difference(ours: torch.Tensor, official: torch.Tensor, mask: torch.Tensor | None = None) -> float:
@@ -105,23 +141,41 @@ def max_abs_difference(ours: torch.Tensor, official: torch.Tensor, mask: torch.T
     return (difference if mask is None else difference[mask]).max().item()
 
 
+class Comparison:
+    """The differences of a model from the goldens of a variant, and the goldens that were not read yet."""
+
+    def __init__(self, goldens: dict[str, torch.Tensor], facts: dict, of_heads: bool):
+        """Without `of_heads` everything but the results of classification heads is to be read, with it only these."""
+        self.goldens, self.facts = goldens, facts
+        self.differences: list[Difference] = []
+        self.unread = {key for key in goldens if key.split(".")[1].startswith("cls_") == of_heads}
+
+    def take(self, key: str) -> torch.Tensor:
+        self.unread.discard(key)
+        return self.goldens[key]
+
+    def compare(
+        self, kind: str, key: str, ours: torch.Tensor, mask: torch.Tensor | None = None, tolerance_scale: int = 1
+    ) -> None:
+        noise = self.facts["fp32_noise"][{"cls_loss": "loss", "cls_grad": "grad"}.get(kind, kind)]["max_abs_err"]
+        difference = max_abs_difference(ours, self.take(key), mask)
+        self.differences.append(Difference(kind, key, difference, TOLERANCE_FACTOR * tolerance_scale * noise))
+
+    def finish(self) -> list[Difference]:
+        assert not self.unread, f"not compared: {sorted(self.unread)}"
+        return self.differences
+
+
 def compare_masked_lm(model: LunaForMaskedLM, goldens: dict[str, torch.Tensor], facts: dict) -> list[Difference]:
     """Compare encoder, language model head, losses and gradients on every batch of the goldens.
 
     Raises:
-        AssertionError: the goldens hold a tensor that is neither an input nor compared, or a mask differs.
+        AssertionError: the goldens hold a tensor that is neither an input nor compared nor of a classification head, or
+            a mask differs.
     """
     names = map_names(model.config)
-    differences = []
-    unread = {key for key in goldens if not key.split(".")[1].startswith("cls_")}
-
-    def take(key: str) -> torch.Tensor:
-        unread.discard(key)
-        return goldens[key]
-
-    def compare(kind: str, key: str, ours: torch.Tensor, mask: torch.Tensor | None = None, tolerance_scale: int = 1) -> None:
-        tolerance = TOLERANCE_FACTOR * tolerance_scale * facts["fp32_noise"][kind]["max_abs_err"]
-        differences.append(Difference(kind, key, max_abs_difference(ours, take(key), mask), tolerance))
+    comparison = Comparison(goldens, facts, of_heads=False)
+    take, compare = comparison.take, comparison.compare
 
     for batch in facts["batches"]:
         inputs = {"input_ids": take(f"{batch}.input_ids"), "attention_mask": take(f"{batch}.attention_mask")}
@@ -154,5 +208,33 @@ def compare_masked_lm(model: LunaForMaskedLM, goldens: dict[str, torch.Tensor], 
             for key in [key for key in goldens if key.startswith(prefix)]:
                 compare("grad", key, model.get_parameter(names[key.removeprefix(prefix)]).grad)
 
-    assert not unread, f"not compared: {sorted(unread)}"
-    return differences
+    return comparison.finish()
+
+
+def compare_classifier(
+    model: LunaForSequenceClassification, goldens: dict[str, torch.Tensor], facts: dict
+) -> list[Difference]:
+    """Compare the logits, losses and gradients of a classification head on every batch of the goldens.
+
+    Raises:
+        AssertionError: the goldens hold a tensor of the head that was not compared.
+    """
+    names = map_names(model.config)
+    comparison = Comparison(goldens, facts, of_heads=True)
+    for batch in facts["batches"]:
+        model.zero_grad()
+        outputs = model(
+            input_ids=goldens[f"{batch}.input_ids"],
+            attention_mask=goldens[f"{batch}.attention_mask"],
+            labels=comparison.take(f"{batch}.cls_labels"),
+        )
+        comparison.compare("cls_logits", f"{batch}.cls_logits", outputs.logits)
+        comparison.compare("cls_loss", f"{batch}.cls_loss", outputs.loss)
+        if batch in facts["grad_batches"]:
+            outputs.loss.backward()
+            prefix = f"{batch}.cls_grad."
+            for key in [key for key in goldens if key.startswith(prefix)]:
+                official = key.removeprefix(prefix)
+                ours = name_in_head(official) if official.startswith(HEAD_PREFIX) else names[official]
+                comparison.compare("cls_grad", key, model.get_parameter(ours).grad)
+    return comparison.finish()

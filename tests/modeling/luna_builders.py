@@ -3,6 +3,7 @@
 """Tiny models with weights at unit scale, batches with padding anywhere, and flash attention without a GPU."""
 
 import gc
+import math
 import sys
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -10,9 +11,12 @@ from itertools import product
 from types import ModuleType
 from unittest import mock
 
+import pytest
 import torch
+from tokenizers import ByteLevelBPETokenizer
+from tokenizers.processors import RobertaProcessing
 from torch.nn.attention import flex_attention as torch_flex
-from transformers import masking_utils, modeling_flash_attention_utils
+from transformers import PreTrainedTokenizerFast, masking_utils, modeling_flash_attention_utils
 from transformers.integrations import flex_attention as transformers_flex
 
 from configuration_luna import LunaConfig
@@ -93,6 +97,10 @@ def masked_lm(attention, dtype=torch.float64, **changes):
 def random_ids(n, seed=0, vocab_size=41):
     """n ids from 4 up: no special tokens."""
     return torch.randint(4, vocab_size, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def ids_of(*rows):
+    return torch.tensor(rows)
 
 
 def place(rows, columns, width, pad):
@@ -244,6 +252,40 @@ def uncompiled_flex():
         yield
 
 
+SENTENCES = [
+    "Luna packs a long text into a short one and unpacks it again.",
+    "Attention over a packed text costs time in proportion to the length.",
+    "The moon goes around the earth, and the earth goes around the sun.",
+]
+
+
+def make_tokenizer():
+    """A byte-level BPE with the special ids of RoBERTa: 0 to 3, and <mask> last."""
+    bpe = ByteLevelBPETokenizer(add_prefix_space=True)
+    bpe.train_from_iterator(
+        SENTENCES,
+        vocab_size=320,
+        min_frequency=1,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        show_progress=False,
+    )
+    bpe._tokenizer.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer,
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        cls_token="<s>",
+        sep_token="</s>",
+        mask_token="<mask>",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    assert tokenizer.convert_tokens_to_ids(["<s>", "<pad>", "</s>", "<unk>"]) == [0, 1, 2, 3]
+    assert tokenizer.mask_token_id == len(tokenizer) - 1
+    return tokenizer
+
+
 BACKENDS = ["eager", "sdpa", "flash_attention_2", "flex_attention"]
 # Float64 results of the same sums of some tens of terms in another order, amplified by three layers at unit scale
 # (1e-14 measured).
@@ -257,18 +299,33 @@ def backend_context(attention):
     return uncompiled_flex() if attention == "flex_attention" else nullcontext()
 
 
-def train_under_ddp(rank, world_size, init_file, options, queue):
+def assert_close(actual, expected, tolerance):
+    expected = torch.as_tensor(expected, dtype=actual.dtype)
+    torch.testing.assert_close(actual.detach(), expected.detach(), rtol=tolerance, atol=tolerance)
+
+
+def assert_initialised(weight, std):
+    """Normal(0, std): mean and standard deviation within five standard errors."""
+    n = weight.numel()
+    assert abs(weight.mean().item()) < 5 * std / math.sqrt(n)
+    assert weight.std().item() == pytest.approx(std, abs=5 * std / math.sqrt(2 * n))
+
+
+def train_under_ddp(rank, world_size, init_file, options, queue, model_class=LunaForMaskedLM):
     """One process of a DistributedDataParallel run without find_unused_parameters: puts losses and sums of weights."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{init_file}", rank=rank, world_size=world_size)
     try:
-        model = build(LunaForMaskedLM, attention="sdpa", **options).train()
+        model = build(model_class, attention="sdpa", **options).train()
         parallel = torch.nn.parallel.DistributedDataParallel(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         losses = []
         for step in range(3):  # an unused parameter is noticed at the start of the step after it
             batch = pad_batch([random_ids(7, seed=10 * step + rank), random_ids(3, seed=20 * step + rank)])
-            labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+            if model_class is LunaForMaskedLM:
+                labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+            else:
+                labels = torch.tensor([rank, step % 2])
             loss = parallel(**batch, labels=labels).loss
             optimizer.zero_grad()
             loss.backward()

@@ -153,6 +153,34 @@ def masked_lm_logits(weights, config, ids):
     return linear(weights, "lm_head.decoder", x)
 
 
+def pool(weights, config, x, p):
+    """The sentence representation that a classification head reads, (d,), of one row's X (n, d) and P (l, d)."""
+    if config.classifier_pooling == "cls":
+        return x[0]
+    if config.classifier_pooling == "mean":
+        return sum(x) / len(x)
+    if config.classifier_pooling == "packed_mean":
+        return sum(p) / len(p)
+    if config.classifier_pooling == "packed_max":
+        return linear(weights, "classifier.in_proj", p).max(axis=0)
+    y, _ = attention(
+        linear(weights, "classifier.attention.q_proj", x[:1]),
+        linear(weights, "classifier.attention.k_proj", p),
+        linear(weights, "classifier.attention.v_proj", p),
+        config.num_attention_heads,
+    )
+    y = linear(weights, "classifier.attention.out_proj", y)
+    return layer_norm(weights, "classifier.attention.layer_norm", y, config.layer_norm_eps)[0]
+
+
+def classifier_logits(weights, config, ids):
+    """Scores of `LunaForSequenceClassification`, (c,), from its own state dict; of one choice with multiple choice."""
+    encoder = {name.removeprefix("luna."): w for name, w in weights.items() if name.startswith("luna.")}
+    output = luna(encoder, config, ids)
+    pooled = pool(weights, config, output.last_hidden_state, output.packed_state)
+    return linear(weights, "classifier.out_proj", np.tanh(linear(weights, "classifier.dense", pooled)))
+
+
 def cross_entropy(logits, labels):
     """Sum over the positions whose label is not -100, in nats."""
     total = 0.0

@@ -12,13 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tokenizers import ByteLevelBPETokenizer
-from tokenizers.processors import RobertaProcessing
 from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
-    PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaModel,
     Trainer,
@@ -32,12 +29,16 @@ from luna_builders import (
     ALL_OPTIONS,
     BACKENDS,
     OPTION_VALUES,
+    SENTENCES,
     SINGLE_OPTIONS,
     TOLERANCE,
+    assert_close,
+    assert_initialised,
     backend_context,
     build,
     columns_for,
     emulated_flash,
+    ids_of,
     masked_lm,
     option_id,
     pad_batch,
@@ -50,24 +51,6 @@ from luna_builders import (
 from modeling_luna import LunaAttention, LunaForMaskedLM, LunaModel, LunaPackedEmbeddings
 
 TEXT = random_ids(9, seed=3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On tensors as small as these, threads do nothing but wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def assert_close(actual, expected, tolerance):
-    expected = torch.as_tensor(expected, dtype=actual.dtype)
-    torch.testing.assert_close(actual.detach(), expected.detach(), rtol=tolerance, atol=tolerance)
-
-
-def ids_of(*rows):
-    return torch.tensor(rows)
 
 
 def labelled(batch):
@@ -877,13 +860,6 @@ def test_masked_language_model_of_a_base_checkpoint(tmp_path):
     assert torch.equal(loaded.lm_head.layer_norm.weight, torch.ones(16))
 
 
-def assert_initialised(weight, std):
-    """Normal(0, std): mean and standard deviation within five standard errors."""
-    n = weight.numel()
-    assert abs(weight.mean().item()) < 5 * std / math.sqrt(n)
-    assert weight.std().item() == pytest.approx(std, abs=5 * std / math.sqrt(2 * n))
-
-
 def check_initialisation(model, std, only=None):
     for name, module in model.named_modules():
         if only is not None and name not in only:
@@ -1167,40 +1143,6 @@ def test_compiled_training_step(backend, fresh_dynamo):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Pipelines
-
-SENTENCES = [
-    "Luna packs a long text into a short one and unpacks it again.",
-    "Attention over a packed text costs time in proportion to the length.",
-    "The moon goes around the earth, and the earth goes around the sun.",
-]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    """A byte-level BPE with the special ids of RoBERTa: 0 to 3, and <mask> last."""
-    bpe = ByteLevelBPETokenizer(add_prefix_space=True)
-    bpe.train_from_iterator(
-        SENTENCES,
-        vocab_size=320,
-        min_frequency=1,
-        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
-        show_progress=False,
-    )
-    bpe._tokenizer.post_processor = RobertaProcessing(("</s>", 2), ("<s>", 0))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer,
-        bos_token="<s>",
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        cls_token="<s>",
-        sep_token="</s>",
-        mask_token="<mask>",
-        model_input_names=["input_ids", "attention_mask"],
-    )
-    assert tokenizer.convert_tokens_to_ids(["<s>", "<pad>", "</s>", "<unk>"]) == [0, 1, 2, 3]
-    assert tokenizer.mask_token_id == len(tokenizer) - 1
-    return tokenizer
 
 
 def test_fill_mask_pipeline(tokenizer, tmp_path):

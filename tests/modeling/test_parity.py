@@ -10,12 +10,15 @@ from torch import nn
 
 from configuration_luna import LunaConfig
 from convert_fairseq_checkpoint import find_layer_norm_scale, is_layer_norm_weight, load_fairseq_checkpoint, map_names
-from modeling_luna import LunaLayer, LunaModel, sinusoids
+from modeling_luna import LunaLayer, LunaModel, masked_mean, sinusoids
 from parity_kit import (
+    HEAD_VARIANTS,
     MASKED_LM_VARIANTS,
     TOLERANCE_FACTOR,
+    compare_classifier,
     compare_masked_lm,
     find_variant,
+    load_classifier,
     load_masked_lm,
     max_abs_difference,
     read_goldens,
@@ -42,6 +45,57 @@ def test_a_packed_norm_in_the_place_of_the_other_is_noticed():
 
     too_large = {difference.kind for difference in differences if difference.max_abs > difference.tolerance}
     assert too_large == {"hidden", "packed", "logits", "loss", "grad"}
+
+
+HEAD_KINDS = {"cls_logits", "cls_loss", "cls_grad"}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("variant", variant_params(*HEAD_VARIANTS))
+def test_classification_head(variant, attention):
+    goldens, facts = read_goldens(variant)
+    differences = compare_classifier(load_classifier(variant, attention), goldens, facts)
+
+    too_large = [difference for difference in differences if not difference.max_abs <= difference.tolerance]
+    assert not too_large
+    assert {difference.kind for difference in differences} == HEAD_KINDS
+
+
+# Each with the parameters of the right one, so that only the pooling itself differs.
+WRONG_POOLINGS = {
+    "cls: mean over the tokens": ("cls_head", lambda head, x, p, mask, used: masked_mean(x, mask)),
+    "cls: last column": ("cls_head", lambda head, x, p, mask, used: x[:, -1]),
+    "max: mean": ("pooling_head", lambda head, x, p, mask, used: masked_mean(head.in_proj(p), used)),
+    "max: unused slots": ("pooling_head", lambda head, x, p, mask, used: head.in_proj(p).amax(dim=1)),
+    "max: projection after it": (
+        "pooling_head",
+        lambda head, x, p, mask, used: head.in_proj(p.masked_fill(~used[..., None], -1e4).amax(dim=1)),
+    ),
+    "fixed max: mean": ("pooling_head_fixed", lambda head, x, p, mask, used: masked_mean(head.in_proj(p), used)),
+    "attention: of the mean": (
+        "attention_head",
+        lambda head, x, p, mask, used: head.attention(masked_mean(x, mask), p, used),
+    ),
+    "attention: unused slots": (
+        "attention_head",
+        lambda head, x, p, mask, used: head.attention(x[:, 0], p, torch.ones_like(used)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_POOLINGS)
+def test_another_pooling_is_noticed(case):
+    variant, pool = WRONG_POOLINGS[case]
+    variant = f"luna_bert/{variant}"
+    if find_variant(variant) is None:
+        pytest.skip(f"{variant} is not at hand")
+    model = load_classifier(variant)
+    model.classifier.pool = lambda *states: pool(model.classifier, *states)
+    differences = compare_classifier(model, *read_goldens(variant))
+
+    too_large = {difference.kind for difference in differences if difference.max_abs > difference.tolerance}
+    # In the batch with gradients each row uses all slots of P.
+    assert too_large == HEAD_KINDS - ({"cls_grad"} if case == "max: unused slots" else set())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,74 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""`python -m finetuning TASK [options.yaml] --model_name_or_path M ...`; also under `accelerate launch` and `torchrun`."""
+
+import gc
+import logging
+import os
+import sys
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from finetuning.arguments import make_parser, parse, split_command_line
+from finetuning.errors import FinetuningError
+from finetuning.experiments import compare, sweep
+from finetuning.train import Interrupted, run
+
+
+def check_launch(world_size: int) -> None:
+    """Refuse a launch whose processes do not know of each other: each would train alone."""
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != world_size:
+        raise FinetuningError(
+            f"{launched} processes were launched, but the Trainer sees {world_size}: on CPU, launch with torchrun and give "
+            "--use_cpu."
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        make_parser().print_help()
+        return 0
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    transformers_logging.disable_propagation()
+    try:
+        task_names, options = split_command_line(argv)
+        if not any(token.split("=")[0] == "--output_dir" for token in options):
+            options = [*options, "--output_dir", f"runs/finetuning/{'-'.join(task_names)}"]
+        arguments = parse(task_names[0], options)
+        check_launch(arguments.training.world_size)
+        if arguments.run.compare:
+            compare(task_names, options)
+            return 0
+        if len(task_names) > 1:
+            raise FinetuningError(f"Several tasks ({', '.join(task_names)}) need --compare: otherwise run them one by one.")
+        if arguments.run.sweep or arguments.run.sweep_grid:
+            sweep(task_names[0], options)
+            return 0
+        results = run(arguments)
+        if arguments.training.should_save:
+            print("\n".join(f"{name}: {value}" for name, value in results.items()))
+            print(f"Saved in {arguments.training.output_dir}.")
+    except FinetuningError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted:
+        print("Interrupted: a checkpoint is saved; give the same command again to go on.", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print(
+            "Interrupted: give the same command again to go on from the last checkpoint, if there is one.", file=sys.stderr
+        )
+        return 130
+    finally:
+        # Processes that keep a model at exit now and then abort in the backend's own clean-up.
+        gc.collect()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""The model card of a fine-tuned model: what is known from the run, and nothing else."""
+
+import json
+from pathlib import Path
+from string import Template
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from finetuning.data import TaskData
+from finetuning.metrics import ENTITY_METRICS, metric_names
+
+HUB_TASKS = {
+    "classification": "text-classification",
+    "regression": "text-classification",
+    "multiple_choice": "multiple-choice",
+    "token_classification": "token-classification",
+}
+# The Hub's names of metrics, where ours differ.
+HUB_METRICS = {"pearson": "pearsonr", "mean_squared_error": "mse", "f1_macro": "f1"}
+HUB_METRICS |= {name: name.removeprefix("entity_") for name in ENTITY_METRICS}
+
+# The parts of the examples. The inputs of multiple choice are those of `finetuning.encoding`.
+REGISTER = "import modeling_luna  # of luna-transformers; registers Luna with the Auto classes\n"
+MULTIPLE_CHOICE = Template("""import torch
+from transformers import AutoModelForMultipleChoice, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained($name)
+model = AutoModelForMultipleChoice.from_pretrained($name)
+$inputs
+with torch.no_grad():
+    scores = model(**{name: tensor.unsqueeze(0) for name, tensor in inputs.items()}).logits[0]
+print(options[scores.argmax()])
+""")
+WITH_PASSAGE = """passage = "Anna took the train to Rome."
+question, options = "Where is Anna?", ["In Rome", "At home"]
+questions = [question.replace("_", option) if "_" in question else f"{question} {option}" for option in options]
+inputs = tokenizer(questions, [passage] * len(options), truncation="only_second", padding=True, return_tensors="pt")"""
+WITHOUT_PASSAGE = """question, options = "Where do fish live?", ["water", "trees"]
+texts = [f"Q: {question}{tokenizer.sep_token}A: {option}" for option in options]
+inputs = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")"""
+
+
+def make_model_card(
+    model_name: str,
+    data: TaskData,
+    metrics: dict[str, dict[str, float]],
+    hyperparameters: dict[str, object],
+    versions: dict[str, str],
+    *,
+    model_type: str,
+    base_model: str | None,
+    data_description: str,
+    classifier_pooling: str | None = None,
+    pictures: tuple[str, ...] = (),
+    license: str | None = None,
+) -> ModelCard:
+    """The card as README.md of the model's folder.
+
+    Args:
+        model_name: the folder or the Hub name that the examples load.
+        metrics: evaluated split -> name of the metric -> value.
+        hyperparameters: by name of the option; those that are None are left out.
+        versions: library -> version.
+        model_type: as the model's config has it.
+        base_model: the checkpoint that was fine-tuned, a folder or a Hub name, or None for random weights.
+        data_description: one or more sentences on where the data comes from.
+        classifier_pooling: the sentence representation, for models that have a choice.
+        pictures: names of files beside the card.
+        license: its identifier on the Hub, only where it is known.
+    """
+    task = data.task
+    card_data = ModelCardData(
+        model_name=model_name,
+        base_model=base_model if _is_hub_name(base_model) else None,
+        datasets=[task.hub_dataset] if task.hub_dataset else None,
+        language="en" if task.hub_dataset else None,
+        library_name="transformers",
+        license=license,
+        metrics=sorted({HUB_METRICS.get(name, name) for values in metrics.values() for name in values}),
+        pipeline_tag=HUB_TASKS[task.kind],
+        tags=[model_type, task.name],
+        eval_results=[
+            EvalResult(
+                task_type=HUB_TASKS[task.kind],
+                dataset_type=task.hub_dataset or task.name,
+                dataset_name=task.title,
+                dataset_config=task.hub_config,
+                dataset_split=split,
+                metric_type=HUB_METRICS.get(name, name),
+                metric_name=name,
+                metric_value=value,
+            )
+            for split, values in metrics.items()
+            for name, value in values.items()
+        ],
+    )
+    start = f"the checkpoint `{base_model}`, fine-tuned" if base_model else "random weights, trained"
+    pooling = f" Its sentence representation (`classifier_pooling`) is `{classifier_pooling}`." if classifier_pooling else ""
+    rows = ", ".join(f"{len(split):,} in `{name}`" for name, split in data.splits.items())
+    classes = f" Classes: {', '.join(f'`{name}`' for name in task.labels)}." if task.labels else ""
+    body = [
+        f"# {model_name}",
+        f"A `{model_type}` model for {task.kind.replace('_', ' ')}: {start} on {task.title}.{pooling}",
+        f"## Data\n\n{data_description}\n\nRows: {rows}.{classes}",
+        f"## Results\n\n{_results_table(metrics)}",
+        *(f"![{Path(picture).stem.replace('_', ' ')}]({picture})" for picture in pictures),
+        f"## Use\n\n```python\n{usage(model_name, model_type, data)}```",
+        f"## Training\n\n{_table(('option', 'value'), hyperparameters.items())}",
+        "Made with " + ", ".join(f"{library} {version}" for library, version in versions.items()) + ".",
+        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(data, metrics, hyperparameters)),
+    ]
+    return ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n")
+
+
+def _is_hub_name(name: str | None) -> bool:
+    if name is None or Path(name).exists():
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _table(header: tuple[str, ...], rows) -> str:
+    lines = [header, ["---"] * len(header), *([str(cell) for cell in row] for row in rows if row[1] is not None)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _results_table(metrics: dict[str, dict[str, float]]) -> str:
+    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    cells = {split: [f"{values[name]:.4f}" if name in values else "" for name in names] for split, values in metrics.items()}
+    return _table(("split", *names), [(split, *row) for split, row in cells.items()])
+
+
+def usage(model_name: str, model_type: str, data: TaskData) -> str:
+    """A program that loads the model and applies it to one input."""
+    task, name = data.task, json.dumps(model_name, ensure_ascii=False)
+    luna = REGISTER if model_type == "luna" else ""
+    if task.kind == "multiple_choice":
+        has_passages = any(any(split["passage"]) for split in data.splits.values())
+        return luna + MULTIPLE_CHOICE.substitute(name=name, inputs=WITH_PASSAGE if has_passages else WITHOUT_PASSAGE)
+    settings = f'"{HUB_TASKS[task.kind]}", model={name}'
+    if task.kind == "token_classification":
+        text = '"Anna took the train to Rome."'
+        if "entity_f1" in metric_names(task):
+            settings += ', aggregation_strategy="simple"'
+    else:
+        text = '"The first text."'
+        if len(task.text_columns) == 2:
+            text = '{"text": "The first text.", "text_pair": "The second text."}'
+        settings += ", truncation=True" + (', function_to_apply="none"' if task.kind == "regression" else "")
+    return f"{luna}from transformers import pipeline\n\npredict = pipeline({settings})\nprint(predict({text}))\n"
+
+
+def _limits(data: TaskData, metrics: dict[str, dict[str, float]], hyperparameters: dict[str, object]) -> list[str]:
+    task = data.task
+    limits = ["Only what the table shows was measured: no other data, domain or language, and no bias."]
+    if hyperparameters.get("load_best_model_at_end"):
+        limits.append(
+            f"The checkpoint is the best of the run on `{task.validation_splits[0]}` by {task.best_metric}, so its results "
+            "on that split are optimistic."
+        )
+    unseen = [f"`{split}`" for split in data.splits if split in task.test_splits and split not in metrics]
+    if unseen:
+        limits.append(f"Without an evaluation: {', '.join(unseen)}.")
+    if hyperparameters.get("max_sequence_length"):
+        limits.append(f"Inputs were cut at {hyperparameters['max_sequence_length']} tokens.")
+    return limits

@@ -1,0 +1,580 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""One run: load data and checkpoint, train, evaluate, predict, and write everything that a reader of the result needs.
+
+Read top to bottom: the model, the loss, the Trainer, checkpoints, the run.
+"""
+
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import (
+    AutoConfig,
+    AutoModelForMultipleChoice,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    set_seed,
+)
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+import modeling_luna  # noqa: F401  registers Luna with the Auto classes
+from finetuning.arguments import Arguments, describe
+from finetuning.data import TaskData, load_task
+from finetuning.encoding import encode, make_collator
+from finetuning.errors import FinetuningError
+from finetuning.metrics import compute_metrics
+from finetuning.model_card import make_model_card
+from finetuning.plots import plot_confusion_matrix, plot_learning_curve, plot_regression
+from finetuning.predictions import write_predictions, write_submission
+from finetuning.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+AUTO_CLASSES = {
+    "classification": AutoModelForSequenceClassification,
+    "regression": AutoModelForSequenceClassification,
+    "multiple_choice": AutoModelForMultipleChoice,
+    "token_classification": AutoModelForTokenClassification,
+}
+HEADS = ("ForSequenceClassification", "ForMultipleChoice", "ForTokenClassification")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The model
+
+
+def load_config(arguments: Arguments) -> PreTrainedConfig:
+    """The checkpoint's configuration with the options that are fields of it.
+
+    Raises:
+        FinetuningError: no such checkpoint, or the user gave an option that this architecture does not have.
+    """
+    model = arguments.model
+    try:
+        config = AutoConfig.from_pretrained(
+            model.model_name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FinetuningError(f"The checkpoint {model.model_name_or_path} cannot be loaded: {reason}") from error
+    for name, value in model.config_overrides().items():
+        if hasattr(config, name):
+            try:
+                setattr(config, name, value)
+            except ValueError as error:
+                raise FinetuningError(f"`{name}` is {value!r}: {str(error).splitlines()[-1].strip()}") from error
+        elif name in arguments.given:
+            raise FinetuningError(
+                f"`{name}` was given, but the configuration of {model.model_name_or_path} ({config.model_type}) has no such "
+                "field: leave it out."
+            )
+        else:
+            logger.info("The recipe's %s does not apply to %s.", name, config.model_type)
+    return config
+
+
+def is_finetuned(config: PreTrainedConfig) -> bool:
+    """Whether a checkpoint holds a head of this program's kinds already."""
+    return any(name.endswith(HEADS) for name in config.architectures or [])
+
+
+def checkpoint_labels(config: PreTrainedConfig) -> tuple[str, ...] | None:
+    """The names of the classes that a fine-tuned checkpoint knows."""
+    if not is_finetuned(config) or config.num_labels < 2:
+        return None
+    return tuple(config.id2label[i] for i in range(config.num_labels))
+
+
+def fit_config(config: PreTrainedConfig, data: TaskData, arguments: Arguments) -> None:
+    """Set labels and problem type for the task.
+
+    Raises:
+        FinetuningError: the checkpoint was fine-tuned for something else.
+    """
+    task, name = data.task, arguments.model.model_name_or_path
+    old_head = AUTO_CLASSES[task.kind].__name__.removeprefix("AutoModel")
+    if is_finetuned(config) and not arguments.model.ignore_mismatched_sizes:
+        remedy = "start from a pretrained checkpoint, or give --ignore_mismatched_sizes to start a new head"
+        if not any(architecture.endswith(old_head) for architecture in config.architectures):
+            raise FinetuningError(
+                f"{name} holds a {config.architectures[0]}, but {task.name} is a task of {task.kind.replace('_', ' ')}: "
+                f"{remedy}."
+            )
+        known = checkpoint_labels(config)
+        if task.kind in ("classification", "token_classification") and known != task.labels:
+            if known is None or len(known) != len(task.labels):
+                found = f"{config.num_labels} label{'s' * (config.num_labels != 1)}, but {task.name} has {len(task.labels)}"
+                raise FinetuningError(f"{name} was fine-tuned for {found} ({', '.join(task.labels)}): {remedy}.")
+            raise FinetuningError(
+                f"{name} was fine-tuned for the labels {', '.join(known)} in this order, but {task.name} has "
+                f"{', '.join(task.labels)}: {remedy}."
+            )
+        if task.kind == "regression" and config.num_labels != 1:
+            raise FinetuningError(
+                f"{name} was fine-tuned for {config.num_labels} labels, but {task.name} has one value: {remedy}."
+            )
+        choices = getattr(config, "num_choices", None)
+        if task.kind == "multiple_choice" and choices not in (None, data.num_options):
+            raise FinetuningError(
+                f"The rows of {task.name} have {data.num_options} options, but {name} was fine-tuned on {choices}: give it "
+                f"rows with {choices} options, or {remedy}."
+            )
+    if task.kind == "multiple_choice":
+        config.num_choices = data.num_options
+        return
+    if task.kind == "regression":
+        config.id2label, config.label2id = {0: "value"}, {"value": 0}
+        config.problem_type = "regression"
+        return
+    config.id2label = dict(enumerate(task.labels))
+    config.label2id = {label: i for i, label in enumerate(task.labels)}
+    if task.kind == "classification":
+        config.problem_type = "single_label_classification"
+
+
+def load_model(config: PreTrainedConfig, task: Task, arguments: Arguments) -> PreTrainedModel:
+    """The checkpoint under a head for the task; says which weights are new."""
+    auto_class, model = AUTO_CLASSES[task.kind], arguments.model
+    if model.random_weights:
+        logger.warning("All weights are new: random initialisation of %s.", model.model_name_or_path)
+        return auto_class.from_config(config, trust_remote_code=model.trust_remote_code)
+    try:
+        loaded, info = auto_class.from_pretrained(
+            model.model_name_or_path,
+            config=config,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            ignore_mismatched_sizes=model.ignore_mismatched_sizes,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FinetuningError(f"The checkpoint {model.model_name_or_path} cannot be loaded: {reason}") from error
+    new = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
+    if new and not arguments.training.do_train:
+        raise FinetuningError(
+            f"{model.model_name_or_path} has no weights for {new[0]}, so it cannot predict {task.name} without training: "
+            "give a checkpoint that was fine-tuned on it."
+        )
+    logger.warning("New weights: %s.", ", ".join(new) if new else "none")
+    return loaded
+
+
+def load_tokenizer(config: PreTrainedConfig, arguments: Arguments) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer.
+
+    Raises:
+        FinetuningError: there is none, or it has ids that the model does not know.
+    """
+    model = arguments.model
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model.model_name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FinetuningError(f"{model.model_name_or_path} has no tokenizer that can be loaded: {reason}") from error
+    if len(tokenizer) > config.vocab_size:
+        raise FinetuningError(
+            f"The tokenizer of {model.model_name_or_path} has {len(tokenizer)} entries, but the model {config.vocab_size}: "
+            "they do not belong together."
+        )
+    return tokenizer
+
+
+def sequence_limit(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The longest input in tokens that model and tokenizer allow."""
+    limits = [tokenizer.model_max_length]
+    if hasattr(config, "max_sequence_length"):  # Luna, which counts its positions as RoBERTa does
+        limits.append(config.max_sequence_length or limits[0])
+    else:
+        limits.append(getattr(config, "max_position_embeddings", None) or limits[0])
+    return min(limits)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loss
+
+
+def make_loss(task: Task) -> Callable:
+    """The task's loss for any architecture: the mean over the labels of the whole batch, however it is divided.
+
+    Most heads of transformers leave `num_items_in_batch` out, which makes loss and gradients grow with accumulation.
+    """
+
+    def loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
+        logits = outputs["logits"].float()
+        reduction = "mean" if num_items_in_batch is None else "sum"
+        if task.kind == "regression":
+            value = nn.functional.mse_loss(logits.view(-1), labels.view(-1).float(), reduction=reduction)
+        else:
+            value = nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]), labels.view(-1), reduction=reduction)
+        return value if num_items_in_batch is None else value / num_items_in_batch
+
+    return loss
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The Trainer
+
+
+class EpochSampler(Sampler[int]):
+    """An order that depends on seed and epoch alone, so that a resumed run goes on with the rows that are due.
+
+    The library's length grouping draws from the global generator, which a run that resumes within an epoch has lost.
+    """
+
+    def __init__(self, num_rows: int, lengths: list[int] | None, batch_size: int, seed: int, epoch: Callable[[], int]):
+        self.num_rows, self.lengths, self.batch_size, self.seed, self.epoch = num_rows, lengths, batch_size, seed, epoch
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch())
+        if self.lengths is None:
+            return iter(torch.randperm(self.num_rows, generator=generator).tolist())
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
+class FinetuningTrainer(Trainer):
+    """The Trainer with rows in a reproducible order, and our own model card."""
+
+    def __init__(self, *args, group_by_length: bool, total_train_batch_size: int, write_card: Callable[[], None], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.group_by_length = group_by_length
+        self.total_train_batch_size = total_train_batch_size
+        self.write_card = write_card
+
+    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Sampler[int]:
+        lengths = self.train_dataset["length"][:] if self.group_by_length else None
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        # state.epoch counts with fractions; the margin is for the rounding of step / steps.
+        return EpochSampler(
+            len(self.train_dataset),
+            lengths,
+            self.total_train_batch_size,
+            seed,
+            lambda: math.floor((self.state.epoch or 0) + 1e-6),
+        )
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        if self.is_world_process_zero():
+            self.write_card()
+
+
+class SaveOnSignal(TrainerCallback):
+    """On Ctrl-C or SIGTERM, save a checkpoint after the current step and end."""
+
+    def __init__(self):
+        self.received = False
+        self.previous: dict[int, Callable | int | None] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.previous[number] = signal.signal(number, self.receive)
+
+    def receive(self, number, frame):
+        if self.received:  # a second Ctrl-C does not wait
+            raise KeyboardInterrupt
+        self.received = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        received = self.received
+        if args.world_size > 1:  # the signal reaches the processes at different steps
+            flag = torch.tensor(float(received), device=args.device)
+            torch.distributed.all_reduce(flag)
+            received = self.received = bool(flag.item())
+        if received:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints of an interrupted run
+
+
+def find_checkpoint(output_dir: Path, world_size: int) -> Path | None:
+    """The newest whole checkpoint; a kill while the Trainer writes one leaves it without its last file."""
+    random_states = ["rng_state.pth"] if world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(world_size)]
+    needed = ["model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", *random_states]
+    folders = sorted(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    for folder in folders:
+        missing = [name for name in needed if not (folder / name).is_file()]
+        try:
+            json.loads((folder / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            missing = missing or ["trainer_state.json"]
+        if not missing:
+            return folder
+        logger.warning("%s is incomplete (%s) and is not used.", folder, missing[0])
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run
+
+
+def read_results(output_dir: Path) -> dict | None:
+    """The results of a finished run, or None."""
+    path = output_dir / "all_results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def write_json(path: Path, values: dict) -> None:
+    """Write a JSON file that is there whole or not at all."""
+    beside = path.with_name(f"{path.name}.tmp")
+    beside.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+def check_output_dir(output_dir: Path, description: dict) -> None:
+    """Refuse a folder that holds another run.
+
+    Raises:
+        FinetuningError: naming the first option that differs.
+    """
+    path = output_dir / "run.json"
+    if not path.is_file():
+        if output_dir.is_dir() and any(output_dir.iterdir()):
+            raise FinetuningError(
+                f"{output_dir} holds files that are not a run of this program: choose another --output_dir."
+            )
+        return
+    there = json.loads(path.read_text(encoding="utf-8"))
+    for name in description:
+        if there.get(name) != description[name]:
+            raise FinetuningError(
+                f"{output_dir} holds a run with {name} {there.get(name)!r}, and this one has {description[name]!r}: choose "
+                "another --output_dir, or remove the folder."
+            )
+
+
+class Interrupted(Exception):
+    """The run was stopped by a signal and has saved a checkpoint."""
+
+
+def run(arguments: Arguments) -> dict:
+    """Train, evaluate and predict; returns the results, which `all_results.json` in the output folder holds as well.
+
+    A finished run is not run again; an interrupted one goes on from its newest checkpoint.
+
+    Raises:
+        FinetuningError: wrong input, in one sentence.
+        Interrupted: a signal came; the same call goes on later.
+    """
+    training, output_dir = arguments.training, Path(arguments.training.output_dir)
+    description = describe(arguments)
+    check_output_dir(output_dir, description)
+    results = read_results(output_dir)
+    if results is not None:
+        logger.warning("%s is finished.", output_dir)
+        return results
+
+    set_seed(training.seed)
+    config = load_config(arguments)
+    tokenizer = load_tokenizer(config, arguments)
+    with training.main_process_first(desc="reading the data"):
+        data = load_data(config, arguments)
+        limit = sequence_limit(config, tokenizer)
+        length = arguments.data.max_sequence_length
+        if length > limit and "max_sequence_length" in arguments.given:
+            raise FinetuningError(
+                f"`max_sequence_length` is {length}, but {arguments.model.model_name_or_path} reads at most {limit} tokens."
+            )
+        length = min(length, limit)
+        encoded = encode(data, tokenizer, length, min(arguments.data.max_option_length, length))
+    fit_config(config, data, arguments)
+    model = load_model(config, data.task, arguments)
+    if training.should_save:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(output_dir / "run.json", description)
+
+    trainer = make_trainer(model, tokenizer, data, encoded, arguments)
+    results = {}
+    if training.do_train:
+        results |= train(trainer, output_dir)
+    if training.do_eval:
+        for split in data.task.validation_splits:
+            results |= evaluate(trainer, data, encoded, split, output_dir)
+    if training.do_predict:
+        submitted = {}
+        for split in data.task.test_splits:
+            if split in encoded:
+                metrics, submitted[split] = predict(trainer, data, encoded, split, output_dir)
+                results |= metrics
+        if submitted and data.task.name != "custom" and training.should_save:
+            write_submission(output_dir, data, submitted)
+    finish(trainer, data, results, description, output_dir)
+    return results
+
+
+def load_data(config: PreTrainedConfig, arguments: Arguments) -> TaskData:
+    """The task's splits that this run needs; a fine-tuned checkpoint's labels name the classes of custom rows to predict."""
+    task, options = arguments.task, arguments.data
+    if task.name == "custom":
+        files = options.custom_files()
+        if files.label_names is None and files.train_file is None:
+            files = replace(files, label_names=checkpoint_labels(config))
+        data = load_task(task, custom=files)
+    else:
+        data = load_task(task, Path(options.data_dir) if options.data_dir else None)
+    needed = ["train"] * arguments.training.do_train
+    needed += list(data.task.validation_splits) * (arguments.training.do_eval or arguments.training.do_train)
+    for split in needed:
+        if split not in data.splits:
+            remedy = "--no_do_train" if split == "train" else "--validation_file or --validation_fraction"
+            raise FinetuningError(f"{task.name} has no {split} rows here: give them, or {remedy}.")
+    return data
+
+
+def make_trainer(model, tokenizer, data: TaskData, encoded: dict, arguments: Arguments) -> FinetuningTrainer:
+    task, training = data.task, arguments.training
+    splits = task.validation_splits
+    # With several validation splits the Trainer prefixes a metric with the split's name.
+    evaluation = encoded.get(splits[0]) if len(splits) == 1 else {name: encoded[name] for name in splits if name in encoded}
+    prefix = "eval" if len(splits) == 1 else f"eval_{splits[0]}"
+    if training.metric_for_best_model is None:
+        training.metric_for_best_model = f"{prefix}_{task.best_metric}"
+        training.greater_is_better = task.best_metric != "mean_squared_error"
+    callbacks: list[TrainerCallback] = [SaveOnSignal()]
+    if arguments.run.early_stopping_patience is not None and training.do_train:
+        callbacks.append(EarlyStoppingCallback(arguments.run.early_stopping_patience))
+    total = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    trainer = FinetuningTrainer(
+        model=model,
+        args=training,
+        train_dataset=encoded.get("train") if training.do_train else None,
+        eval_dataset=evaluation,
+        processing_class=tokenizer,
+        data_collator=make_collator(task, tokenizer, pad_to_multiple_of=8 if training.fp16 or training.bf16 else None),
+        compute_loss_func=make_loss(task),
+        compute_metrics=lambda prediction: compute_metrics(task, first(prediction.predictions), prediction.label_ids),
+        callbacks=callbacks,
+        group_by_length=arguments.run.group_by_length,
+        total_train_batch_size=total,
+        write_card=lambda: write_card(trainer, data, read_results(Path(training.output_dir)) or {}, describe(arguments)),
+    )
+    return trainer
+
+
+def first(predictions) -> np.ndarray:
+    """The logits, of a model that returns more besides."""
+    return predictions[0] if isinstance(predictions, tuple) else predictions
+
+
+def train(trainer: FinetuningTrainer, output_dir: Path) -> dict:
+    """Train to the end, from the newest checkpoint if there is one."""
+    checkpoint = find_checkpoint(output_dir, trainer.args.world_size)
+    if checkpoint is not None:
+        logger.warning("Going on from %s.", checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if any(isinstance(callback, SaveOnSignal) and callback.received for callback in trainer.callback_handler.callbacks):
+        raise Interrupted
+    state = trainer.state
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    return {
+        "train_loss": losses[-1] if losses else None,
+        "train_steps": state.global_step,
+        "train_epochs": state.epoch,
+        "best_step": state.best_global_step,
+        "train_samples": len(trainer.train_dataset),
+    }
+
+
+def evaluate(trainer: FinetuningTrainer, data: TaskData, encoded: dict, split: str, output_dir: Path) -> dict:
+    """Metrics of a validation split, with predictions and a picture of them."""
+    if split not in encoded:
+        return {}
+    prefix = "eval" if len(data.task.validation_splits) == 1 else f"eval_{split}"
+    output = trainer.predict(encoded[split], metric_key_prefix=prefix)
+    if trainer.is_world_process_zero():
+        logits = first(output.predictions)
+        write_predictions(output_dir, data, split, logits)
+        draw(data.task, output_dir, split, logits, output.label_ids)
+    return own_metrics(output.metrics, prefix) | {f"{prefix}_samples": len(encoded[split])}
+
+
+def predict(trainer: FinetuningTrainer, data: TaskData, encoded: dict, split: str, output_dir: Path):
+    """Predictions of a test split, and its metrics where its labels are published."""
+    output = trainer.predict(encoded[split], metric_key_prefix=split)
+    if trainer.is_world_process_zero():
+        write_predictions(output_dir, data, split, first(output.predictions))
+    has_labels = output.label_ids is not None
+    metrics = own_metrics(output.metrics, split) if has_labels else {}
+    return metrics | {f"{split}_samples": len(encoded[split])}, first(output.predictions)
+
+
+def own_metrics(metrics: dict, prefix: str) -> dict:
+    """Without the Trainer's timings, so that equal runs have equal results."""
+    dropped = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
+    return {name: value for name, value in metrics.items() if name.startswith(prefix) and not name.endswith(dropped)}
+
+
+def draw(task: Task, output_dir: Path, split: str, logits: np.ndarray, labels: np.ndarray) -> None:
+    if task.kind == "regression":
+        plot_regression(output_dir / f"predictions_{split}.png", labels, logits.reshape(-1), f"{task.title}, {split}")
+        return
+    if task.kind == "multiple_choice":
+        names = [chr(ord("A") + i) for i in range(logits.shape[1])]
+    else:
+        names = list(task.labels)
+    predicted = logits.argmax(-1)
+    known = labels != -100  # tokens without a tag
+    plot_confusion_matrix(
+        output_dir / f"confusion_matrix_{split}.png", labels[known], predicted[known], names, f"{task.title}, {split}"
+    )
+
+
+def finish(trainer: FinetuningTrainer, data: TaskData, results: dict, description: dict, output_dir: Path) -> None:
+    """Write model, tokenizer, card, learning curve, and last `all_results.json`, which marks the run as finished."""
+    if trainer.args.do_train:
+        trainer.save_model(str(output_dir))
+    if trainer.is_world_process_zero():
+        if trainer.args.do_train:
+            trainer.state.save_to_json(str(output_dir / "trainer_state.json"))
+            plot_learning_curve(
+                output_dir / "learning_curve.png", trainer.state.log_history, data.task.metrics, data.task.title
+            )
+            write_card(trainer, data, results, description)
+        write_json(output_dir / "all_results.json", results)
+        for checkpoint in output_dir.glob("checkpoint-*"):  # the best one is the model now
+            shutil.rmtree(checkpoint)
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+
+
+def write_card(trainer: FinetuningTrainer, data: TaskData, results: dict, description: dict) -> None:
+    make_model_card(
+        config=trainer.model.config,
+        task=data.task,
+        results=results,
+        description=description,
+        versions={"transformers": transformers.__version__, "torch": torch.__version__},
+    ).save(Path(trainer.args.output_dir) / "README.md")

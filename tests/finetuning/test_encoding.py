@@ -1,0 +1,337 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""The inputs match the recipe token by token, and batches hold what the rows hold."""
+
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from finetuning.data import TaskData, _dataset, load_task
+from finetuning.encoding import encode, make_collator
+from finetuning.errors import FinetuningError
+from finetuning.tasks import TASKS, custom_task
+from pretraining.tokenizer import train_tokenizer, wrap_tokenizer
+from published_files import write_published, write_tokenizer
+
+WORDS = "Q: A: Who sat ? The cat dog ran fast and slow on the mat . He _ it red blue".split()
+
+
+@pytest.fixture(scope="module")
+def roberta():
+    """Byte-level BPE like RoBERTa's that knows each of the words whole, with and without the space before it."""
+    text = " ".join(WORDS)
+    return wrap_tokenizer(train_tokenizer([*WORDS, *WORDS, text, f" {text}"], 316))
+
+
+@pytest.fixture(scope="module")
+def bert():
+    """Words as tokens, `[CLS] a [SEP] b [SEP]` with token types, lower case; the word "\u200b" gives no token."""
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *dict.fromkeys(w.strip(":").lower() for w in WORDS),
+        ":",
+        "a",
+    ]
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(vocabulary))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **names)
+
+
+def _data(task, *rows):
+    rows = [{"index": i, "label": 0} | row for i, row in enumerate(rows)]
+    return TaskData(task, {"train": _dataset(task, "rows", rows)})
+
+
+def _tokens(tokenizer, encoded):
+    """The tokens of the first row's options."""
+    return [" ".join(tokenizer.convert_ids_to_tokens(ids)) for ids in encoded["train"][0]["input_ids"]]
+
+
+# ---- RACE and CommonsenseQA by hand. A Ġ is the space before a word. ----
+
+RACE = TASKS["race"]
+CSQA = TASKS["csqa"]
+
+
+def test_race_question_with_a_gap(roberta):
+    row = {"passage": "The cat\nsat .", "question": "_ ran and _ sat", "options": ["The dog", "He"]}
+    encoded = encode(_data(RACE, row), roberta, max_seq_length=512)
+    assert _tokens(roberta, encoded) == [
+        "<s> The Ġdog Ġran Ġand ĠThe Ġdog Ġsat </s> </s> The Ġcat Ġsat Ġ. </s>",
+        "<s> He Ġran Ġand ĠHe Ġsat </s> </s> The Ġcat Ġsat Ġ. </s>",
+    ]
+    assert encoded["train"][0]["length"] == 15
+    assert encoded["train"][0]["attention_mask"] == [[1] * 15, [1] * 13]
+
+
+def test_race_question_without_a_gap(roberta):
+    row = {"passage": "The  cat\n\n sat .", "question": "Who sat ?", "options": ["The cat", "dog"]}
+    encoded = encode(_data(RACE, row), roberta, max_seq_length=512)
+    assert _tokens(roberta, encoded) == [
+        "<s> Who Ġsat Ġ? ĠThe Ġcat </s> </s> The Ġcat Ġsat Ġ. </s>",
+        "<s> Who Ġsat Ġ? Ġdog </s> </s> The Ġcat Ġsat Ġ. </s>",
+    ]
+
+
+def test_race_question_and_passage_too_long(roberta):
+    row = {"passage": " ".join(["cat"] * 600), "question": " ".join(["mat"] * 150), "options": ["He", "red"]}
+    encoded = encode(_data(RACE, row), roberta, max_seq_length=512)
+    # <s> and 126 tokens and </s> are 128; </s> and 382 tokens and </s> fill up to 512.
+    expected = " ".join(["<s> mat", *["Ġmat"] * 125, "</s> </s> cat", *["Ġcat"] * 381, "</s>"])
+    assert len(expected.split()) == 512
+    assert _tokens(roberta, encoded) == [expected, expected]
+
+    row = {"passage": "The cat sat on the mat .", "question": "Who sat on the mat ?", "options": ["The cat", "He"]}
+    encoded = encode(_data(RACE, row), roberta, max_seq_length=14, max_option_length=9)
+    assert _tokens(roberta, encoded) == [
+        "<s> Who Ġsat Ġon Ġthe Ġmat Ġ? ĠThe </s> </s> The Ġcat Ġsat </s>",
+        "<s> Who Ġsat Ġon Ġthe Ġmat Ġ? ĠHe </s> </s> The Ġcat Ġsat </s>",
+    ]
+
+
+def test_the_room_that_short_options_leave_goes_to_the_passage(roberta):
+    row = {"passage": "The cat sat on the mat .", "question": "Who ?", "options": ["red and blue", "He"]}
+    encoded = encode(_data(RACE, row), roberta, max_seq_length=14, max_option_length=9)
+    assert _tokens(roberta, encoded) == [
+        "<s> Who Ġ? Ġred Ġand Ġblue </s> </s> The Ġcat Ġsat Ġon Ġthe </s>",
+        "<s> Who Ġ? ĠHe </s> </s> The Ġcat Ġsat Ġon Ġthe Ġmat Ġ. </s>",
+    ]
+
+
+def test_csqa_has_one_separator(roberta):
+    row = {"passage": "", "question": "Who sat ?", "options": ["cat", "The dog"]}
+    encoded = encode(_data(CSQA, row), roberta, max_seq_length=512)
+    assert _tokens(roberta, encoded) == [
+        "<s> Q: ĠWho Ġsat Ġ? </s> A: Ġcat </s>",
+        "<s> Q: ĠWho Ġsat Ġ? </s> A: ĠThe Ġdog </s>",
+    ]
+    assert encoded["train"][0]["length"] == 10
+
+
+def test_csqa_leaves_gaps_and_spaces_as_they_are(roberta):
+    row = {"passage": "", "question": "He _ it", "options": ["red", "the _"]}
+    encoded = encode(_data(CSQA, row), roberta, max_seq_length=512)
+    assert _tokens(roberta, encoded) == [
+        "<s> Q: ĠHe Ġ_ Ġit </s> A: Ġred </s>",
+        "<s> Q: ĠHe Ġ_ Ġit </s> A: Ġthe Ġ_ </s>",
+    ]
+
+
+def test_csqa_cuts_the_question_and_keeps_the_answer(roberta):
+    row = {"passage": "", "question": "Who sat on the mat and ran ?", "options": ["cat", "The dog and the cat"]}
+    encoded = encode(_data(CSQA, row), roberta, max_seq_length=512, max_option_length=11)
+    assert _tokens(roberta, encoded) == [
+        "<s> Q: ĠWho Ġsat Ġon Ġthe Ġmat </s> A: Ġcat </s>",
+        "<s> Q: ĠWho </s> A: ĠThe Ġdog Ġand Ġthe Ġcat </s>",
+    ]
+    # An answer that is too long by itself is cut at its end.
+    encoded = encode(_data(CSQA, row), roberta, max_seq_length=8)
+    assert _tokens(roberta, encoded) == ["<s> Q: ĠWho Ġsat </s> A: Ġcat </s>", "<s> </s> A: ĠThe Ġdog Ġand Ġthe </s>"]
+    long = " ".join(["mat"] * 200)
+    encoded = encode(_data(CSQA, row | {"question": long, "options": [long, "cat"]}), roberta, max_seq_length=512)
+    assert [len(ids) for ids in encoded["train"][0]["input_ids"]] == [128, 128]
+
+
+def test_custom_multiple_choice_has_one_of_the_two_forms(roberta):
+    task = custom_task("multiple_choice")
+    row = {"question": "Who _ ?", "options": ["cat", "dog"]}
+    [with_passage, _] = _tokens(roberta, encode(_data(task, row | {"passage": "He ran"}), roberta, 64, 16))
+    [without, _] = _tokens(roberta, encode(_data(task, row | {"passage": ""}), roberta, 64, 16))
+    assert with_passage == "<s> Who Ġcat Ġ? </s> </s> He Ġran </s>"
+    assert without == "<s> Q: ĠWho Ġ_ Ġ? </s> A: Ġcat </s>"
+
+
+def test_multiple_choice_of_a_tokenizer_with_token_types(bert):
+    row = {"passage": "The cat sat", "question": "Who ?", "options": ["cat", "red dog"]}
+    encoded = encode(_data(RACE, row), bert, max_seq_length=512)
+    assert _tokens(bert, encoded)[1] == "[CLS] who ? red dog [SEP] the cat sat [SEP]"
+    assert encoded["train"][0]["token_type_ids"] == [[0] * 5 + [1] * 4, [0] * 6 + [1] * 4]
+    encoded = encode(_data(CSQA, row | {"passage": ""}), bert, max_seq_length=512)
+    assert _tokens(bert, encoded)[1] == "[CLS] q : who ? [SEP] a : red dog [SEP]"
+    assert encoded["train"][0]["token_type_ids"] == [[0] * 6 + [1] * 4, [0] * 6 + [1] * 5]
+
+
+# ---- Texts and words ----
+
+
+def test_texts(roberta, bert):
+    one = encode(_data(TASKS["cola"], {"text": "The cat sat on the mat", "label": 1}), roberta, 6)
+    assert one["train"][:] == {
+        "input_ids": [roberta.convert_tokens_to_ids("<s> The Ġcat Ġsat Ġon </s>".split())],
+        "attention_mask": [[1] * 6],
+        "length": [6],
+        "labels": [1],
+    }
+    row = {"text": "The cat sat on the mat", "text_pair": "He ran"}
+    for tokenizer, expected in (
+        (roberta, "<s> The Ġcat Ġsat </s> </s> He Ġran </s>"),
+        (bert, "[CLS] the cat sat on [SEP] he ran [SEP]"),
+    ):
+        pair = encode(_data(TASKS["rte"], row), tokenizer, 9)["train"]
+        assert tokenizer.convert_ids_to_tokens(pair[0]["input_ids"]) == expected.split()
+        assert ("token_type_ids" in pair.column_names) == (tokenizer is bert)
+
+
+def test_words_are_tokenized_as_in_a_text(roberta):
+    words = ["The", "café", "sat"]
+    encoded = encode(_data(custom_task("token_classification"), {"words": words, "label": [5, 6, 7]}), roberta, 64)["train"][
+        0
+    ]
+    assert encoded["input_ids"] == roberta("The café sat")["input_ids"]
+    [start, the, *cafe, sat, end] = encoded["labels"]
+    assert (start, the, cafe[0], sat, end) == (-100, 5, 6, 7, -100)
+    assert len(cafe) > 2 and set(cafe[1:]) == {-100}
+    assert encoded["first_tokens"] == [1, 2, len(cafe) + 2]
+    assert encoded["length"] == len(cafe) + 4
+
+
+def test_words_without_tokens_and_words_cut_off(bert):
+    words = ["The", "\u200b", "cat", "sat", "on"]
+    data = _data(custom_task("token_classification"), {"words": words, "label": [5, 6, 7, 8, 9]})
+    encoded = encode(data, bert, 5)["train"][0]
+    assert bert.convert_ids_to_tokens(encoded["input_ids"]) == ["[CLS]", "the", "cat", "sat", "[SEP]"]
+    assert encoded["labels"] == [-100, 5, 7, 8, -100]
+    assert encoded["first_tokens"] == [1, -1, 2, 3, -1]
+
+
+# ---- Whole tasks ----
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=60)
+def test_no_input_is_longer_than_asked(roberta, bert, data):
+    tokenizer = data.draw(st.sampled_from([roberta, bert]))
+    text = st.lists(st.sampled_from([*WORDS, "é", "漢"]), min_size=1, max_size=20).map(" ".join)
+    option_length = data.draw(st.integers(8, 20))
+    length = data.draw(st.integers(option_length + 3, 40))
+    passage = data.draw(st.one_of(st.just(""), text))
+    row = {"passage": passage, "question": data.draw(text), "options": data.draw(st.lists(text, min_size=2, max_size=4))}
+    [encoded] = encode(_data(RACE, row), tokenizer, length, option_length)["train"]
+    assert encoded["length"] == max(len(ids) for ids in encoded["input_ids"])
+    for ids in encoded["input_ids"]:
+        special = [
+            i for i, token in enumerate(ids) if token in tokenizer.all_special_ids and token != tokenizer.unk_token_id
+        ]
+        assert len(ids) <= (length if passage else min(length, option_length))
+        assert special[1] + 1 <= option_length
+        assert special[-1] == len(ids) - 1
+        if passage:
+            assert len(ids) == length or special[-1] - special[-2] - 1 == len(
+                tokenizer(passage, add_special_tokens=False)["input_ids"]
+            )
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", ["cola", "stsb", "mnli", "race", "csqa"])
+def test_batches(tmp_path, toy, name, side):
+    write_published(name, tmp_path, "hub", rows=12)
+    loaded = load_task(TASKS[name], tmp_path)
+    toy.padding_side = side
+    encoded = encode(loaded, toy, max_seq_length=64, max_option_length=40)
+    collate = pickle.loads(pickle.dumps(make_collator(loaded.task, toy, pad_to_multiple_of=8)))  # as for loader processes
+    for split, rows in encoded.items():
+        hidden = split in loaded.task.test_splits and name != "race"
+        batch = collate(list(rows))
+        assert set(batch) == {"input_ids", "attention_mask"} | (set() if hidden else {"labels"})
+        if not hidden:
+            kind = torch.float32 if name == "stsb" else torch.int64
+            assert torch.equal(batch["labels"], torch.tensor(loaded.splits[split]["label"][:], dtype=kind))
+        assert batch["input_ids"].shape[-1] == -(-max(rows["length"]) // 8) * 8
+        for row, ids, mask in zip(rows, batch["input_ids"], batch["attention_mask"], strict=True):
+            nested = row["input_ids"] if loaded.task.kind == "multiple_choice" else [row["input_ids"]]
+            ids, mask = ids.view(len(nested), -1), mask.view(len(nested), -1)
+            for expected, option, option_mask in zip(nested, ids, mask, strict=True):
+                padding = [toy.pad_token_id] * (len(option) - len(expected))
+                assert option.tolist() == (padding + expected if side == "left" else expected + padding)
+                assert torch.equal(option_mask == 1, option != toy.pad_token_id)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_batches_of_words(bert, side):
+    task = custom_task("token_classification")
+    rows = [{"words": ["The", "cat"], "label": [1, 2]}, {"words": ["He"], "label": [3]}]
+    bert.padding_side = side
+    encoded = encode(_data(task, *rows), bert, 16)["train"]
+    batch = make_collator(task, bert)(list(encoded))
+    assert set(batch) == {"input_ids", "attention_mask", "token_type_ids", "labels"}
+    short = [-100, 3, -100]
+    assert batch["labels"].tolist() == [[-100, 1, 2, -100], [-100, *short] if side == "left" else [*short, -100]]
+    hidden = encode(_data(task, *(row | {"label": []} for row in rows)), bert, 16)["train"]
+    assert hidden.column_names == ["input_ids", "token_type_ids", "attention_mask", "length", "first_tokens"] or (
+        "labels" not in hidden.column_names
+    )
+    assert set(make_collator(task, bert)(list(hidden))) == {"input_ids", "attention_mask", "token_type_ids"}
+
+
+def test_the_tokenizer_is_left_as_it_was(roberta):
+    before = roberta.backend_tokenizer.to_str()
+    row = {"passage": "The cat", "question": "Who ?", "options": ["cat", "dog"]}
+    encode(_data(RACE, row), roberta, 32, 16)
+    encode(_data(TASKS["cola"], {"text": "The cat"}), roberta, 32)
+    assert roberta.backend_tokenizer.to_str() == before
+
+
+# ---- Wrong inputs ----
+
+CHOICE = {"passage": "", "question": "Who ?", "options": ["cat", "dog"]}
+PASSAGE = CHOICE | {"passage": "The cat"}
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "lengths", "expected"),
+    [
+        (TASKS["cola"], {"text": "x"}, (2,), r"`--max_seq_length` is 2, which leaves no room for text: give at least 3\."),
+        (TASKS["rte"], {"text": "x", "text_pair": "y"}, (5,), r"`--max_seq_length` is 5, .*: give at least 6\."),
+        (
+            RACE,
+            PASSAGE,
+            (130, 128),
+            r"`--max_seq_length` is 130, .* `--max_option_length` 128: raise it to 131 or more, .*\.",
+        ),
+        (RACE, PASSAGE, (130, 2), r"`--max_option_length` is 2, which leaves no room for text: raise it\."),
+        (CSQA, CHOICE, (7, 128), r"`--max_option_length` is 128 and `--max_seq_length` 7: give at least 8\."),
+    ],
+)
+def test_lengths_without_room(roberta, task, row, lengths, expected):
+    with pytest.raises(FinetuningError, match=f"^{expected}$"):
+        encode(_data(task, row), roberta, *lengths)
+
+
+def test_the_smallest_lengths_that_have_room(roberta):
+    encoded = encode(_data(RACE, PASSAGE), roberta, 131, 128)
+    assert _tokens(roberta, encoded)[0] == "<s> Who Ġ? Ġcat </s> </s> The Ġcat </s>"
+    pair = encode(_data(TASKS["rte"], {"text": "The cat", "text_pair": "He ran"}), roberta, 6)["train"][0]
+    assert roberta.convert_ids_to_tokens(pair["input_ids"]) == "<s> The </s> </s> He </s>".split()
+
+
+def test_tokenizers_that_do_not_fit(roberta):
+    bare = PreTrainedTokenizerFast(tokenizer_object=roberta.backend_tokenizer, pad_token="<pad>")
+    with pytest.raises(FinetuningError, match=r"lacks a cls or sep token: multiple choice needs both\.$"):
+        encode(_data(CSQA, CHOICE), bare, 64)
+
+    class Slow:
+        is_fast, name_or_path = False, "some/name"
+
+    with pytest.raises(FinetuningError, match=r"^The tokenizer some/name has no tokenizer\.json: use one that is fast\.$"):
+        encode(_data(TASKS["cola"], {"text": "x"}), Slow(), 64)

@@ -1,0 +1,175 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+
+import re
+from dataclasses import replace
+
+import pytest
+import yaml
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from transformers import (
+    AutoModelForMultipleChoice,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
+
+import modeling_luna  # noqa: F401  (registers Luna with the Auto classes)
+from configuration_luna import LunaConfig
+from finetuning.data import TaskData
+from finetuning.encoding import encode
+from finetuning.model_card import make_model_card, usage
+from finetuning.tasks import TASKS, custom_task
+from pretraining.tokenizer import train_tokenizer, wrap_tokenizer
+
+TAGGING = custom_task("token_classification", labels=("O", "B-PER", "I-PER"))
+VERSIONS = {"transformers": "5.23.0", "torch": "2.13.0"}
+RESULTS = {
+    "mnli": {"validation_matched": {"accuracy": 0.8123456789}, "validation_mismatched": {"accuracy": 0.8}},
+    "mrpc": {"validation": {"accuracy": 0.86, "f1": 0.901}},
+    "stsb": {"validation": {"pearson": 0.88, "spearmanr": 0.87}},
+    "cola": {"validation": {"matthews_correlation": 0.5}},
+    "race": {"validation": {"accuracy": 0.66}, "test": {"accuracy": 0.65}},
+    "csqa": {"validation": {"accuracy": 0.6}},
+    "custom": {"validation": {"f1_macro": 0.7, "accuracy": 0.9, "entity_precision": 0.5, "entity_f1": 0.6}, "test": {}},
+}
+
+
+def _data(task):
+    columns = {"index": [0, 1]} | {column: ["one text", "two texts"] for column in task.columns}
+    columns |= {"label": [0.5, 1.0] if task.kind == "regression" else [0, 1]}
+    if task.kind == "multiple_choice":
+        passage = "" if task.name == "csqa" else "Anna took the train to Rome."
+        question = "Where do fish live?" if task.name == "csqa" else "Where is Anna?"
+        options = ["water", "trees"] if task.name == "csqa" else ["In Rome", "At home"]
+        columns |= {"passage": [passage] * 2, "question": [question] * 2, "options": [options] * 2}
+    if task.kind == "token_classification":
+        columns |= {"words": [["Anna", "left"], ["home"]], "label": [[1, 0], [0]]}
+    splits = ("train", *task.validation_splits, *task.test_splits)
+    return TaskData(task, {split: Dataset.from_dict(columns) for split in splits})
+
+
+def _card(task, **changes):
+    known = {"model_type": "luna", "base_model": "some/luna-base", "data_description": "The GLUE benchmark's task."}
+    hyperparameters = {"learning_rate": 1e-5, "warmup_ratio": None, "max_sequence_length": 512, "seed": 0}
+    return make_model_card("me/luna", _data(task), RESULTS[task.name], hyperparameters, VERSIONS, **known | changes)
+
+
+@pytest.mark.parametrize("task", [*(TASKS[name] for name in RESULTS if name != "custom"), TAGGING], ids=lambda t: t.name)
+def test_card_round_trip(tmp_path, task):
+    card = _card(task, classifier_pooling="packed_mean", pictures=("learning_curve.png",), license="apache-2.0")
+    card.save(tmp_path / "README.md")
+    loaded = ModelCard.load(tmp_path / "README.md")
+    assert loaded.data.to_dict() == card.data.to_dict()
+    assert loaded.data.eval_results == card.data.eval_results
+    found = {split: {} for split in RESULTS[task.name]}
+    for result in loaded.data.eval_results:
+        found[result.dataset_split][result.metric_name] = result.metric_value
+        assert result.dataset_type == (task.hub_dataset or "custom")
+        assert result.dataset_config == task.hub_config and result.dataset_name == task.title
+        assert result.task_type == loaded.data.pipeline_tag
+    assert found == RESULTS[task.name]
+    assert not re.search(r"\b(None|none|null|nan)\b", card.content.replace('function_to_apply="none"', ""))
+    assert yaml.safe_load(card.content.split("---\n")[1])["base_model"] == "some/luna-base"
+
+
+def test_metadata():
+    data = _card(TASKS["stsb"], license="apache-2.0").data.to_dict()
+    assert data["pipeline_tag"] == "text-classification"
+    assert data["metrics"] == ["pearsonr", "spearmanr"]
+    assert data["tags"] == ["luna", "stsb"]
+    assert data["datasets"] == ["nyu-mll/glue"]
+    assert (data["license"], data["language"], data["library_name"]) == ("apache-2.0", "en", "transformers")
+    assert "license" not in _card(TASKS["stsb"]).data.to_dict()
+    custom = _card(TAGGING, model_type="roberta").data.to_dict()
+    assert not {"language", "license", "datasets"} & set(custom)
+    assert custom["metrics"] == ["accuracy", "f1", "precision"] and custom["tags"] == ["roberta", "custom"]
+
+
+def test_body():
+    text = _card(TASKS["mnli"], classifier_pooling="packed_mean", pictures=("learning_curve.png",)).content
+    for part in (
+        "the checkpoint `some/luna-base`, fine-tuned on MNLI.",
+        "(`classifier_pooling`) is `packed_mean`.",
+        "Rows: 2 in `train`, 2 in `validation_matched`, 2 in `validation_mismatched`, 2 in `test_matched`",
+        "| split | accuracy |\n| --- | --- |\n| validation_matched | 0.8123 |\n| validation_mismatched | 0.8000 |\n",
+        "![learning curve](learning_curve.png)",
+        "| learning_rate | 1e-05 |\n| max_sequence_length | 512 |",
+        "Made with transformers 5.23.0, torch 2.13.0.",
+        "- Without an evaluation: `test_matched`, `test_mismatched`, `diagnostic`.",
+        "- Inputs were cut at 512 tokens.",
+    ):
+        assert part in text, part
+    assert "warmup_ratio" not in text and "optimistic" not in text
+    assert "classifier_pooling" not in _card(TASKS["mnli"]).content
+    assert "Without an evaluation" not in _card(TASKS["race"]).content
+
+
+def test_the_split_that_picked_the_checkpoint():
+    known = {"model_type": "luna", "base_model": None, "data_description": "The GLUE benchmark's task."}
+    hyperparameters = {"load_best_model_at_end": True}
+    text = make_model_card("m", _data(TASKS["mnli"]), RESULTS["mnli"], hyperparameters, VERSIONS, **known).content
+    assert "best of the run on `validation_matched` by accuracy, so its results on that split are optimistic" in text
+
+
+@pytest.mark.parametrize("name", [None, "runs/quickstart/model", "folder/model"])
+def test_base_model_that_is_not_on_the_hub(tmp_path, monkeypatch, name):
+    (tmp_path / "folder" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    card = _card(TASKS["cola"], base_model=name)
+    assert "base_model" not in card.data.to_dict()
+    assert (f"the checkpoint `{name}`, fine-tuned" if name else "random weights, trained on CoLA") in card.content
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    words = "Anna took the train to Rome. Where is Anna? In Rome At home Q: Where do fish live? A: water trees text"
+    return wrap_tokenizer(train_tokenizer([words] * 4, 300))
+
+
+@pytest.mark.parametrize(
+    ("task", "auto_class", "labels"),
+    [
+        (TASKS["sst2"], AutoModelForSequenceClassification, 2),
+        (TASKS["mrpc"], AutoModelForSequenceClassification, 2),
+        (TASKS["stsb"], AutoModelForSequenceClassification, 1),
+        (TASKS["race"], AutoModelForMultipleChoice, 2),
+        (TASKS["csqa"], AutoModelForMultipleChoice, 2),
+        (TAGGING, AutoModelForTokenClassification, 3),
+        (replace(TAGGING, labels=("noun", "verb", "other")), AutoModelForTokenClassification, 3),
+    ],
+    ids=["text", "pair", "regression", "passage", "no passage", "entities", "tags"],
+)
+def test_the_example_works(tmp_path, capsys, tokenizer, task, auto_class, labels):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = LunaConfig(vocab_size=len(tokenizer), projection_length=4, num_labels=labels, **sizes)
+    folder = str(tmp_path / 'a "model"')
+    auto_class.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    data = _data(task)
+    code = usage(folder, "luna", data)
+    variables = {}
+    exec(compile(code, "example", "exec"), variables)
+    printed = capsys.readouterr().out.strip()
+    if task.kind == "multiple_choice":
+        assert printed in data.splits["train"][0]["options"]
+        encoded = encode(data, AutoTokenizer.from_pretrained(folder), 256)["train"][0]["input_ids"]
+        ids, mask = variables["inputs"]["input_ids"], variables["inputs"]["attention_mask"]
+        assert [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)] == encoded
+    else:
+        assert "score" in printed or printed == "[]"
+    assert (
+        f"```python\n{code}```"
+        in make_model_card(
+            folder, data, {}, {}, VERSIONS, model_type="luna", base_model=None, data_description="Some data."
+        ).content
+    )
+
+
+def test_other_models_need_no_luna():
+    for task in (TASKS["cola"], TASKS["race"], TAGGING):
+        code = usage("some/roberta", "roberta", _data(task))
+        compile(code, "example", "exec")
+        assert "luna" not in code
+        assert "import modeling_luna" in usage("some/roberta", "luna", _data(task))
