@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -74,7 +75,7 @@ class DataArguments:
     )
     text_columns: list[str] = field(default_factory=lambda: ["text"], metadata={"help": "One column, or two for pairs."})
     label_column: str = field(default="label", metadata={"help": "Column of the label, the value, or the tags."})
-    label_names: list[str] | None = field(default=None, metadata={"help": "Classes in the order of their ids."})
+    class_names: list[str] | None = field(default=None, metadata={"help": "Classes in the order of their ids."})
     question_column: str = field(default="question", metadata={"help": "Multiple choice: column of the question."})
     passage_column: str | None = field(default=None, metadata={"help": "Multiple choice: column of the passage, if any."})
     option_columns: list[str] = field(
@@ -96,7 +97,7 @@ class DataArguments:
             validation_fraction=self.validation_fraction,
             text_columns=tuple(self.text_columns),
             label_column=self.label_column,
-            label_names=tuple(self.label_names) if self.label_names else None,
+            label_names=tuple(self.class_names) if self.class_names else None,
             question_column=self.question_column,
             passage_column=self.passage_column,
             option_columns=tuple(self.option_columns),
@@ -137,6 +138,9 @@ class FinetuningArguments(TrainingArguments):
     save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep beside the best one."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
     logging_steps: float = field(default=0.005, metadata={"help": "Steps, or share of all steps, between log lines."})
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available, metadata={"help": "Pin the batches' memory, for a faster way to the GPU."}
+    )
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Rows per device in evaluation."})
 
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 from finetuning.arguments import POOLINGS, Arguments, parse
 from finetuning.errors import FinetuningError
 from finetuning.tasks import TASKS, Task
-from finetuning.train import run, write_json
+from finetuning.train import metric_prefix, run, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +32,7 @@ POOLING_NAMES = {
 
 def best_key(task: Task) -> str:
     """The result that picks the best checkpoint."""
-    return (
-        f"eval_{task.best_metric}"
-        if len(task.validation_splits) == 1
-        else f"eval_{task.validation_splits[0]}_{task.best_metric}"
-    )
+    return f"{metric_prefix(task, task.validation_splits[0])}_{task.best_metric}"
 
 
 def run_all(

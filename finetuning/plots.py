@@ -68,7 +68,7 @@ def plot_regression(path: Path, labels: np.ndarray, predictions: np.ndarray, tit
 def plot_learning_curve(
     path: Path,
     log_history: list[dict],
-    metric_names: list[str],
+    metric_names: tuple[str, ...],
     title: str,
     best_step: int | None = None,
     loss_name: str = "cross-entropy (nats)",
@@ -77,22 +77,24 @@ def plot_learning_curve(
 
     Args:
         log_history: `Trainer.state.log_history`. Its rows have `step`, and `loss` or validation results: `eval_loss`,
-            or `eval_<split>_loss` for each of several splits, and metrics.
-        metric_names: keys of the metrics to draw, such as "eval_accuracy".
+            or `eval_<split>_loss` for each of several splits, and metrics named in the same way.
+        metric_names: such as "accuracy", those of the task.
         best_step: `Trainer.state.best_global_step`, the step of the checkpoint that was kept.
         loss_name: with its unit.
     """
     figure = Figure(figsize=(7, 6.2), layout="constrained")
     upper, lower = figure.subplots(2, sharex=True)
-    loss_keys = dict.fromkeys(key for row in log_history for key in row if key.startswith("eval_") and key.endswith("loss"))
+    logged = dict.fromkeys(key for row in log_history for key in row if key.startswith("eval_"))
+    loss_keys = [key for key in logged if key.endswith("_loss")]
+    metric_keys = [key for name in metric_names for key in logged if key.endswith(f"_{name}")]
     upper.plot(*_series(log_history, "loss"), color="gray", alpha=0.7, linewidth=1, label="training")
-    for axes, keys in ((upper, loss_keys), (lower, metric_names)):
+    for axes, keys in ((upper, loss_keys), (lower, metric_keys)):
         for number, key in enumerate(keys):
             name = "validation" if key == "eval_loss" else key.removeprefix("eval_").removesuffix("_loss").replace("_", " ")
             style = {"color": f"C{number}", "marker": "os^Dv<>"[number % 7], "markersize": 4, "linewidth": 1.2}
             axes.plot(*_series(log_history, key), label=name, **style)
     if best_step is not None:
-        values = [row[metric_names[0]] for row in log_history if row["step"] == best_step and metric_names[0] in row]
+        values = [row[metric_keys[0]] for row in log_history if row["step"] == best_step and metric_keys[0] in row]
         names = (
             f"kept checkpoint (step {best_step:,})",
             ", ".join(["kept checkpoint", *(f"{value:.3f}" for value in values)]),
@@ -101,7 +103,8 @@ def plot_learning_curve(
             axes.axvline(best_step, color="black", linestyle=":", linewidth=1.2, label=name)
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=9)
+        if axes.lines:  # a run without evaluation has no metrics
+            axes.legend(fontsize=9)
     upper.set(ylabel=loss_name, title=title)
     lower.set(xlabel="optimizer steps", ylabel="validation metric")
     lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

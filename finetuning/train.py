@@ -39,14 +39,14 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 import modeling_luna  # noqa: F401  registers Luna with the Auto classes
-from finetuning.arguments import Arguments, describe
+from finetuning.arguments import TRAINING_FIELDS, Arguments, describe
 from finetuning.data import TaskData, load_task
 from finetuning.encoding import encode, make_collator
 from finetuning.errors import FinetuningError
-from finetuning.metrics import compute_metrics
+from finetuning.metrics import compute_metrics, decide, metric_names
 from finetuning.model_card import make_model_card
 from finetuning.plots import plot_confusion_matrix, plot_learning_curve, plot_regression
-from finetuning.predictions import write_predictions, write_submission
+from finetuning.predictions import letter, write_predictions, write_submission
 from finetuning.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ AUTO_CLASSES = {
     "multiple_choice": AutoModelForMultipleChoice,
     "token_classification": AutoModelForTokenClassification,
 }
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "classifier_dropout")
 HEADS = ("ForSequenceClassification", "ForMultipleChoice", "ForTokenClassification")
 
 
@@ -99,6 +100,11 @@ def is_finetuned(config: PreTrainedConfig) -> bool:
     return any(name.endswith(HEADS) for name in config.architectures or [])
 
 
+def num_options(data: TaskData) -> int:
+    """How many options each row of a multiple-choice task has."""
+    return len(next(iter(data.splits.values()))[0]["options"])
+
+
 def checkpoint_labels(config: PreTrainedConfig) -> tuple[str, ...] | None:
     """The names of the classes that a fine-tuned checkpoint knows."""
     if not is_finetuned(config) or config.num_labels < 2:
@@ -135,13 +141,13 @@ def fit_config(config: PreTrainedConfig, data: TaskData, arguments: Arguments) -
                 f"{name} was fine-tuned for {config.num_labels} labels, but {task.name} has one value: {remedy}."
             )
         choices = getattr(config, "num_choices", None)
-        if task.kind == "multiple_choice" and choices not in (None, data.num_options):
+        if task.kind == "multiple_choice" and choices not in (None, num_options(data)):
             raise FinetuningError(
-                f"The rows of {task.name} have {data.num_options} options, but {name} was fine-tuned on {choices}: give it "
+                f"The rows of {task.name} have {num_options(data)} options, but {name} was fine-tuned on {choices}: give it "
                 f"rows with {choices} options, or {remedy}."
             )
     if task.kind == "multiple_choice":
-        config.num_choices = data.num_options
+        config.num_choices = num_options(data)
         return
     if task.kind == "regression":
         config.id2label, config.label2id = {0: "value"}, {"value": 0}
@@ -399,16 +405,18 @@ def run(arguments: Arguments) -> dict:
     set_seed(training.seed)
     config = load_config(arguments)
     tokenizer = load_tokenizer(config, arguments)
-    with training.main_process_first(desc="reading the data"):
-        data = load_data(config, arguments)
-        limit = sequence_limit(config, tokenizer)
-        length = arguments.data.max_sequence_length
-        if length > limit and "max_sequence_length" in arguments.given:
-            raise FinetuningError(
-                f"`max_sequence_length` is {length}, but {arguments.model.model_name_or_path} reads at most {limit} tokens."
-            )
-        length = min(length, limit)
-        encoded = encode(data, tokenizer, length, min(arguments.data.max_option_length, length))
+    if arguments.task.kind == "token_classification":
+        tokenizer.padding_side = "right"  # then a word's tokens are at the same place in every batch
+    data = load_data(config, arguments)
+    limit = sequence_limit(config, tokenizer)
+    length = arguments.data.max_sequence_length
+    if length > limit and "max_sequence_length" in arguments.given:
+        raise FinetuningError(
+            f"`max_sequence_length` is {length}, but {arguments.model.model_name_or_path} reads at most {limit} tokens."
+        )
+    length = min(length, limit)
+    tokenizer.model_max_length = length  # saved with it, so that a pipeline cuts as the training did
+    encoded = encode(data, tokenizer, length, min(arguments.data.max_option_length, length))
     fit_config(config, data, arguments)
     model = load_model(config, data.task, arguments)
     if training.should_save:
@@ -458,9 +466,8 @@ def make_trainer(model, tokenizer, data: TaskData, encoded: dict, arguments: Arg
     splits = task.validation_splits
     # With several validation splits the Trainer prefixes a metric with the split's name.
     evaluation = encoded.get(splits[0]) if len(splits) == 1 else {name: encoded[name] for name in splits if name in encoded}
-    prefix = "eval" if len(splits) == 1 else f"eval_{splits[0]}"
-    if training.metric_for_best_model is None:
-        training.metric_for_best_model = f"{prefix}_{task.best_metric}"
+    if "metric_for_best_model" not in arguments.given:  # the Trainer would take the loss
+        training.metric_for_best_model = f"{metric_prefix(task, splits[0])}_{task.best_metric}"
         training.greater_is_better = task.best_metric != "mean_squared_error"
     callbacks: list[TrainerCallback] = [SaveOnSignal()]
     if arguments.run.early_stopping_patience is not None and training.do_train:
@@ -488,6 +495,11 @@ def first(predictions) -> np.ndarray:
     return predictions[0] if isinstance(predictions, tuple) else predictions
 
 
+def first_tokens(rows: datasets.Dataset) -> list[list[int]] | None:
+    """Of token classification: where each word's first token is."""
+    return rows["first_tokens"][:] if "first_tokens" in rows.column_names else None
+
+
 def train(trainer: FinetuningTrainer, output_dir: Path) -> dict:
     """Train to the end, from the newest checkpoint if there is one."""
     checkpoint = find_checkpoint(output_dir, trainer.args.world_size)
@@ -511,11 +523,11 @@ def evaluate(trainer: FinetuningTrainer, data: TaskData, encoded: dict, split: s
     """Metrics of a validation split, with predictions and a picture of them."""
     if split not in encoded:
         return {}
-    prefix = "eval" if len(data.task.validation_splits) == 1 else f"eval_{split}"
+    prefix = metric_prefix(data.task, split)
     output = trainer.predict(encoded[split], metric_key_prefix=prefix)
     if trainer.is_world_process_zero():
         logits = first(output.predictions)
-        write_predictions(output_dir, data, split, logits)
+        write_predictions(output_dir, data, split, logits, first_tokens(encoded[split]))
         draw(data.task, output_dir, split, logits, output.label_ids)
     return own_metrics(output.metrics, prefix) | {f"{prefix}_samples": len(encoded[split])}
 
@@ -524,10 +536,17 @@ def predict(trainer: FinetuningTrainer, data: TaskData, encoded: dict, split: st
     """Predictions of a test split, and its metrics where its labels are published."""
     output = trainer.predict(encoded[split], metric_key_prefix=split)
     if trainer.is_world_process_zero():
-        write_predictions(output_dir, data, split, first(output.predictions))
+        write_predictions(output_dir, data, split, first(output.predictions), first_tokens(encoded[split]))
     has_labels = output.label_ids is not None
     metrics = own_metrics(output.metrics, split) if has_labels else {}
     return metrics | {f"{split}_samples": len(encoded[split])}, first(output.predictions)
+
+
+def metric_prefix(task: Task, split: str) -> str:
+    """What the Trainer puts before the names of a split's metrics."""
+    if split not in task.validation_splits:
+        return split
+    return "eval" if len(task.validation_splits) == 1 else f"eval_{split}"
 
 
 def own_metrics(metrics: dict, prefix: str) -> dict:
@@ -541,10 +560,10 @@ def draw(task: Task, output_dir: Path, split: str, logits: np.ndarray, labels: n
         plot_regression(output_dir / f"predictions_{split}.png", labels, logits.reshape(-1), f"{task.title}, {split}")
         return
     if task.kind == "multiple_choice":
-        names = [chr(ord("A") + i) for i in range(logits.shape[1])]
+        names = [letter(option) for option in range(logits.shape[1])]
     else:
         names = list(task.labels)
-    predicted = logits.argmax(-1)
+    predicted = decide(task, logits)
     known = labels != -100  # tokens without a tag
     plot_confusion_matrix(
         output_dir / f"confusion_matrix_{split}.png", labels[known], predicted[known], names, f"{task.title}, {split}"
@@ -555,11 +574,17 @@ def finish(trainer: FinetuningTrainer, data: TaskData, results: dict, descriptio
     """Write model, tokenizer, card, learning curve, and last `all_results.json`, which marks the run as finished."""
     if trainer.args.do_train:
         trainer.save_model(str(output_dir))
+        (output_dir / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says what it holds
     if trainer.is_world_process_zero():
         if trainer.args.do_train:
             trainer.state.save_to_json(str(output_dir / "trainer_state.json"))
             plot_learning_curve(
-                output_dir / "learning_curve.png", trainer.state.log_history, data.task.metrics, data.task.title
+                output_dir / "learning_curve.png",
+                trainer.state.log_history,
+                metric_names(data.task),
+                data.task.title,
+                best_step=trainer.state.best_global_step,
+                loss_name="squared error" if data.task.kind == "regression" else "cross-entropy (nats)",
             )
             write_card(trainer, data, results, description)
         write_json(output_dir / "all_results.json", results)
@@ -571,10 +596,24 @@ def finish(trainer: FinetuningTrainer, data: TaskData, results: dict, descriptio
 
 
 def write_card(trainer: FinetuningTrainer, data: TaskData, results: dict, description: dict) -> None:
+    task, config = data.task, trainer.model.config
+    metrics = {}
+    for split in (*task.validation_splits, *task.test_splits):
+        start = f"{metric_prefix(task, split)}_"
+        values = {name: results[start + name] for name in metric_names(task) if start + name in results}
+        if values:
+            metrics[split] = values
+    hyperparameters = {name: description[name] for name in ("total_train_batch_size", *TRAINING_FIELDS, *DROPOUTS)}
+    folder = Path(trainer.args.output_dir)
     make_model_card(
-        config=trainer.model.config,
-        task=data.task,
-        results=results,
-        description=description,
-        versions={"transformers": transformers.__version__, "torch": torch.__version__},
-    ).save(Path(trainer.args.output_dir) / "README.md")
+        model_name=trainer.args.hub_model_id or folder.name,
+        data=data,
+        metrics=metrics,
+        hyperparameters=hyperparameters,
+        versions={library.__name__: library.__version__ for library in (transformers, torch, datasets)},
+        model_type=config.model_type,
+        base_model=None if description["random_weights"] else description["model_name_or_path"],
+        data_description=", ".join(f"{len(rows):,} {split} rows" for split, rows in data.splits.items()),
+        classifier_pooling=getattr(config, "classifier_pooling", None),
+        pictures=tuple(sorted(path.name for path in folder.glob("*.png"))),
+    ).save(folder / "README.md")

@@ -19,29 +19,20 @@ from pretraining.tokenizer import train_tokenizer, wrap_tokenizer
 from published_files import write_published, write_tokenizer
 
 WORDS = "Q: A: Who sat ? The cat dog ran fast and slow on the mat . He _ it red blue".split()
+VOCAB_SIZE = 310
 
 
 @pytest.fixture(scope="module")
 def roberta():
     """Byte-level BPE like RoBERTa's that knows each of the words whole, with and without the space before it."""
-    text = " ".join(WORDS)
-    return wrap_tokenizer(train_tokenizer([*WORDS, *WORDS, text, f" {text}"], 316))
+    return wrap_tokenizer(train_tokenizer([f"{word} {word}" for word in WORDS] * 2, VOCAB_SIZE))
 
 
 @pytest.fixture(scope="module")
 def bert():
     """Words as tokens, `[CLS] a [SEP] b [SEP]` with token types, lower case; the word "\u200b" gives no token."""
-    vocabulary = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *dict.fromkeys(w.strip(":").lower() for w in WORDS),
-        ":",
-        "a",
-    ]
-    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(vocabulary))}
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ":", *(word.strip(":").lower() for word in WORDS)]
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(words))}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -116,18 +107,18 @@ def test_csqa_has_one_separator(roberta):
     row = {"passage": "", "question": "Who sat ?", "options": ["cat", "The dog"]}
     encoded = encode(_data(CSQA, row), roberta, max_seq_length=512)
     assert _tokens(roberta, encoded) == [
-        "<s> Q: ĠWho Ġsat Ġ? </s> A: Ġcat </s>",
-        "<s> Q: ĠWho Ġsat Ġ? </s> A: ĠThe Ġdog </s>",
+        "<s> Q : ĠWho Ġsat Ġ? </s> A : Ġcat </s>",
+        "<s> Q : ĠWho Ġsat Ġ? </s> A : ĠThe Ġdog </s>",
     ]
-    assert encoded["train"][0]["length"] == 10
+    assert encoded["train"][0]["length"] == 12
 
 
 def test_csqa_leaves_gaps_and_spaces_as_they_are(roberta):
     row = {"passage": "", "question": "He _ it", "options": ["red", "the _"]}
     encoded = encode(_data(CSQA, row), roberta, max_seq_length=512)
     assert _tokens(roberta, encoded) == [
-        "<s> Q: ĠHe Ġ_ Ġit </s> A: Ġred </s>",
-        "<s> Q: ĠHe Ġ_ Ġit </s> A: Ġthe Ġ_ </s>",
+        "<s> Q : ĠHe Ġ_ Ġit </s> A : Ġred </s>",
+        "<s> Q : ĠHe Ġ_ Ġit </s> A : Ġthe Ġ_ </s>",
     ]
 
 
@@ -135,12 +126,12 @@ def test_csqa_cuts_the_question_and_keeps_the_answer(roberta):
     row = {"passage": "", "question": "Who sat on the mat and ran ?", "options": ["cat", "The dog and the cat"]}
     encoded = encode(_data(CSQA, row), roberta, max_seq_length=512, max_option_length=11)
     assert _tokens(roberta, encoded) == [
-        "<s> Q: ĠWho Ġsat Ġon Ġthe Ġmat </s> A: Ġcat </s>",
-        "<s> Q: ĠWho </s> A: ĠThe Ġdog Ġand Ġthe Ġcat </s>",
+        "<s> Q : ĠWho Ġsat Ġon </s> A : Ġcat </s>",
+        "<s> Q </s> A : ĠThe Ġdog Ġand Ġthe Ġcat </s>",
     ]
     # An answer that is too long by itself is cut at its end.
     encoded = encode(_data(CSQA, row), roberta, max_seq_length=8)
-    assert _tokens(roberta, encoded) == ["<s> Q: ĠWho Ġsat </s> A: Ġcat </s>", "<s> </s> A: ĠThe Ġdog Ġand Ġthe </s>"]
+    assert _tokens(roberta, encoded) == ["<s> Q : </s> A : Ġcat </s>", "<s> </s> A : ĠThe Ġdog Ġand </s>"]
     long = " ".join(["mat"] * 200)
     encoded = encode(_data(CSQA, row | {"question": long, "options": [long, "cat"]}), roberta, max_seq_length=512)
     assert [len(ids) for ids in encoded["train"][0]["input_ids"]] == [128, 128]
@@ -152,7 +143,7 @@ def test_custom_multiple_choice_has_one_of_the_two_forms(roberta):
     [with_passage, _] = _tokens(roberta, encode(_data(task, row | {"passage": "He ran"}), roberta, 64, 16))
     [without, _] = _tokens(roberta, encode(_data(task, row | {"passage": ""}), roberta, 64, 16))
     assert with_passage == "<s> Who Ġcat Ġ? </s> </s> He Ġran </s>"
-    assert without == "<s> Q: ĠWho Ġ_ Ġ? </s> A: Ġcat </s>"
+    assert without == "<s> Q : ĠWho Ġ_ Ġ? </s> A : Ġcat </s>"
 
 
 def test_multiple_choice_of_a_tokenizer_with_token_types(bert):
@@ -187,10 +178,8 @@ def test_texts(roberta, bert):
 
 
 def test_words_are_tokenized_as_in_a_text(roberta):
-    words = ["The", "café", "sat"]
-    encoded = encode(_data(custom_task("token_classification"), {"words": words, "label": [5, 6, 7]}), roberta, 64)["train"][
-        0
-    ]
+    data = _data(custom_task("token_classification"), {"words": ["The", "café", "sat"], "label": [5, 6, 7]})
+    encoded = encode(data, roberta, 64)["train"][0]
     assert encoded["input_ids"] == roberta("The café sat")["input_ids"]
     [start, the, *cafe, sat, end] = encoded["labels"]
     assert (start, the, cafe[0], sat, end) == (-100, 5, 6, 7, -100)
@@ -223,9 +212,7 @@ def test_no_input_is_longer_than_asked(roberta, bert, data):
     [encoded] = encode(_data(RACE, row), tokenizer, length, option_length)["train"]
     assert encoded["length"] == max(len(ids) for ids in encoded["input_ids"])
     for ids in encoded["input_ids"]:
-        special = [
-            i for i, token in enumerate(ids) if token in tokenizer.all_special_ids and token != tokenizer.unk_token_id
-        ]
+        special = [i for i, token in enumerate(ids) if token in (tokenizer.cls_token_id, tokenizer.sep_token_id)]
         assert len(ids) <= (length if passage else min(length, option_length))
         assert special[1] + 1 <= option_length
         assert special[-1] == len(ids) - 1
@@ -278,9 +265,7 @@ def test_batches_of_words(bert, side):
     short = [-100, 3, -100]
     assert batch["labels"].tolist() == [[-100, 1, 2, -100], [-100, *short] if side == "left" else [*short, -100]]
     hidden = encode(_data(task, *(row | {"label": []} for row in rows)), bert, 16)["train"]
-    assert hidden.column_names == ["input_ids", "token_type_ids", "attention_mask", "length", "first_tokens"] or (
-        "labels" not in hidden.column_names
-    )
+    assert "labels" not in hidden.column_names
     assert set(make_collator(task, bert)(list(hidden))) == {"input_ids", "attention_mask", "token_type_ids"}
 
 
@@ -307,7 +292,7 @@ PASSAGE = CHOICE | {"passage": "The cat"}
             RACE,
             PASSAGE,
             (130, 128),
-            r"`--max_seq_length` is 130, .* `--max_option_length` 128: raise it to 131 or more, .*\.",
+            r"`--max_seq_length` is 130, .* `--max_option_length` 128: raise it to 131 .*\.",
         ),
         (RACE, PASSAGE, (130, 2), r"`--max_option_length` is 2, which leaves no room for text: raise it\."),
         (CSQA, CHOICE, (7, 128), r"`--max_option_length` is 128 and `--max_seq_length` 7: give at least 8\."),

@@ -94,7 +94,7 @@ def test_regression(tmp_path, figure, spread):
 
 def test_learning_curve(tmp_path, figure):
     path = tmp_path / "a.png"
-    plot_learning_curve(path, HISTORY, ["eval_accuracy", "eval_f1"], "The title", best_step=40)
+    plot_learning_curve(path, HISTORY, ("accuracy", "f1"), "The title", best_step=40)
     upper, lower = figure().axes
     lines = {line.get_label(): np.transpose(line.get_data()).tolist() for line in upper.lines}
     assert lines["training"] == [[10, 1.0], [20, 0.5]]
@@ -113,8 +113,7 @@ def test_learning_curve_of_two_validation_splits(tmp_path, figure):
         for split in ("matched", "mismatched"):
             keys = (f"eval_validation_{split}_loss", f"eval_validation_{split}_accuracy")
             history.append({"step": step, keys[0]: 1 / step, keys[1]: step / 20})
-    keys = [key for row in history[1:3] for key in row if key.endswith("accuracy")]
-    plot_learning_curve(tmp_path / "a.png", history, keys, "The title", loss_name="mean squared error")
+    plot_learning_curve(tmp_path / "a.png", history, ("accuracy",), "The title", loss_name="mean squared error")
     upper, lower = figure().axes
     assert [line.get_label() for line in upper.lines] == ["training", "validation matched", "validation mismatched"]
     assert [line.get_label() for line in lower.lines] == ["validation matched accuracy", "validation mismatched accuracy"]
@@ -123,5 +122,11 @@ def test_learning_curve_of_two_validation_splits(tmp_path, figure):
 
 
 def test_learning_curve_of_one_evaluation(tmp_path, figure):
-    plot_learning_curve(tmp_path / "a.png", HISTORY[2:3], ["eval_accuracy"], "The title", best_step=20)
+    plot_learning_curve(tmp_path / "a.png", HISTORY[2:3], ("accuracy",), "The title", best_step=20)
     _check(figure(), tmp_path / "a.png")
+
+
+@pytest.mark.filterwarnings("error")
+def test_learning_curve_without_evaluation(tmp_path, figure):
+    plot_learning_curve(tmp_path / "a.png", HISTORY[:2], ("accuracy",), "The title")
+    assert [len(axes.lines) for axes in figure().axes] == [1, 0]
