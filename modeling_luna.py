@@ -702,9 +702,9 @@ class LunaQuestionAnsweringOutput(ModelOutput):
     loss (`torch.FloatTensor` of shape `(1,)`, *optional*, with `start_positions` and `end_positions`):
         Mean of the cross-entropies of the start and of the end.
     start_logits (`torch.FloatTensor` of shape `(batch_size, sequence_length)`):
-        Score of each token as the first of the answer.
+        Score of each token as the first of the answer; the lowest number at padding.
     end_logits (`torch.FloatTensor` of shape `(batch_size, sequence_length)`):
-        Score of each token as the last of the answer.
+        Score of each token as the last of the answer; the lowest number at padding.
     packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`):
         P after the last layer.
     packed_attention_mask (`torch.BoolTensor` of shape `(batch_size, packed_length)`):
@@ -740,24 +740,24 @@ def sequence_classification_loss(
     (b, c). The library's own function leaves `num_items_in_batch` out for the last two.
     """
     b, c = logits_bc.shape
-    if config.problem_type is None:
+    problem_type = config.problem_type
+    if problem_type is None:
         if c == 1:
-            config.problem_type = "regression"
+            problem_type = "regression"
         else:
-            config.problem_type = (
-                "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
-            )
-    shape = (b,) if config.problem_type == "single_label_classification" else (b, c)
+            problem_type = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+    shape = (b,) if problem_type == "single_label_classification" else (b, c)
     if labels.shape != shape and not (c == 1 and labels.shape == (b,)):
         raise ValueError(
-            f"`labels` has shape {tuple(labels.shape)}, but `problem_type` {config.problem_type!r} with `num_labels` = {c} "
+            f"`labels` has shape {tuple(labels.shape)}, but `problem_type` {problem_type!r} with `num_labels` = {c} "
             f"needs {shape}."
         )
+    config.problem_type = problem_type
     logits_bc, labels = logits_bc.float(), labels.to(logits_bc.device)
     reduction = "mean" if num_items_in_batch is None else "sum"
-    if config.problem_type == "single_label_classification":
+    if problem_type == "single_label_classification":
         loss = nn.functional.cross_entropy(logits_bc, labels.view(b), reduction=reduction)
-    elif config.problem_type == "multi_label_classification":
+    elif problem_type == "multi_label_classification":
         loss = nn.functional.binary_cross_entropy_with_logits(logits_bc, labels.view(b, c).float(), reduction=reduction)
     else:
         loss = nn.functional.mse_loss(logits_bc, labels.view(b, c).float(), reduction=reduction)
@@ -831,7 +831,9 @@ class LunaClassificationHead(nn.Module):
             return masked_mean(p_bld, is_used_bl)
         if self.pooling == "packed_max":
             projected_bld = self.in_proj(p_bld)
-            return projected_bld.masked_fill(~is_used_bl[..., None], torch.finfo(p_bld.dtype).min).amax(dim=1)
+            pooled_bd = projected_bld.masked_fill(~is_used_bl[..., None], torch.finfo(projected_bld.dtype).min).amax(dim=1)
+            # A row without tokens uses no slot: the linear map after this would overflow, to NaN.
+            return pooled_bd.masked_fill(~is_used_bl.any(dim=1, keepdim=True), 0)
         if self.pooling == "mean":
             return x_bnd.mean(dim=1) if attention_mask is None else masked_mean(x_bnd, attention_mask)
         if attention_mask is None:
@@ -967,6 +969,11 @@ class LunaForMultipleChoice(LunaPreTrainedModel):
         logits_bc = self.classifier(outputs, attention_mask).view(given.shape[:2])
         loss = None
         if labels is not None:
+            if labels.shape != given.shape[:1]:
+                raise ValueError(
+                    f"`labels` has shape {tuple(labels.shape)}, but must be (batch_size,) = {tuple(given.shape[:1])}, the "
+                    "index of the right candidate."
+                )
             reduction = "mean" if num_items_in_batch is None else "sum"
             loss = nn.functional.cross_entropy(logits_bc.float(), labels.to(logits_bc.device), reduction=reduction)
             loss = loss if num_items_in_batch is None else loss / num_items_in_batch
@@ -1024,6 +1031,11 @@ class LunaForTokenClassification(LunaPreTrainedModel):
         logits_bnc = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None
         if labels is not None:
+            if labels.shape != logits_bnc.shape[:2]:
+                raise ValueError(
+                    f"`labels` has shape {tuple(labels.shape)}, but must be (batch_size, sequence_length) = "
+                    f"{tuple(logits_bnc.shape[:2])}, -100 where no token is to be tagged."
+                )
             loss = self.loss_function(logits_bnc, labels, self.config, **kwargs)
         return LunaClassifierOutput(loss=loss, logits=logits_bnc, **encoder_fields(outputs))
 
@@ -1076,10 +1088,21 @@ class LunaForQuestionAnswering(LunaPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        start_logits_bn, end_logits_bn = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
+        logits_bn2 = self.qa_outputs(outputs.last_hidden_state)
+        if attention_mask is not None:  # otherwise the loss would depend on how much padding there is
+            logits_bn2 = logits_bn2.masked_fill(~attention_mask.bool()[..., None], torch.finfo(logits_bn2.dtype).min)
+        start_logits_bn, end_logits_bn = logits_bn2.unbind(dim=-1)
         loss = None
         if start_positions is not None and end_positions is not None:
-            loss = self.loss_function(start_logits_bn, end_logits_bn, start_positions, end_positions, **kwargs)
+            for name, positions_b in (("start_positions", start_positions), ("end_positions", end_positions)):
+                if positions_b.shape != logits_bn2.shape[:1]:
+                    raise ValueError(
+                        f"`{name}` has shape {tuple(positions_b.shape)}, but must be (batch_size,) = "
+                        f"{tuple(logits_bn2.shape[:1])}, the index of a token."
+                    )
+            loss = self.loss_function(
+                start_logits_bn.float(), end_logits_bn.float(), start_positions, end_positions, **kwargs
+            )
         return LunaQuestionAnsweringOutput(
             loss=loss, start_logits=start_logits_bn, end_logits=end_logits_bn, **encoder_fields(outputs)
         )

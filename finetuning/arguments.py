@@ -97,7 +97,7 @@ class DataArguments:
             validation_fraction=self.validation_fraction,
             text_columns=tuple(self.text_columns),
             label_column=self.label_column,
-            label_names=tuple(self.class_names) if self.class_names else None,
+            class_names=tuple(self.class_names) if self.class_names else None,
             question_column=self.question_column,
             passage_column=self.passage_column,
             option_columns=tuple(self.option_columns),
@@ -221,7 +221,7 @@ def find_recipe(recipe: str, task_name: str) -> Path | None:
     for name in (task_name, family):
         if (RECIPES / recipe / f"{name}.yaml").is_file():
             return RECIPES / recipe / f"{name}.yaml"
-    known = [path.parent.name for name in (family, task_name) for path in RECIPES.glob(f"*/{name}.yaml")]
+    known = {path.parent.name for name in (family, task_name) for path in RECIPES.glob(f"*/{name}.yaml")}
     raise FinetuningError(
         f"`recipe` is {recipe!r}, which has no values for {task_name}: choose {' or '.join(sorted(known))}, or none."
     )
@@ -243,7 +243,7 @@ def parse(task_name: str, options: list[str]) -> Arguments:
     try:
         model, data, run, training = make_parser().parse_args_into_dataclasses(options, look_for_args_file=False)
     except ValueError as error:
-        raise FinetuningError(str(error).replace("\n", " ")) from error
+        raise FinetuningError(f"{str(error).replace(chr(10), ' ').rstrip('.')}: correct the options.") from error
     if model.model_name_or_path is None:
         raise FinetuningError("Give a checkpoint with --model_name_or_path: a folder, or a name on the Hub.")
     if task_name == "custom":

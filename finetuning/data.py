@@ -73,7 +73,7 @@ class CustomFiles:
     option_columns: tuple[str, ...] = ()  # a column for each option, or the one column that holds lists
     words_column: str = "words"  # a list, or one string with spaces between
     validation_fraction: float = 0.1  # of the training rows, where there is no validation file
-    label_names: tuple[str, ...] | None = None  # in the order of their ids; by default the training file's, sorted
+    class_names: tuple[str, ...] | None = None  # in the order of their ids; by default the training file's, sorted
     seed: int = 0  # of the choice of the validation rows
 
 
@@ -109,19 +109,27 @@ def load_task(task: Task, data_dir: Path | None = None, custom: CustomFiles | No
     splits = {}
     for split, (where, rows) in found.items():
         hidden_allowed = split in task.test_splits
-        splits[split] = _dataset(task, where, [_published_row(task, row, hidden_allowed) for row in rows])
+        splits[split] = _dataset(task, where, [_with_label_id(task, row, hidden_allowed) for row in rows])
     return TaskData(task, splits)
 
 
-def _dataset(task: Task, where: str, rows: list[dict[str, Any]]) -> Dataset:
+def _dataset(task: Task, where: str, rows: list[Row]) -> Dataset:
     if not rows:
         raise FinetuningError(f"{where} holds no rows: give a file that does.")
+    first = rows[0].columns
+    if task.kind == "multiple_choice":
+        for place, row in rows:
+            if len(row["options"]) != len(first["options"]):
+                raise FinetuningError(
+                    f"{place}: the row has {len(row['options'])} options, but the first row has {len(first['options'])}; "
+                    "give every row as many."
+                )
     label = {"regression": Value("float32"), "token_classification": List(Value("int64"))}.get(task.kind, Value("int64"))
     text = {name: Value("string") for name in task.columns}
     lists = {name: List(Value("string")) for name in ("options", "words") if name in text}
-    index = Value("string" if isinstance(rows[0]["index"], str) else "int64")
+    index = Value("string" if isinstance(first["index"], str) else "int64")
     features = Features({"index": index, **text, **lists, "label": label})
-    return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
+    return Dataset.from_dict({name: [row.columns[name] for row in rows] for name in features}, features=features)
 
 
 # ---- Published formats ----
@@ -149,7 +157,7 @@ def _find_on_hub(task: Task) -> Found:
         if split in loaded:
             where = f"{name}, split {split}"
             rows = _rows_of_batches(loaded[split].with_format("arrow").iter(1000), where)
-            found[split] = where, _rename_hub_columns(task, rows, where, loaded[split].column_names)
+            found[split] = where, _rename_hub_columns(task, rows, where, loaded[split].column_names, Counter())
         elif split not in task.test_splits:
             raise FinetuningError(f"{name} on the Hub has no split {split!r}: give `--data_dir` with the local files.")
     return found
@@ -224,10 +232,11 @@ def _original_files(task: Task, folder: Path, split: str) -> list[Path]:
 
 
 def _published_rows(task: Task, split: str, paths: list[Path]) -> Iterator[Row]:
+    asked = Counter()
     for path in paths:
         if path.suffix == ".parquet":
             columns, rows = _read_parquet(path)
-            yield from _rename_hub_columns(task, rows, str(path), columns)
+            yield from _rename_hub_columns(task, rows, str(path), columns, asked)
         elif task.folder == "RACE":
             yield from _race_rows(path)
         elif task.folder == "CSQA":
@@ -245,10 +254,12 @@ def _multiple_choice(index: str, passage: str, question: str, options: list[str]
     return {"index": index, "passage": passage, "question": question, "options": options, "label": label}
 
 
-def _rename_hub_columns(task: Task, rows: Iterable[Row], where: str, columns: list[str]) -> Iterator[Row]:
+def _rename_hub_columns(
+    task: Task, rows: Iterable[Row], where: str, columns: list[str], asked: Counter[str]
+) -> Iterator[Row]:
+    """Renames, and counts in `asked` the questions so far about each of RACE's articles, in all files of a split."""
     if task.folder == "RACE":
         _need_columns(("example_id", "article", "question", "options", "answer"), columns, where)
-        asked = Counter()  # questions so far about each article
         for place, raw in rows:
             index = f"{raw['example_id']}-{asked[raw['example_id']]}"
             asked[raw["example_id"]] += 1
@@ -306,8 +317,8 @@ def _glue_rows(task: Task, split: str, path: Path) -> Iterator[Row]:
         )
 
 
-def _published_row(task: Task, row: Row, hidden_allowed: bool) -> dict[str, Any]:
-    """The row with its label as an id or a number. An empty text is no error: QQP has some."""
+def _with_label_id(task: Task, row: Row, hidden_allowed: bool) -> Row:
+    """The checked row with its label as an id or a number. An empty text is no error: QQP has some."""
     place, columns = row
     for name in task.columns:
         if name == "options":
@@ -330,7 +341,7 @@ def _published_row(task: Task, row: Row, hidden_allowed: bool) -> dict[str, Any]
         raise FinetuningError(
             f"{place}: the label is {label!r}, but {task.title} has {', '.join(task.labels)}; give the published files."
         )
-    return columns | {"label": label}
+    return Row(place, columns | {"label": label})
 
 
 # ---- The user's own files ----
@@ -357,9 +368,7 @@ def _load_custom(task: Task, files: CustomFiles) -> TaskData:
         for split_rows in rows.values():
             for place, columns in split_rows:
                 columns["label"] = _label_ids(columns["label"], task, files.label_column, place)
-    splits = {
-        split: _dataset(task, str(paths[split]), [r.columns for r in split_rows]) for split, split_rows in rows.items()
-    }
+    splits = {split: _dataset(task, str(paths[split]), split_rows) for split, split_rows in rows.items()}
     if "train" in paths and "validation" not in paths:
         splits = _split_off_validation(task, splits.pop("train"), files) | splits
     return TaskData(task, splits)
@@ -379,11 +388,6 @@ def _custom_rows(task: Task, files: CustomFiles, split: str, path: Path) -> list
     for index, (place, raw) in enumerate(raw_rows):
         _need_columns(needed, list(raw), place)  # the rows of JSON lines may differ
         row = _custom_inputs(task, files, raw, place)
-        if task.kind == "multiple_choice" and rows and len(row["options"]) != len(rows[0].columns["options"]):
-            raise FinetuningError(
-                f"{place}: the row has {len(row['options'])} options, but the rows above have "
-                f"{len(rows[0].columns['options'])}; give every row as many."
-            )
         label = HIDDEN[task.kind] if hidden else _custom_label(task, raw[files.label_column], row, files.label_column, place)
         rows.append(Row(place, {"index": index, **row, "label": label}))
     return rows
@@ -447,14 +451,14 @@ def _label_name(value: Any, column: str, place: str) -> str:
 
 def _label_names(task: Task, files: CustomFiles, train: list[Row] | None) -> tuple[str, ...]:
     """The given names, or those of the training rows: sorted, as numbers where all are numbers."""
-    if files.label_names is not None:
-        if len(set(files.label_names)) < max(2, len(files.label_names)):
+    if files.class_names is not None:
+        if len(set(files.class_names)) < max(2, len(files.class_names)):
             raise FinetuningError(
-                f"`--label_names` is {', '.join(files.label_names)}: give at least two names, all different."
+                f"`--class_names` is {', '.join(files.class_names)}: give at least two names, all different."
             )
-        return tuple(files.label_names)
+        return tuple(files.class_names)
     if train is None:
-        raise FinetuningError("The names of the labels are not known: give `--train_file` or `--label_names`.")
+        raise FinetuningError("The names of the labels are not known: give `--train_file` or `--class_names`.")
     labels = [row.columns["label"] for row in train]
     names = set(labels) if task.kind == "classification" else {tag for tags in labels for tag in tags}
     if train and len(names) < 2:

@@ -29,7 +29,7 @@ INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def encode(
-    data: TaskData, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, max_option_length: int = 128
+    data: TaskData, tokenizer: PreTrainedTokenizerBase, max_sequence_length: int, max_option_length: int = 128
 ) -> dict[str, Dataset]:
     """Tokenizes all splits.
 
@@ -42,7 +42,7 @@ def encode(
     Args:
         data: from `load_task`.
         tokenizer: a fast one. It is not changed.
-        max_seq_length: the most tokens of an input, special ones included. A passage is cut at its end to fit.
+        max_sequence_length: the most tokens of an input, special ones included. A passage is cut at its end to fit.
         max_option_length: the most tokens of `<s> question option </s>` (cut at its end) or of the whole input where
             there is no passage (cut at the end of the question, then of the option).
 
@@ -61,40 +61,40 @@ def encode(
     if task.kind == "multiple_choice":
         has_passages = any(passage for split in data.splits.values() for passage in split["passage"])
         encoder = _encode_with_passage if has_passages else _encode_without_passage
-        _check_option_length(tokenizer, max_seq_length, max_option_length, has_passages)
-        lengths = (max_seq_length, max_option_length)
+        _check_option_length(tokenizer, max_sequence_length, max_option_length, has_passages)
+        lengths = (max_sequence_length, max_option_length)
     else:
         encoder = _encode_words if task.kind == "token_classification" else _encode_texts
         texts = len(task.columns)
         needed = tokenizer.num_special_tokens_to_add(pair=texts == 2) + texts
-        if max_seq_length < needed:
+        if max_sequence_length < needed:
             raise FinetuningError(
-                f"`--max_seq_length` is {max_seq_length}, which leaves no room for text: give at least {needed}."
+                f"`--max_sequence_length` is {max_sequence_length}, which leaves no room for text: give at least {needed}."
             )
-        lengths = (max_seq_length,)
+        lengths = (max_sequence_length,)
     encoder = functools.partial(encoder, tokenizer, *lengths)
     return {split: _encode_split(task, rows, tokenizer, encoder) for split, rows in data.splits.items()}
 
 
 def _check_option_length(
-    tokenizer: PreTrainedTokenizerBase, max_seq_length: int, max_option_length: int, has_passages: bool
+    tokenizer: PreTrainedTokenizerBase, max_sequence_length: int, max_option_length: int, has_passages: bool
 ) -> None:
     if not has_passages:
         if None in _first_and_separator(tokenizer):
             raise FinetuningError(
                 f"The tokenizer {tokenizer.name_or_path} lacks a cls or sep token: multiple choice needs both."
             )
-        if min(max_seq_length, max_option_length) < 8:  # 3 special tokens, "Q", ":", "A", ":" and one of the option
+        if min(max_sequence_length, max_option_length) < 8:  # 3 special tokens, "Q", ":", "A", ":" and one of the option
             raise FinetuningError(
-                f"`--max_option_length` is {max_option_length} and `--max_seq_length` {max_seq_length}: give at least 8."
+                f"`--max_option_length` is {max_option_length} and `--max_sequence_length` {max_sequence_length}: give at least 8."
             )
         return
     if max_option_length <= tokenizer.num_special_tokens_to_add(pair=False):
         raise FinetuningError(f"`--max_option_length` is {max_option_length}, which leaves no room for text: raise it.")
     added = tokenizer.num_special_tokens_to_add(pair=True) - tokenizer.num_special_tokens_to_add(pair=False)
-    if max_seq_length <= max_option_length + added:
+    if max_sequence_length <= max_option_length + added:
         raise FinetuningError(
-            f"`--max_seq_length` is {max_seq_length}, which leaves no room for a passage after `--max_option_length` "
+            f"`--max_sequence_length` is {max_sequence_length}, which leaves no room for a passage after `--max_option_length` "
             f"{max_option_length}: raise it to {max_option_length + added + 1} or more, or lower the other."
         )
 
@@ -127,16 +127,16 @@ def _input_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [name for name in INPUT_NAMES if name in tokenizer.model_input_names]
 
 
-def _encode_texts(tokenizer: PreTrainedTokenizerBase, max_seq_length: int, batch: dict[str, list]) -> dict[str, list]:
-    encoded = tokenizer(batch["text"], batch.get("text_pair"), truncation="longest_first", max_length=max_seq_length)
+def _encode_texts(tokenizer: PreTrainedTokenizerBase, max_sequence_length: int, batch: dict[str, list]) -> dict[str, list]:
+    encoded = tokenizer(batch["text"], batch.get("text_pair"), truncation="longest_first", max_length=max_sequence_length)
     return {**encoded, "labels": batch["label"], "length": [len(ids) for ids in encoded["input_ids"]]}
 
 
-def _encode_words(tokenizer: PreTrainedTokenizerBase, max_seq_length: int, batch: dict[str, list]) -> dict[str, list]:
+def _encode_words(tokenizer: PreTrainedTokenizerBase, max_sequence_length: int, batch: dict[str, list]) -> dict[str, list]:
     # Byte-level tokens start with the space before the word, which words alone don't have.
     space = " " if _tokens_hold_spaces(tokenizer) else ""
     words = [[row[0], *(space + word for word in row[1:])] for row in batch["words"]]
-    encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_seq_length)
+    encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_sequence_length)
     labels, first_tokens = [], []
     for number, (row, row_labels) in enumerate(zip(words, batch["label"], strict=True)):
         first = {}
@@ -160,7 +160,7 @@ def _tokens_hold_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _encode_with_passage(
-    tokenizer: PreTrainedTokenizerBase, max_seq_length: int, max_option_length: int, batch: dict[str, list]
+    tokenizer: PreTrainedTokenizerBase, max_sequence_length: int, max_option_length: int, batch: dict[str, list]
 ) -> dict[str, list]:
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
@@ -175,19 +175,19 @@ def _encode_with_passage(
         asked = backend.encode_batch([_single_spaces(text) for text in texts], add_special_tokens=False)
         for encoding in asked:
             encoding.truncate(option_tokens)
-        backend.enable_truncation(max_seq_length, strategy="only_second")
+        backend.enable_truncation(max_sequence_length, strategy="only_second")
         encodings.append([backend.post_process(encoding, passage) for encoding in asked])
     return _choices(batch, [[(e.ids, e.type_ids) for e in row] for row in encodings])
 
 
 def _encode_without_passage(
-    tokenizer, max_seq_length: int, max_option_length: int, batch: dict[str, list]
+    tokenizer, max_sequence_length: int, max_option_length: int, batch: dict[str, list]
 ) -> dict[str, list]:
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
     first, separator = _first_and_separator(tokenizer)
-    room = min(max_seq_length, max_option_length) - 3
+    room = min(max_sequence_length, max_option_length) - 3
     rows = []
     for question, options in zip(batch["question"], batch["options"], strict=True):
         texts = [f"Q: {question}", *(f"A: {option}" for option in options)]

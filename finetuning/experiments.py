@@ -16,8 +16,8 @@ from transformers import AutoConfig
 
 from finetuning.arguments import POOLINGS, Arguments, parse
 from finetuning.errors import FinetuningError
-from finetuning.tasks import TASKS, Task
-from finetuning.train import metric_prefix, run, write_json
+from finetuning.tasks import TASKS
+from finetuning.train import best_key, run, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -30,21 +30,19 @@ POOLING_NAMES = {
 }
 
 
-def best_key(task: Task) -> str:
-    """The result that picks the best checkpoint."""
-    return f"{metric_prefix(task, task.validation_splits[0])}_{task.best_metric}"
-
-
 def run_all(
     task_name: str, options: list[str], settings: list[dict[str, str]], output_dir: Path, run_one: Callable
 ) -> list[dict]:
     """Run every setting; returns one entry per run with its setting, folder and results, in order."""
-    entries = []
-    for number, setting in enumerate(settings, start=1):
-        folder = output_dir / "-".join(f"{name}_{Path(value).name}" for name, value in setting.items())
+    planned = []  # all settings are parsed before the first one runs
+    for setting in settings:
+        # The whole path of a checkpoint: pretraining calls each one "model".
+        folder = output_dir / "-".join(f"{name}_{value.strip('/').replace('/', '-')}" for name, value in setting.items())
         tokens = [token for name, value in setting.items() for token in (f"--{name}", value)]
+        planned.append((setting, folder, parse(task_name, [*options, *tokens, "--output_dir", str(folder)])))
+    entries = []
+    for number, (setting, folder, arguments) in enumerate(planned, start=1):
         logger.warning("Run %d of %d: %s", number, len(settings), ", ".join(f"{k} {v}" for k, v in setting.items()))
-        arguments = parse(task_name, [*options, *tokens, "--output_dir", str(folder)])
         entries.append({**setting, "folder": folder.name, "results": run_one(arguments)})
     return entries
 
@@ -78,6 +76,8 @@ def read_grid(path: Path) -> dict[str, list[str]]:
         raise FinetuningError(
             f"`sweep_grid` {path} must hold `option: [values]` lines, such as `learning_rate: [1e-5, 2e-5]`."
         )
+    if "seed" in grid:
+        raise FinetuningError(f"`sweep_grid` {path} holds seed: give the number of seeds with --num_seeds instead.")
     return {name: [str(value) for value in values] for name, values in grid.items()}
 
 
@@ -190,9 +190,8 @@ def compare(task_names: list[str], options: list[str], run_one: Callable = run) 
             for mean, values in zip(means, scores[label], strict=True)
         ]
         rows.append([label, *cells, percent(statistics.mean(means))])
-    metrics = ", ".join(
-        f"{title}: {entry}" for title, entry in zip(titles, dict.fromkeys(r["metric"] for r in runs), strict=False)
-    )
+    keys = {entry["task"]: entry["metric"] for entry in runs}
+    metrics = ", ".join(f"{title}: {keys[name]}" for title, name in zip(titles, task_names, strict=True))
     table = markdown_table(["Models", *titles, "Avg."], rows)
     table += f"\n{metrics}, in %; mean{' ± standard deviation' if len(seeds) > 1 else ''} over {len(seeds)} seed(s).\n"
     return save(output_dir, "compare", table, {"tasks": task_names, "runs": runs}, base)

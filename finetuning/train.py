@@ -20,6 +20,7 @@ import datasets
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_model as load_model_weights
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import (
@@ -34,9 +35,11 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
+    TrainerState,
     set_seed,
 )
 from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.utils import logging as transformers_logging
 
 import modeling_luna  # noqa: F401  registers Luna with the Auto classes
 from finetuning.arguments import TRAINING_FIELDS, Arguments, describe
@@ -165,6 +168,8 @@ def load_model(config: PreTrainedConfig, task: Task, arguments: Arguments) -> Pr
     if model.random_weights:
         logger.warning("All weights are new: random initialisation of %s.", model.model_name_or_path)
         return auto_class.from_config(config, trust_remote_code=model.trust_remote_code)
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its table of new weights says no more than the line below
     try:
         loaded, info = auto_class.from_pretrained(
             model.model_name_or_path,
@@ -177,6 +182,8 @@ def load_model(config: PreTrainedConfig, task: Task, arguments: Arguments) -> Pr
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise FinetuningError(f"The checkpoint {model.model_name_or_path} cannot be loaded: {reason}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     new = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
     if new and not arguments.training.do_train:
         raise FinetuningError(
@@ -209,13 +216,16 @@ def load_tokenizer(config: PreTrainedConfig, arguments: Arguments) -> PreTrained
     return tokenizer
 
 
-def sequence_limit(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+def sequence_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The longest input in tokens that model and tokenizer allow."""
     limits = [tokenizer.model_max_length]
-    if hasattr(config, "max_sequence_length"):  # Luna, which counts its positions as RoBERTa does
-        limits.append(config.max_sequence_length or limits[0])
+    if hasattr(model.config, "max_sequence_length"):  # Luna
+        limits.append(model.config.max_sequence_length or limits[0])
     else:
-        limits.append(getattr(config, "max_position_embeddings", None) or limits[0])
+        limits.append(getattr(model.config, "max_position_embeddings", None) or limits[0])
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            limits.append(module.num_embeddings - module.padding_idx - 1)  # RoBERTa counts positions from there
     return min(limits)
 
 
@@ -223,7 +233,7 @@ def sequence_limit(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase)
 # The loss
 
 
-def make_loss(task: Task) -> Callable:
+def make_loss(task: Task, label_smoothing: float = 0.0) -> Callable:
     """The task's loss for any architecture: the mean over the labels of the whole batch, however it is divided.
 
     Most heads of transformers leave `num_items_in_batch` out, which makes loss and gradients grow with accumulation.
@@ -235,7 +245,9 @@ def make_loss(task: Task) -> Callable:
         if task.kind == "regression":
             value = nn.functional.mse_loss(logits.view(-1), labels.view(-1).float(), reduction=reduction)
         else:
-            value = nn.functional.cross_entropy(logits.view(-1, logits.shape[-1]), labels.view(-1), reduction=reduction)
+            value = nn.functional.cross_entropy(
+                logits.view(-1, logits.shape[-1]), labels.view(-1), reduction=reduction, label_smoothing=label_smoothing
+            )
         return value if num_items_in_batch is None else value / num_items_in_batch
 
     return loss
@@ -290,6 +302,22 @@ class FinetuningTrainer(Trainer):
             self.write_card()
 
 
+class StopEarly(EarlyStoppingCallback):
+    """The library's early stopping, with the count taken from the log, so that a resumed run stops where it would have."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        self.early_stopping_patience_counter = evaluations_since_best(state, args.metric_for_best_model)
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if args.metric_for_best_model in metrics:  # MNLI's second split is for the report alone
+            super().on_evaluate(args, state, control, metrics, **kwargs)
+
+
+def evaluations_since_best(state: TrainerState, metric: str) -> int:
+    return sum(metric in entry and entry["step"] > (state.best_global_step or 0) for entry in state.log_history)
+
+
 class SaveOnSignal(TrainerCallback):
     """On Ctrl-C or SIGTERM, save a checkpoint after the current step and end."""
 
@@ -316,7 +344,15 @@ class SaveOnSignal(TrainerCallback):
         if received:
             control.should_save = control.should_training_stop = True
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.received and state.epoch % 1 > 1e-6:  # stopped within it: the run without a signal has no evaluation here
+            control.should_evaluate = control.should_save = control.should_log = False
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.received:  # the Trainer would load the best checkpoint, and remove the one to go on from
+            state.best_model_checkpoint = None
+
+    def restore_handlers(self) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
@@ -395,9 +431,16 @@ def run(arguments: Arguments) -> dict:
         Interrupted: a signal came; the same call goes on later.
     """
     training, output_dir = arguments.training, Path(arguments.training.output_dir)
+    if "metric_for_best_model" not in arguments.given:  # the Trainer would take the loss
+        training.metric_for_best_model = best_key(arguments.task)
+    training.metric_for_best_model = f"eval_{training.metric_for_best_model.removeprefix('eval_')}"
+    if "greater_is_better" not in arguments.given:
+        training.greater_is_better = not training.metric_for_best_model.endswith(("loss", "error"))
     description = describe(arguments)
     check_output_dir(output_dir, description)
     results = read_results(output_dir)
+    if training.world_size > 1:
+        torch.distributed.barrier()  # all have looked before the first one writes
     if results is not None:
         logger.warning("%s is finished.", output_dir)
         return results
@@ -408,7 +451,9 @@ def run(arguments: Arguments) -> dict:
     if arguments.task.kind == "token_classification":
         tokenizer.padding_side = "right"  # then a word's tokens are at the same place in every batch
     data = load_data(config, arguments)
-    limit = sequence_limit(config, tokenizer)
+    fit_config(config, data, arguments)
+    model = load_model(config, data.task, arguments)
+    limit = sequence_limit(model, tokenizer)
     length = arguments.data.max_sequence_length
     if length > limit and "max_sequence_length" in arguments.given:
         raise FinetuningError(
@@ -417,8 +462,6 @@ def run(arguments: Arguments) -> dict:
     length = min(length, limit)
     tokenizer.model_max_length = length  # saved with it, so that a pipeline cuts as the training did
     encoded = encode(data, tokenizer, length, min(arguments.data.max_option_length, length))
-    fit_config(config, data, arguments)
-    model = load_model(config, data.task, arguments)
     if training.should_save:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(output_dir / "run.json", description)
@@ -447,17 +490,15 @@ def load_data(config: PreTrainedConfig, arguments: Arguments) -> TaskData:
     task, options = arguments.task, arguments.data
     if task.name == "custom":
         files = options.custom_files()
-        if files.label_names is None and files.train_file is None:
-            files = replace(files, label_names=checkpoint_labels(config))
+        if files.class_names is None and files.train_file is None:
+            files = replace(files, class_names=checkpoint_labels(config))
         data = load_task(task, custom=files)
     else:
         data = load_task(task, Path(options.data_dir) if options.data_dir else None)
-    needed = ["train"] * arguments.training.do_train
-    needed += list(data.task.validation_splits) * (arguments.training.do_eval or arguments.training.do_train)
-    for split in needed:
-        if split not in data.splits:
-            remedy = "--no_do_train" if split == "train" else "--validation_file or --validation_fraction"
-            raise FinetuningError(f"{task.name} has no {split} rows here: give them, or {remedy}.")
+    if arguments.training.do_train and "train" not in data.splits:
+        raise FinetuningError(
+            f"{task.name} has no train rows here: give --train_file, or --no_do_train to use the checkpoint as it is."
+        )
     return data
 
 
@@ -466,12 +507,15 @@ def make_trainer(model, tokenizer, data: TaskData, encoded: dict, arguments: Arg
     splits = task.validation_splits
     # With several validation splits the Trainer prefixes a metric with the split's name.
     evaluation = encoded.get(splits[0]) if len(splits) == 1 else {name: encoded[name] for name in splits if name in encoded}
-    if "metric_for_best_model" not in arguments.given:  # the Trainer would take the loss
-        training.metric_for_best_model = f"{metric_prefix(task, splits[0])}_{task.best_metric}"
-        training.greater_is_better = task.best_metric != "mean_squared_error"
+    known = [f"{metric_prefix(task, split)}_{name}" for split in splits for name in (*metric_names(task), "loss")]
+    if training.metric_for_best_model not in known:
+        raise FinetuningError(
+            f"`metric_for_best_model` is {training.metric_for_best_model}, which {task.name} does not have: choose one of "
+            f"{', '.join(known)}."
+        )
     callbacks: list[TrainerCallback] = [SaveOnSignal()]
     if arguments.run.early_stopping_patience is not None and training.do_train:
-        callbacks.append(EarlyStoppingCallback(arguments.run.early_stopping_patience))
+        callbacks.append(StopEarly(arguments.run.early_stopping_patience))
     total = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
     trainer = FinetuningTrainer(
         model=model,
@@ -480,7 +524,7 @@ def make_trainer(model, tokenizer, data: TaskData, encoded: dict, arguments: Arg
         eval_dataset=evaluation,
         processing_class=tokenizer,
         data_collator=make_collator(task, tokenizer, pad_to_multiple_of=8 if training.fp16 or training.bf16 else None),
-        compute_loss_func=make_loss(task),
+        compute_loss_func=make_loss(task, training.label_smoothing_factor),
         compute_metrics=lambda prediction: compute_metrics(task, first(prediction.predictions), prediction.label_ids),
         callbacks=callbacks,
         group_by_length=arguments.run.group_by_length,
@@ -500,14 +544,31 @@ def first_tokens(rows: datasets.Dataset) -> list[list[int]] | None:
     return rows["first_tokens"][:] if "first_tokens" in rows.column_names else None
 
 
+def is_trained(checkpoint: Path, trainer: FinetuningTrainer) -> bool:
+    """Whether a checkpoint is the last of its run, which was cut off later; the Trainer would train at least one step more."""
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    patience = [c.early_stopping_patience for c in trainer.callback_handler.callbacks if isinstance(c, StopEarly)]
+    since_best = evaluations_since_best(state, trainer.args.metric_for_best_model)
+    return state.global_step >= state.max_steps or any(since_best >= number for number in patience)
+
+
 def train(trainer: FinetuningTrainer, output_dir: Path) -> dict:
     """Train to the end, from the newest checkpoint if there is one."""
     checkpoint = find_checkpoint(output_dir, trainer.args.world_size)
-    if checkpoint is not None:
-        logger.warning("Going on from %s.", checkpoint)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if any(isinstance(callback, SaveOnSignal) and callback.received for callback in trainer.callback_handler.callbacks):
-        raise Interrupted
+    on_signal = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, SaveOnSignal))
+    if checkpoint is not None and is_trained(checkpoint, trainer):
+        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+        load_model_weights(trainer.model, Path(best or checkpoint) / "model.safetensors")
+    else:
+        if checkpoint is not None:
+            logger.warning("Going on from %s.", checkpoint)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            on_signal.restore_handlers()
+        if on_signal.received:
+            raise Interrupted
     state = trainer.state
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     return {
@@ -547,6 +608,11 @@ def metric_prefix(task: Task, split: str) -> str:
     if split not in task.validation_splits:
         return split
     return "eval" if len(task.validation_splits) == 1 else f"eval_{split}"
+
+
+def best_key(task: Task) -> str:
+    """The result that picks the best checkpoint."""
+    return f"{metric_prefix(task, task.validation_splits[0])}_{task.best_metric}"
 
 
 def own_metrics(metrics: dict, prefix: str) -> dict:

@@ -179,17 +179,18 @@ def test_the_diagnostic_set_is_optional(tmp_path, place):
     assert "diagnostic" not in load_task(TASKS["mnli"], tmp_path).splits
 
 
-def test_shards(tmp_path):
-    write_published("sst2", tmp_path, "hub", rows=10)
-    whole = _rows(load_task(TASKS["sst2"], tmp_path).splits["train"])
-    path = tmp_path / "sst2" / "train-00000-of-00001.parquet"
+@pytest.mark.parametrize("name", ["sst2", "race"])
+def test_shards(tmp_path, name):
+    write_published(name, tmp_path, "hub", rows=12)
+    whole = _rows(load_task(TASKS[name], tmp_path).splits["train"])
+    path = tmp_path / TASKS[name].hub_config / "train-00000-of-00001.parquet"
     table = pq.read_table(path)
     path.unlink()
-    pq.write_table(table[:4], tmp_path / "sst2" / "train-00000-of-00002.parquet")
+    pq.write_table(table[:5], path.with_name("train-00000-of-00002.parquet"))  # inside one of RACE's articles
     with pytest.raises(FinetuningError, match="holds 1 of the 2 shards of 'train'"):
-        load_task(TASKS["sst2"], tmp_path)
-    pq.write_table(table[4:], tmp_path / "sst2" / "train-00001-of-00002.parquet")
-    assert _rows(load_task(TASKS["sst2"], tmp_path).splits["train"]) == whole
+        load_task(TASKS[name], tmp_path)
+    pq.write_table(table[5:], path.with_name("train-00001-of-00002.parquet"))
+    assert _rows(load_task(TASKS[name], tmp_path).splits["train"]) == whole
 
 
 @pytest.mark.parametrize("name", ["stsb", "mnli", "race-high", "csqa"])
@@ -343,6 +344,12 @@ WRONG_PUBLISHED = {
         _edit_json(RACE_FILE, lambda article: article["options"].__setitem__(0, ["a"])),
         "8.txt, question 1: the row has 1 options to choose from",
     ),
+    "more options": (
+        "race",
+        "original",
+        _edit_json(RACE_FILE, lambda article: article["options"][1].append("e")),
+        "8.txt, question 2: the row has 5 options, but the first row has 4",
+    ),
     "fewer answers": (
         "race",
         "original",
@@ -464,12 +471,12 @@ def test_order_of_labels(tmp_path):
     assert labels([10, 9, -1, 9]) == (("-1", "9", "10"), [2, 1, 0, 1])
     assert labels(["10", "9", "x"]) == (("10", "9", "x"), [0, 1, 2])
     assert labels([True, False]) == (("false", "true"), [1, 0])
-    assert labels(["b", "a"], label_names=("b", "c", "a")) == (("b", "c", "a"), [0, 2])
+    assert labels(["b", "a"], class_names=("b", "c", "a")) == (("b", "c", "a"), [0, 2])
 
 
 def test_only_a_test_file_takes_the_given_names(tmp_path):
     path = _write_rows(tmp_path / "a.csv", [{"first": "x", "second": "y"}])
-    files = CustomFiles(test_file=path, text_columns=("first", "second"), label_names=("no", "yes"))
+    files = CustomFiles(test_file=path, text_columns=("first", "second"), class_names=("no", "yes"))
     loaded = load_task(custom_task("classification"), custom=files)
     assert loaded.task.labels == ("no", "yes")
     assert {split: list(rows) for split, rows in loaded.splits.items()} == {
@@ -631,10 +638,10 @@ WRONG_CUSTOM = {
         "classification",
         "a.csv",
         CSV,
-        {"label_names": ("a", "c")},
+        {"class_names": ("a", "c")},
         "line 3: the label 'b' in 'label' is not among a, c,",
     ),
-    "same name twice": ("classification", "a.csv", CSV, {"label_names": ("a", "a")}, "`--label_names` is a, a: give"),
+    "same name twice": ("classification", "a.csv", CSV, {"class_names": ("a", "a")}, "`--class_names` is a, a: give"),
     "fraction 0": ("classification", "a.csv", CSV, {"validation_fraction": 0.0}, "`--validation_fraction` is 0.0: give a"),
     "fraction 1": ("classification", "a.csv", CSV, {"validation_fraction": 1.0}, "`--validation_fraction` is 1.0: give a"),
     "fraction NaN": ("classification", "a.csv", CSV, {"validation_fraction": math.nan}, "`--validation_fraction` is nan"),
@@ -664,7 +671,7 @@ WRONG_CUSTOM = {
         "a.jsonl",
         '{"question": "x", "options": ["a", "b"], "label": 0}\n{"question": "x", "options": ["a", "b", "c"], "label": 0}',
         CHOICE,
-        "line 2: the row has 3 options, but the rows above have 2",
+        "line 2: the row has 3 options, but the first row has 2",
     ),
     "index too high": (
         "multiple_choice",

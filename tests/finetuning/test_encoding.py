@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from finetuning.data import TaskData, _dataset, load_task
+from finetuning.data import Row, TaskData, _dataset, load_task
 from finetuning.encoding import encode, make_collator
 from finetuning.errors import FinetuningError
 from finetuning.tasks import TASKS, custom_task
@@ -43,7 +43,7 @@ def bert():
 
 
 def _data(task, *rows):
-    rows = [{"index": i, "label": 0} | row for i, row in enumerate(rows)]
+    rows = [Row("", {"index": i, "label": 0} | row) for i, row in enumerate(rows)]
     return TaskData(task, {"train": _dataset(task, "rows", rows)})
 
 
@@ -60,7 +60,7 @@ CSQA = TASKS["csqa"]
 
 def test_race_question_with_a_gap(roberta):
     row = {"passage": "The cat\nsat .", "question": "_ ran and _ sat", "options": ["The dog", "He"]}
-    encoded = encode(_data(RACE, row), roberta, max_seq_length=512)
+    encoded = encode(_data(RACE, row), roberta, max_sequence_length=512)
     assert _tokens(roberta, encoded) == [
         "<s> The Ġdog Ġran Ġand ĠThe Ġdog Ġsat </s> </s> The Ġcat Ġsat Ġ. </s>",
         "<s> He Ġran Ġand ĠHe Ġsat </s> </s> The Ġcat Ġsat Ġ. </s>",
@@ -71,7 +71,7 @@ def test_race_question_with_a_gap(roberta):
 
 def test_race_question_without_a_gap(roberta):
     row = {"passage": "The  cat\n\n sat .", "question": "Who sat ?", "options": ["The cat", "dog"]}
-    encoded = encode(_data(RACE, row), roberta, max_seq_length=512)
+    encoded = encode(_data(RACE, row), roberta, max_sequence_length=512)
     assert _tokens(roberta, encoded) == [
         "<s> Who Ġsat Ġ? ĠThe Ġcat </s> </s> The Ġcat Ġsat Ġ. </s>",
         "<s> Who Ġsat Ġ? Ġdog </s> </s> The Ġcat Ġsat Ġ. </s>",
@@ -80,14 +80,14 @@ def test_race_question_without_a_gap(roberta):
 
 def test_race_question_and_passage_too_long(roberta):
     row = {"passage": " ".join(["cat"] * 600), "question": " ".join(["mat"] * 150), "options": ["He", "red"]}
-    encoded = encode(_data(RACE, row), roberta, max_seq_length=512)
+    encoded = encode(_data(RACE, row), roberta, max_sequence_length=512)
     # <s> and 126 tokens and </s> are 128; </s> and 382 tokens and </s> fill up to 512.
     expected = " ".join(["<s> mat", *["Ġmat"] * 125, "</s> </s> cat", *["Ġcat"] * 381, "</s>"])
     assert len(expected.split()) == 512
     assert _tokens(roberta, encoded) == [expected, expected]
 
     row = {"passage": "The cat sat on the mat .", "question": "Who sat on the mat ?", "options": ["The cat", "He"]}
-    encoded = encode(_data(RACE, row), roberta, max_seq_length=14, max_option_length=9)
+    encoded = encode(_data(RACE, row), roberta, max_sequence_length=14, max_option_length=9)
     assert _tokens(roberta, encoded) == [
         "<s> Who Ġsat Ġon Ġthe Ġmat Ġ? ĠThe </s> </s> The Ġcat Ġsat </s>",
         "<s> Who Ġsat Ġon Ġthe Ġmat Ġ? ĠHe </s> </s> The Ġcat Ġsat </s>",
@@ -96,7 +96,7 @@ def test_race_question_and_passage_too_long(roberta):
 
 def test_the_room_that_short_options_leave_goes_to_the_passage(roberta):
     row = {"passage": "The cat sat on the mat .", "question": "Who ?", "options": ["red and blue", "He"]}
-    encoded = encode(_data(RACE, row), roberta, max_seq_length=14, max_option_length=9)
+    encoded = encode(_data(RACE, row), roberta, max_sequence_length=14, max_option_length=9)
     assert _tokens(roberta, encoded) == [
         "<s> Who Ġ? Ġred Ġand Ġblue </s> </s> The Ġcat Ġsat Ġon Ġthe </s>",
         "<s> Who Ġ? ĠHe </s> </s> The Ġcat Ġsat Ġon Ġthe Ġmat Ġ. </s>",
@@ -105,7 +105,7 @@ def test_the_room_that_short_options_leave_goes_to_the_passage(roberta):
 
 def test_csqa_has_one_separator(roberta):
     row = {"passage": "", "question": "Who sat ?", "options": ["cat", "The dog"]}
-    encoded = encode(_data(CSQA, row), roberta, max_seq_length=512)
+    encoded = encode(_data(CSQA, row), roberta, max_sequence_length=512)
     assert _tokens(roberta, encoded) == [
         "<s> Q : ĠWho Ġsat Ġ? </s> A : Ġcat </s>",
         "<s> Q : ĠWho Ġsat Ġ? </s> A : ĠThe Ġdog </s>",
@@ -115,7 +115,7 @@ def test_csqa_has_one_separator(roberta):
 
 def test_csqa_leaves_gaps_and_spaces_as_they_are(roberta):
     row = {"passage": "", "question": "He _ it", "options": ["red", "the _"]}
-    encoded = encode(_data(CSQA, row), roberta, max_seq_length=512)
+    encoded = encode(_data(CSQA, row), roberta, max_sequence_length=512)
     assert _tokens(roberta, encoded) == [
         "<s> Q : ĠHe Ġ_ Ġit </s> A : Ġred </s>",
         "<s> Q : ĠHe Ġ_ Ġit </s> A : Ġthe Ġ_ </s>",
@@ -124,16 +124,16 @@ def test_csqa_leaves_gaps_and_spaces_as_they_are(roberta):
 
 def test_csqa_cuts_the_question_and_keeps_the_answer(roberta):
     row = {"passage": "", "question": "Who sat on the mat and ran ?", "options": ["cat", "The dog and the cat"]}
-    encoded = encode(_data(CSQA, row), roberta, max_seq_length=512, max_option_length=11)
+    encoded = encode(_data(CSQA, row), roberta, max_sequence_length=512, max_option_length=11)
     assert _tokens(roberta, encoded) == [
         "<s> Q : ĠWho Ġsat Ġon </s> A : Ġcat </s>",
         "<s> Q </s> A : ĠThe Ġdog Ġand Ġthe Ġcat </s>",
     ]
     # An answer that is too long by itself is cut at its end.
-    encoded = encode(_data(CSQA, row), roberta, max_seq_length=8)
+    encoded = encode(_data(CSQA, row), roberta, max_sequence_length=8)
     assert _tokens(roberta, encoded) == ["<s> Q : </s> A : Ġcat </s>", "<s> </s> A : ĠThe Ġdog Ġand </s>"]
     long = " ".join(["mat"] * 200)
-    encoded = encode(_data(CSQA, row | {"question": long, "options": [long, "cat"]}), roberta, max_seq_length=512)
+    encoded = encode(_data(CSQA, row | {"question": long, "options": [long, "cat"]}), roberta, max_sequence_length=512)
     assert [len(ids) for ids in encoded["train"][0]["input_ids"]] == [128, 128]
 
 
@@ -148,10 +148,10 @@ def test_custom_multiple_choice_has_one_of_the_two_forms(roberta):
 
 def test_multiple_choice_of_a_tokenizer_with_token_types(bert):
     row = {"passage": "The cat sat", "question": "Who ?", "options": ["cat", "red dog"]}
-    encoded = encode(_data(RACE, row), bert, max_seq_length=512)
+    encoded = encode(_data(RACE, row), bert, max_sequence_length=512)
     assert _tokens(bert, encoded)[1] == "[CLS] who ? red dog [SEP] the cat sat [SEP]"
     assert encoded["train"][0]["token_type_ids"] == [[0] * 5 + [1] * 4, [0] * 6 + [1] * 4]
-    encoded = encode(_data(CSQA, row | {"passage": ""}), bert, max_seq_length=512)
+    encoded = encode(_data(CSQA, row | {"passage": ""}), bert, max_sequence_length=512)
     assert _tokens(bert, encoded)[1] == "[CLS] q : who ? [SEP] a : red dog [SEP]"
     assert encoded["train"][0]["token_type_ids"] == [[0] * 6 + [1] * 4, [0] * 6 + [1] * 5]
 
@@ -235,7 +235,7 @@ def test_batches(tmp_path, toy, name, side):
     write_published(name, tmp_path, "hub", rows=12)
     loaded = load_task(TASKS[name], tmp_path)
     toy.padding_side = side
-    encoded = encode(loaded, toy, max_seq_length=64, max_option_length=40)
+    encoded = encode(loaded, toy, max_sequence_length=64, max_option_length=40)
     collate = pickle.loads(pickle.dumps(make_collator(loaded.task, toy, pad_to_multiple_of=8)))  # as for loader processes
     for split, rows in encoded.items():
         hidden = split in loaded.task.test_splits and name != "race"
@@ -286,16 +286,21 @@ PASSAGE = CHOICE | {"passage": "The cat"}
 @pytest.mark.parametrize(
     ("task", "row", "lengths", "expected"),
     [
-        (TASKS["cola"], {"text": "x"}, (2,), r"`--max_seq_length` is 2, which leaves no room for text: give at least 3\."),
-        (TASKS["rte"], {"text": "x", "text_pair": "y"}, (5,), r"`--max_seq_length` is 5, .*: give at least 6\."),
+        (
+            TASKS["cola"],
+            {"text": "x"},
+            (2,),
+            r"`--max_sequence_length` is 2, which leaves no room for text: give at least 3\.",
+        ),
+        (TASKS["rte"], {"text": "x", "text_pair": "y"}, (5,), r"`--max_sequence_length` is 5, .*: give at least 6\."),
         (
             RACE,
             PASSAGE,
             (130, 128),
-            r"`--max_seq_length` is 130, .* `--max_option_length` 128: raise it to 131 .*\.",
+            r"`--max_sequence_length` is 130, .* `--max_option_length` 128: raise it to 131 .*\.",
         ),
         (RACE, PASSAGE, (130, 2), r"`--max_option_length` is 2, which leaves no room for text: raise it\."),
-        (CSQA, CHOICE, (7, 128), r"`--max_option_length` is 128 and `--max_seq_length` 7: give at least 8\."),
+        (CSQA, CHOICE, (7, 128), r"`--max_option_length` is 128 and `--max_sequence_length` 7: give at least 8\."),
     ],
 )
 def test_lengths_without_room(roberta, task, row, lengths, expected):
