@@ -31,14 +31,18 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         make_parser().print_help()
         return 0
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    logging.basicConfig(format="%(message)s", level=logging.WARNING if is_first else logging.ERROR)
     transformers_logging.disable_propagation()
+    transformers_logging.disable_progress_bar()  # of loading and writing weights; the Trainer's own stays
     try:
         task_names, options = split_command_line(argv)
         if not any(token.split("=")[0] == "--output_dir" for token in options):
             options = [*options, "--output_dir", f"runs/finetuning/{'-'.join(task_names)}"]
         arguments = parse(task_names[0], options)
         check_launch(arguments.training.world_size)
+        if arguments.run.compare and (arguments.run.sweep or arguments.run.sweep_grid):
+            raise FinetuningError("Give either --compare or --sweep: each has runs of its own.")
         if arguments.run.compare:
             compare(task_names, options)
             return 0
@@ -52,7 +56,11 @@ def main(argv: list[str] | None = None) -> int:
             print("\n".join(f"{name}: {value}" for name, value in results.items()))
             print(f"Saved in {arguments.training.output_dir}.")
     except FinetuningError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if is_first:  # all processes stop with the same sentence
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or 'A file'} cannot be used: {error.strerror or error}.", file=sys.stderr)
         return 2
     except Interrupted:
         print("Interrupted: a checkpoint is saved; give the same command again to go on.", file=sys.stderr)

@@ -7,6 +7,7 @@ A YAML or JSON file holds options by name, so that everything is parsed and chec
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -241,9 +242,16 @@ def parse(task_name: str, options: list[str]) -> Arguments:
     if recipe is not None:
         options = file_to_options(recipe) + options
     try:
-        model, data, run, training = make_parser().parse_args_into_dataclasses(options, look_for_args_file=False)
-    except ValueError as error:
-        raise FinetuningError(f"{str(error).replace(chr(10), ' ').rstrip('.')}: correct the options.") from error
+        model, data, run, training, *unknown = make_parser().parse_args_into_dataclasses(
+            options, return_remaining_strings=True, look_for_args_file=False
+        )
+    except FinetuningError:
+        raise
+    except (ValueError, ImportError) as error:  # what TrainingArguments refuses
+        raise FinetuningError(f"{' '.join(str(error).split()).rstrip('.')}: correct the options.") from error
+    if unknown[0]:
+        raise FinetuningError(f"{unknown[0][0]} is not an option: `python -m finetuning --help` lists them all.")
+    check_ranges(model, run, training)
     if model.model_name_or_path is None:
         raise FinetuningError("Give a checkpoint with --model_name_or_path: a folder, or a name on the Hub.")
     if task_name == "custom":
@@ -258,12 +266,40 @@ def parse(task_name: str, options: list[str]) -> Arguments:
     return Arguments(task, model, data, run, training, given)
 
 
+AT_LEAST_ONE = (
+    "num_seeds total_train_batch_size early_stopping_patience per_device_train_batch_size per_device_eval_batch_size "
+    "gradient_accumulation_steps"
+).split()
+NOT_NEGATIVE = "seed learning_rate weight_decay adam_epsilon max_grad_norm dataloader_num_workers".split()
+BELOW_ONE = (
+    "hidden_dropout_prob attention_probs_dropout_prob activation_dropout classifier_dropout adam_beta1 adam_beta2 "
+    "label_smoothing_factor"
+).split()
+
+
+def check_ranges(*parts: ModelArguments | RunArguments | FinetuningArguments) -> None:
+    """Refuse numbers that would fail, or mean nothing, deep inside the training."""
+    values = {name: value for part in parts for name, value in vars(part).items() if isinstance(value, int | float)}
+    for names, allowed, text in (
+        (AT_LEAST_ONE, lambda value: value >= 1, "at least 1"),
+        (NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "a finite number of at least 0"),
+        (BELOW_ONE, lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    ):
+        for name in names:
+            if name in values and not allowed(values[name]):
+                raise FinetuningError(f"`{name}` is {values[name]}: give {text}.")
+    if values["max_steps"] == 0 or (values["max_steps"] < 0 and not values["num_train_epochs"] > 0):
+        raise FinetuningError("The training would have no steps: give --num_train_epochs or --max_steps above 0.")
+    if "early_stopping_patience" in values and values["do_train"] and parts[-1].eval_strategy == "no":
+        raise FinetuningError("`early_stopping_patience` needs evaluations: give an --eval_strategy other than no.")
+
+
 def share_batch(run: RunArguments, training: FinetuningArguments) -> None:
     """Divide `total_train_batch_size` into devices and accumulation steps, with the largest batch per device that fits."""
     total = run.total_train_batch_size
     if total is None:
         return
-    if total < 1 or total % training.world_size:
+    if total % training.world_size:
         raise FinetuningError(
             f"`total_train_batch_size` is {total}, which {training.world_size} processes cannot share equally: "
             "choose a multiple of their number."

@@ -86,7 +86,8 @@ def _check_option_length(
             )
         if min(max_sequence_length, max_option_length) < 8:  # 3 special tokens, "Q", ":", "A", ":" and one of the option
             raise FinetuningError(
-                f"`--max_option_length` is {max_option_length} and `--max_sequence_length` {max_sequence_length}: give at least 8."
+                f"`--max_option_length` is {max_option_length} and `--max_sequence_length` is {max_sequence_length}: give "
+                "at least 8."
             )
         return
     if max_option_length <= tokenizer.num_special_tokens_to_add(pair=False):
@@ -94,8 +95,9 @@ def _check_option_length(
     added = tokenizer.num_special_tokens_to_add(pair=True) - tokenizer.num_special_tokens_to_add(pair=False)
     if max_sequence_length <= max_option_length + added:
         raise FinetuningError(
-            f"`--max_sequence_length` is {max_sequence_length}, which leaves no room for a passage after `--max_option_length` "
-            f"{max_option_length}: raise it to {max_option_length + added + 1} or more, or lower the other."
+            f"`--max_sequence_length` is {max_sequence_length}, which leaves no room for a passage after "
+            f"`--max_option_length` {max_option_length}: raise it to {max_option_length + added + 1} or more, or lower the "
+            "other."
         )
 
 

@@ -2,7 +2,9 @@
 # Licensed under the Apache License, Version 2.0.
 """What a model predicts, as files: one JSON line per row for people, and the benchmarks' submission files."""
 
+import argparse
 import json
+import sys
 import zipfile
 from pathlib import Path
 
@@ -155,3 +157,23 @@ def _write_zip(path: Path, texts: dict[str, str]) -> Path:
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, texts[name], zipfile.ZIP_DEFLATED)
     return path
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m finetuning.predictions", description="Merge the GLUE submissions of several runs into one zip."
+    )
+    parser.add_argument("zip", type=Path, help="file to write")
+    parser.add_argument("folders", type=Path, nargs="+", help="output folders of runs, one for each task")
+    options = parser.parse_args(argv)
+    try:
+        missing = merge_submissions(options.folders, options.zip)
+    except FinetuningError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"Wrote {options.zip}; GLUE's server also wants: {', '.join(missing) if missing else 'nothing more'}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

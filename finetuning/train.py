@@ -20,6 +20,7 @@ import datasets
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_model as load_model_weights
 from torch import nn
 from torch.utils.data import Sampler
@@ -80,14 +81,17 @@ def load_config(arguments: Arguments) -> PreTrainedConfig:
             model.model_name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FinetuningError(f"The checkpoint {model.model_name_or_path} cannot be loaded: {reason}") from error
+        raise FinetuningError(
+            f"{model.model_name_or_path} is neither a folder with a checkpoint nor a model of the Hub that can be read "
+            f"({first_sentence(error)}): correct --model_name_or_path."
+        ) from error
     for name, value in model.config_overrides().items():
         if hasattr(config, name):
             try:
                 setattr(config, name, value)
-            except ValueError as error:
-                raise FinetuningError(f"`{name}` is {value!r}: {str(error).splitlines()[-1].strip()}") from error
+            except StrictDataclassError as error:
+                reason = str(error).splitlines()[-1].strip().removeprefix("TypeError: ")
+                raise FinetuningError(f"`{name}` is {value!r}, which {config.model_type} refuses: {reason}.") from error
         elif name in arguments.given:
             raise FinetuningError(
                 f"`{name}` was given, but the configuration of {model.model_name_or_path} ({config.model_type}) has no such "
@@ -96,6 +100,11 @@ def load_config(arguments: Arguments) -> PreTrainedConfig:
         else:
             logger.info("The recipe's %s does not apply to %s.", name, config.model_type)
     return config
+
+
+def first_sentence(error: Exception) -> str:
+    """The start of a library's message, which goes on for lines."""
+    return str(error).strip().splitlines()[0].split(". ")[0].rstrip(".: ")
 
 
 def is_finetuned(config: PreTrainedConfig) -> bool:
@@ -180,8 +189,9 @@ def load_model(config: PreTrainedConfig, task: Task, arguments: Arguments) -> Pr
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FinetuningError(f"The checkpoint {model.model_name_or_path} cannot be loaded: {reason}") from error
+        raise FinetuningError(
+            f"The weights of {model.model_name_or_path} cannot be loaded ({first_sentence(error)}): give another checkpoint."
+        ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     new = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
@@ -206,12 +216,13 @@ def load_tokenizer(config: PreTrainedConfig, arguments: Arguments) -> PreTrained
             model.model_name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FinetuningError(f"{model.model_name_or_path} has no tokenizer that can be loaded: {reason}") from error
+        raise FinetuningError(
+            f"{model.model_name_or_path} has no tokenizer that can be loaded: save the one it was trained with beside it."
+        ) from error
     if len(tokenizer) > config.vocab_size:
         raise FinetuningError(
             f"The tokenizer of {model.model_name_or_path} has {len(tokenizer)} entries, but the model {config.vocab_size}: "
-            "they do not belong together."
+            "give the two that belong together."
         )
     return tokenizer
 
@@ -457,7 +468,8 @@ def run(arguments: Arguments) -> dict:
     length = arguments.data.max_sequence_length
     if length > limit and "max_sequence_length" in arguments.given:
         raise FinetuningError(
-            f"`max_sequence_length` is {length}, but {arguments.model.model_name_or_path} reads at most {limit} tokens."
+            f"`max_sequence_length` is {length}, but {arguments.model.model_name_or_path} reads at most {limit} tokens: "
+            "give no more, or leave it out."
         )
     length = min(length, limit)
     tokenizer.model_max_length = length  # saved with it, so that a pipeline cuts as the training did

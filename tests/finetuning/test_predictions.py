@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from finetuning.data import TaskData
 from finetuning.errors import FinetuningError
-from finetuning.predictions import GLUE_FILES, merge_submissions, write_predictions, write_submission
+from finetuning.predictions import GLUE_FILES, main, merge_submissions, write_predictions, write_submission
 from finetuning.tasks import TASKS, custom_task
 
 GLUE = [task for task in TASKS.values() if task.hub_config is not None and task.hub_dataset == "nyu-mll/glue"]
@@ -121,6 +121,16 @@ def test_merged_submissions(tmp_path):
     with zipfile.ZipFile(path) as archive:
         assert archive.namelist() == sorted(GLUE_FILES)
         assert archive.read("QQP.tsv") == (tmp_path / "qqp" / "submission" / "QQP.tsv").read_bytes()
+
+
+def test_merging_from_the_command_line(tmp_path, capsys):
+    _submit(tmp_path / "mnli", TASKS["mnli"])
+    assert main([str(tmp_path / "glue.zip"), str(tmp_path / "mnli")]) == 0
+    assert capsys.readouterr().out.endswith(
+        "wants: CoLA.tsv, SST-2.tsv, MRPC.tsv, STS-B.tsv, QQP.tsv, QNLI.tsv, RTE.tsv, WNLI.tsv.\n"
+    )
+    assert main([str(tmp_path / "glue.zip"), str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} has no GLUE submission")
 
 
 def test_submissions_that_cannot_be_merged(tmp_path):
