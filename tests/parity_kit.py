@@ -19,11 +19,13 @@ from safetensors import safe_open
 from configuration_luna import LunaConfig
 from convert_fairseq_checkpoint import (
     HEAD_PREFIX,
+    TOLERANCE_FACTOR,
     config_from_args,
     convert_state_dict,
     find_layer_norm_scale,
     load_fairseq_checkpoint,
     map_names,
+    max_abs_difference,
     read_dictionary,
 )
 from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification
@@ -45,19 +47,13 @@ MASKED_LM_VARIANTS = (
     "luna_bert/attention_head",
     "head_variants/luna_bert/tied",
 )
-HEAD_VARIANTS = (
-    "luna_bert/cls_head",
-    "luna_bert/pooling_head",
-    "luna_bert/pooling_head_fixed",
-    "luna_bert/attention_head",
-)
-POOLING_OF_HEAD = {
-    "cls_classification_head": "cls",
-    "pooling_classification_head": "packed_max",
-    "attention_classification_head": "packed_attention",
+# The name of the head in each.
+HEAD_VARIANTS = {
+    "luna_bert/cls_head": "cls_classification_head",
+    "luna_bert/pooling_head": "pooling_classification_head",
+    "luna_bert/pooling_head_fixed": "pooling_classification_head",
+    "luna_bert/attention_head": "attention_classification_head",
 }
-# The official code's own float32 error, times this, is what a correct implementation may differ by.
-TOLERANCE_FACTOR = 20
 
 
 @dataclass
@@ -98,19 +94,23 @@ def read_goldens(name: str) -> tuple[dict[str, torch.Tensor], dict]:
         return {key: file.get_tensor(key) for key in file.keys()}, facts
 
 
-def read_variant(name: str, attention: str) -> tuple[LunaConfig, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The configuration of a `luna_bert` variant, its converted parameters, and its heads' under official names."""
+def read_variant(name: str, attention: str, head: str | None = None) -> tuple[LunaConfig, dict[str, torch.Tensor]]:
+    """The configuration of a `luna_bert` variant and its converted parameters, with one of its heads or without."""
     folder = find_variant(name)
     args, state_dict = load_fairseq_checkpoint(folder / "model.pt")
-    heads = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(HEAD_PREFIX)}
-    config = config_from_args(args, vocab_size=len(read_dictionary(folder / "dict.txt")))
+    if head is None:
+        state_dict = {key: tensor for key, tensor in state_dict.items() if not key.startswith(HEAD_PREFIX)}
+        num_labels = None
+    else:
+        num_labels = len(state_dict[f"{HEAD_PREFIX}{head}.out_proj.bias"])
+    config = config_from_args(args, len(read_dictionary(folder / "dict.txt")), head, num_labels)
     config._attn_implementation = attention
-    return config, convert_state_dict(state_dict, config, find_layer_norm_scale(state_dict)), heads
+    return config, convert_state_dict(state_dict, config, find_layer_norm_scale(state_dict), head)
 
 
 def load_masked_lm(name: str, attention: str = "eager") -> LunaForMaskedLM:
     """The model of a `luna_bert` variant, in eval mode, without its classification heads."""
-    config, weights, _ = read_variant(name, attention)
+    config, weights = read_variant(name, attention)
     model = LunaForMaskedLM(config).eval()
     model.load_state_dict(weights)
     return model
@@ -118,27 +118,10 @@ def load_masked_lm(name: str, attention: str = "eager") -> LunaForMaskedLM:
 
 def load_classifier(name: str, attention: str = "eager") -> LunaForSequenceClassification:
     """The model of one of HEAD_VARIANTS with its classification head, in eval mode."""
-    config, weights, heads = read_variant(name, attention)
-    (head,) = {key.split(".")[1] for key in heads}
-    config.classifier_pooling = POOLING_OF_HEAD[head]
-    config.num_labels = len(heads[f"{HEAD_PREFIX}{head}.out_proj.bias"])
+    config, weights = read_variant(name, attention, HEAD_VARIANTS[name])
     model = LunaForSequenceClassification(config).eval()
-    encoder = {key: tensor for key, tensor in weights.items() if not key.startswith("lm_head.")}
-    model.load_state_dict(encoder | {name_in_head(key): tensor for key, tensor in heads.items()})
+    model.load_state_dict({key: tensor for key, tensor in weights.items() if not key.startswith("lm_head.")})
     return model
-
-
-def name_in_head(official: str) -> str:
-    """Our name of a parameter of an official classification head: "classification_heads.<head>.<name>"."""
-    name = official.removeprefix(HEAD_PREFIX).partition(".")[2]
-    return "classifier." + name.replace("attn.", "attention.").replace("layernorm.", "attention.layer_norm.")
-
-
-def max_abs_difference(ours: torch.Tensor, official: torch.Tensor, mask: torch.Tensor | None = None) -> float:
-    """Largest difference of two tensors of one shape, where the boolean `mask` over the leading dimensions is True."""
-    assert ours.shape == official.shape, f"{tuple(ours.shape)}, but officially {tuple(official.shape)}"
-    difference = (ours.double() - official.double()).abs()
-    return (difference if mask is None else difference[mask]).max().item()
 
 
 class Comparison:
@@ -219,7 +202,7 @@ def compare_classifier(
     Raises:
         AssertionError: the goldens hold a tensor of the head that was not compared.
     """
-    names = map_names(model.config)
+    names = map_names(model.config, facts["classification_head"])
     comparison = Comparison(goldens, facts, of_heads=True)
     for batch in facts["batches"]:
         model.zero_grad()
@@ -234,7 +217,5 @@ def compare_classifier(
             outputs.loss.backward()
             prefix = f"{batch}.cls_grad."
             for key in [key for key in goldens if key.startswith(prefix)]:
-                official = key.removeprefix(prefix)
-                ours = name_in_head(official) if official.startswith(HEAD_PREFIX) else names[official]
-                comparison.compare("cls_grad", key, model.get_parameter(ours).grad)
+                comparison.compare("cls_grad", key, model.get_parameter(names[key.removeprefix(prefix)]).grad)
     return comparison.finish()

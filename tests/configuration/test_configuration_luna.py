@@ -36,6 +36,8 @@ DEFAULTS = {
     "bos_token_id": 0,
     "eos_token_id": 2,
     "tie_word_embeddings": True,
+    "classifier_pooling": "cls",
+    "classifier_dropout": None,
     "output_logits": False,
 }
 
@@ -63,6 +65,8 @@ OTHER_VALUES = {
     "bos_token_id": None,
     "eos_token_id": [2, 4],
     "tie_word_embeddings": False,
+    "classifier_pooling": "packed_mean",
+    "classifier_dropout": 0.2,
     "output_logits": True,
 }
 
@@ -105,6 +109,23 @@ def test_auto_config_makes_and_loads_a_luna_config(tmp_path):
 
 def test_keys_from_a_newer_version_are_kept():
     assert LunaConfig(a_field_of_the_future=3).a_field_of_the_future == 3
+
+
+@pytest.mark.parametrize("pooling", ["cls", "packed_mean", "packed_max", "packed_attention", "mean"])
+def test_every_pooling_is_accepted(pooling):
+    assert LunaConfig(classifier_pooling=pooling).classifier_pooling == pooling
+
+
+def test_an_unknown_pooling_is_answered_with_the_known_ones():
+    with pytest.raises(StrictDataclassFieldValidationError) as caught:
+        LunaConfig(classifier_pooling="packed")
+    for pooling in ("'cls'", "'packed_mean'", "'packed_max'", "'packed_attention'", "'mean'"):
+        assert pooling in str(caught.value)
+
+
+@pytest.mark.parametrize("dropout", [None, 0, 0.0, 0.5])
+def test_classifier_dropout_is_optional(dropout):
+    assert LunaConfig(classifier_dropout=dropout).classifier_dropout == dropout
 
 
 def test_labels_and_label_names():
@@ -159,7 +180,7 @@ WRONG_VALUES = [
     ({"hidden_act": "gulu"}, ("`hidden_act` is 'gulu'", '"gelu"')),
     *[
         ({name: value}, (f"`{name}` is {value}", "[0, 1)"))
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "classifier_dropout")
         for value in (-0.1, 1.0, 10)
     ],
     ({"initializer_range": 0.0}, ("`initializer_range` is 0.0", "above 0")),
@@ -229,6 +250,9 @@ WRONG_TYPES = [
     ("layer_norm_eps", "1e-5"),
     ("pad_token_id", None),
     ("eos_token_id", "</s>"),
+    ("classifier_pooling", "packed"),
+    ("classifier_pooling", None),
+    ("classifier_dropout", "none"),
     ("output_logits", "no"),
 ]
 
