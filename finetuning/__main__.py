@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 
+import datasets
 import torch
 from transformers.utils import logging as transformers_logging
 
@@ -41,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
             options = [*options, "--output_dir", f"runs/finetuning/{'-'.join(task_names)}"]
         arguments = parse(task_names[0], options)
         check_launch(arguments.training.world_size)
+        if arguments.training.disable_tqdm:
+            datasets.disable_progress_bars()
         if arguments.run.compare and (arguments.run.sweep or arguments.run.sweep_grid):
             raise FinetuningError("Give either --compare or --sweep: each has runs of its own.")
         if arguments.run.compare:
@@ -63,7 +66,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error.filename or 'A file'} cannot be used: {error.strerror or error}.", file=sys.stderr)
         return 2
     except Interrupted:
-        print("Interrupted: a checkpoint is saved; give the same command again to go on.", file=sys.stderr)
+        if is_first:
+            print("Interrupted: a checkpoint is saved; give the same command again to go on.", file=sys.stderr)
         return 130
     except KeyboardInterrupt:
         print(

@@ -197,9 +197,9 @@ def file_to_options(path: Path) -> list[str]:
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         where = f" at line {place.line + 1}" if place else ""
-        raise FinetuningError(f"The options file {path} is not valid YAML or JSON{where}.") from error
+        raise FinetuningError(f"The options file {path} is not valid YAML or JSON{where}: correct it.") from error
     if not isinstance(values, dict):
-        raise FinetuningError(f"The options file {path} must hold `option: value` lines.")
+        raise FinetuningError(f"The options file {path} must hold `option: value` lines: correct it.")
     options = []
     for name, value in values.items():
         if value is None:
@@ -306,8 +306,8 @@ def share_batch(run: RunArguments, training: FinetuningArguments) -> None:
         )
     if training.gradient_accumulation_steps != 1:
         raise FinetuningError(
-            "Give either --total_train_batch_size, from which accumulation follows, or --gradient_accumulation_steps with "
-            "--recipe none, and not both."
+            f"`gradient_accumulation_steps` is {training.gradient_accumulation_steps}, but it follows from "
+            f"`total_train_batch_size` {total}: leave it out, or give it with --recipe none and without a total."
         )
     per_process = total // training.world_size
     limit = min(training.per_device_train_batch_size, per_process)

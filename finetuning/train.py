@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from safetensors.torch import load_model as load_model_weights
 from torch import nn
 from torch.utils.data import Sampler
@@ -31,6 +32,7 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
     EarlyStoppingCallback,
+    EvalPrediction,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -62,7 +64,7 @@ AUTO_CLASSES = {
     "token_classification": AutoModelForTokenClassification,
 }
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "classifier_dropout")
-HEADS = ("ForSequenceClassification", "ForMultipleChoice", "ForTokenClassification")
+HEADS = ("ForSequenceClassification", "ForMultipleChoice", "ForTokenClassification", "ForQuestionAnswering")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -108,7 +110,7 @@ def first_sentence(error: Exception) -> str:
 
 
 def is_finetuned(config: PreTrainedConfig) -> bool:
-    """Whether a checkpoint holds a head of this program's kinds already."""
+    """Whether a checkpoint holds a head for a task already."""
     return any(name.endswith(HEADS) for name in config.architectures or [])
 
 
@@ -188,7 +190,7 @@ def load_model(config: PreTrainedConfig, task: Task, arguments: Arguments) -> Pr
             ignore_mismatched_sizes=model.ignore_mismatched_sizes,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise FinetuningError(
             f"The weights of {model.model_name_or_path} cannot be loaded ({first_sentence(error)}): give another checkpoint."
         ) from error
@@ -525,10 +527,20 @@ def make_trainer(model, tokenizer, data: TaskData, encoded: dict, arguments: Arg
             f"`metric_for_best_model` is {training.metric_for_best_model}, which {task.name} does not have: choose one of "
             f"{', '.join(known)}."
         )
+    if not training.do_train:
+        training.eval_strategy = "no"  # between the epochs; the Trainer would ask for a validation split
     callbacks: list[TrainerCallback] = [SaveOnSignal()]
     if arguments.run.early_stopping_patience is not None and training.do_train:
         callbacks.append(StopEarly(arguments.run.early_stopping_patience))
     total = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+    loss = make_loss(task, training.label_smoothing_factor)
+
+    def measure(prediction: EvalPrediction) -> dict[str, float]:
+        """The metrics, and the loss over all rows: the Trainer's own mean depends on how they are divided into batches."""
+        logits, labels = first(prediction.predictions), prediction.label_ids
+        whole = loss({"logits": torch.from_numpy(logits)}, torch.from_numpy(labels)).item()
+        return {"loss": whole} | compute_metrics(task, logits, labels)
+
     trainer = FinetuningTrainer(
         model=model,
         args=training,
@@ -536,8 +548,8 @@ def make_trainer(model, tokenizer, data: TaskData, encoded: dict, arguments: Arg
         eval_dataset=evaluation,
         processing_class=tokenizer,
         data_collator=make_collator(task, tokenizer, pad_to_multiple_of=8 if training.fp16 or training.bf16 else None),
-        compute_loss_func=make_loss(task, training.label_smoothing_factor),
-        compute_metrics=lambda prediction: compute_metrics(task, first(prediction.predictions), prediction.label_ids),
+        compute_loss_func=loss,
+        compute_metrics=measure,
         callbacks=callbacks,
         group_by_length=arguments.run.group_by_length,
         total_train_batch_size=total,
@@ -557,7 +569,7 @@ def first_tokens(rows: datasets.Dataset) -> list[list[int]] | None:
 
 
 def is_trained(checkpoint: Path, trainer: FinetuningTrainer) -> bool:
-    """Whether a checkpoint is the last of its run, which was cut off later; the Trainer would train at least one step more."""
+    """Whether a checkpoint is the last of its training, from which the Trainer would go on by at least one step."""
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     patience = [c.early_stopping_patience for c in trainer.callback_handler.callbacks if isinstance(c, StopEarly)]
     since_best = evaluations_since_best(state, trainer.args.metric_for_best_model)
@@ -681,7 +693,11 @@ def write_card(trainer: FinetuningTrainer, data: TaskData, results: dict, descri
         values = {name: results[start + name] for name in metric_names(task) if start + name in results}
         if values:
             metrics[split] = values
-    hyperparameters = {name: description[name] for name in ("total_train_batch_size", *TRAINING_FIELDS, *DROPOUTS)}
+    names = ("total_train_batch_size", "group_by_length", "early_stopping_patience", *TRAINING_FIELDS, *DROPOUTS)
+    hyperparameters = {name: description[name] for name in names}
+    hyperparameters["max_sequence_length"] = trainer.processing_class.model_max_length
+    files = [description[name] for name in ("data_dir", "train_file", "validation_file", "test_file") if description[name]]
+    source = ", ".join(f"`{file}`" for file in files) or f"`{task.hub_dataset}` on the Hub"
     folder = Path(trainer.args.output_dir)
     make_model_card(
         model_name=trainer.args.hub_model_id or folder.name,
@@ -691,7 +707,7 @@ def write_card(trainer: FinetuningTrainer, data: TaskData, results: dict, descri
         versions={library.__name__: library.__version__ for library in (transformers, torch, datasets)},
         model_type=config.model_type,
         base_model=None if description["random_weights"] else description["model_name_or_path"],
-        data_description=", ".join(f"{len(rows):,} {split} rows" for split, rows in data.splits.items()),
+        data_description=f"{task.title}, from {source}.",
         classifier_pooling=getattr(config, "classifier_pooling", None),
         pictures=tuple(sorted(path.name for path in folder.glob("*.png"))),
     ).save(folder / "README.md")

@@ -47,15 +47,16 @@ TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
 MINIMUM_WORDS = 4
 OPTIONS = (
     "--kind classification --recipe none --total_train_batch_size 32 --per_device_train_batch_size 32 --learning_rate 5e-4 "
-    "--num_train_epochs 8 --warmup_steps 0.06 --weight_decay 0.1 --adam_beta2 0.98 --adam_epsilon 1e-6 --max_grad_norm 0 "
+    "--num_train_epochs 5 --warmup_steps 0.06 --weight_decay 0.1 --adam_beta2 0.98 --adam_epsilon 1e-6 --max_grad_norm 0 "
     "--max_sequence_length 128 --per_device_eval_batch_size 64"
 ).split()
 
 
-def make_dataset(folder: Path, seed: int) -> dict[str, list[dict[str, str]]]:
+def make_dataset(folder: Path, seed: int, train_rows: int | None = None) -> dict[str, list[dict[str, str]]]:
     """Equally many docstrings of each family, divided at random; writes train, validation and test as JSON lines.
 
-    A text that more than one family has, or that has less than four words, is left out; a text is taken once.
+    A text that more than one family has, or that has less than four words, is left out; a text is taken once. With
+    `train_rows`, only so many of the training rows are kept, with families as equal as they can be.
     """
     families = {module: family for family, modules in FAMILIES.items() for module in modules.split()}
     found: dict[str, set[str]] = {}
@@ -77,6 +78,9 @@ def make_dataset(folder: Path, seed: int) -> dict[str, list[dict[str, str]]]:
         for i, text in enumerate(texts[:count]):
             split = "test" if i < test else "validation" if i < test + validation else "train"
             splits[split].append({"text": text, "label": family})
+    if train_rows is not None:
+        by_label = [[row for row in splits["train"] if row["label"] == family] for family in FAMILIES]
+        splits["train"] = [row for group in zip(*by_label, strict=True) for row in group][:train_rows]
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():
         chooser.shuffle(rows)
@@ -131,7 +135,7 @@ In %, on the test rows; mean ± standard deviation over {num_seeds} seeds. {coun
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model_name_or_path", default="runs/quickstart/model")
-    parser.add_argument("--data_dir", type=Path, default=Path("data/docstring-families"))
+    parser.add_argument("--train_rows", type=int, help="train on so many labelled rows only; default: all")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/docstring-families"))
     parser.add_argument("--heads", nargs="+", default=["cls", "packed"])
     parser.add_argument("--num_seeds", type=int, default=3)
@@ -141,7 +145,8 @@ def main() -> int:
             f"error: {options.model_name_or_path} is not there: run `python3 scripts/quickstart.py` first.", file=sys.stderr
         )
         return 2
-    splits = make_dataset(options.data_dir, seed=0)
+    data_dir = options.output_dir / "data"
+    splits = make_dataset(data_dir, seed=0, train_rows=options.train_rows)
     scores = baselines(splits)
     runs = {}
     try:
@@ -149,7 +154,7 @@ def main() -> int:
             folder = options.output_dir / start
             arguments = [*OPTIONS, *overrides, "--model_name_or_path", options.model_name_or_path, "--random_weights", flag]
             for split in splits:
-                arguments += [f"--{split}_file", str(options.data_dir / f"{split}.jsonl")]
+                arguments += [f"--{split}_file", str(data_dir / f"{split}.jsonl")]
             arguments += ["--seed", "0", "--num_seeds", str(options.num_seeds), "--output_dir", str(folder)]
             compare(["custom"], [*arguments, "--compare", *options.heads])
             runs[start] = json.loads((folder / "compare.json").read_text(encoding="utf-8"))["runs"]

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState
-from published_files import write_published, write_tokenizer
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 import modeling_luna  # noqa: F401  registers Luna with the Auto classes
 from finetuning import __main__ as program
 from finetuning.arguments import parse
 from finetuning.train import run
+from published_files import write_published, write_tokenizer
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+SIZES |= {"initializer_range": 0.1}  # far from where all inputs look alike
 ARCHITECTURES = {
     "luna": {"projection_length": 4, "max_position_embeddings": 98},
     "roberta": {"max_position_embeddings": 98, "type_vocab_size": 1},
@@ -75,7 +76,8 @@ def arguments_of(task_name, **values):
 
 
 def run_task(task_name, **values):
-    """One run in this process; returns its results."""
+    """One run in this process, as a launch of its own; returns its results."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     return run(arguments_of(task_name, **values))
 
 

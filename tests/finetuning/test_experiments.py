@@ -1,0 +1,194 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""Sweeps and comparisons: which runs they make, what their tables say, and that they resume."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+from finetuning.errors import FinetuningError
+from finetuning.experiments import compare, read_grid, sweep
+from finetuning.train import best_key, run
+from finetuning_builders import FAST, outcome, read_results, to_options, write_checkpoint
+from published_files import write_published
+
+GRIDS = Path(__file__).parents[2] / "finetuning" / "grids"
+
+
+@pytest.fixture
+def options(checkpoint, sst2, tmp_path):
+    values = FAST | {"model_name_or_path": checkpoint, "data_dir": sst2, "output_dir": tmp_path / "out"}
+    return to_options(**values)
+
+
+class FakeRuns:
+    """Stands for `run`: remembers the arguments and gives the scores of a list, in order."""
+
+    def __init__(self, scores):
+        self.scores, self.calls = iter(scores), []
+
+    def __call__(self, arguments):
+        self.calls.append(arguments)
+        return {best_key(arguments.task): next(self.scores)}
+
+
+def table_rows(text):
+    """The cells of every row of every table."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sweep
+
+
+@pytest.mark.parametrize(
+    ("task_name", "settings"),
+    [
+        ("mnli", [(b, r) for b in (16, 32) for r in (5e-6, 1e-5, 2e-5)]),
+        ("race-high", [(b, r, d) for b in (16, 32) for r in (1e-5, 2e-5, 3e-5) for d in (0.0, 0.1, 0.2)]),
+        ("csqa", [(b, r, d) for b in (16, 32) for r in (1e-5, 2e-5, 3e-5) for d in (0.0, 0.1, 0.2)]),
+    ],
+)
+def test_the_grids_are_the_paper_s(task_name, settings, checkpoint, tmp_path, capsys):
+    runs = FakeRuns([0.5] * len(settings))
+    sweep(task_name, to_options(model_name_or_path=checkpoint, output_dir=tmp_path), runs)
+    names = ("hidden_dropout_prob",) if task_name != "mnli" else ()
+    found = [
+        (a.run.total_train_batch_size, a.training.learning_rate, *(getattr(a.model, name) for name in names))
+        for a in runs.calls
+    ]
+    assert found == settings and len(settings) == (6 if task_name == "mnli" else 18)
+
+
+def test_the_table_has_every_run_and_each_setting_s_median_and_maximum(options, tmp_path, capsys):
+    grid = tmp_path / "g.yaml"
+    grid.write_text("learning_rate: [1e-3, 2e-3]\n")
+    scores = [0.5, 0.9, 0.1, 0.6, 0.61, 0.62]
+    runs = FakeRuns(scores)
+    path = sweep("sst2", [*options, "--sweep_grid", str(grid), "--num_seeds", "3", "--seed", "5"], runs)
+    assert [a.training.seed for a in runs.calls] == [5, 6, 7] * 2
+    folders = [Path(a.training.output_dir).name for a in runs.calls]
+    assert folders[0] == "learning_rate_1e-3-seed_5" and len(set(folders)) == 6
+    rows = table_rows(path.read_text())
+    assert rows[0] == ["run", "learning_rate", "seed", "eval_accuracy"]
+    assert rows[2:8] == [
+        [folder, rate, seed, f"{100 * score:.2f}"]
+        for folder, rate, seed, score in zip(folders, ["1e-3"] * 3 + ["2e-3"] * 3, "567567", scores, strict=True)
+    ]
+    assert rows[8] == ["learning_rate", "median", "maximum"]
+    assert rows[10:] == [["2e-3", "61.00", "62.00"], ["1e-3", "50.00", "90.00"]]
+    assert path.read_text() in capsys.readouterr().out
+    saved = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert [entry["results"]["eval_accuracy"] for entry in saved["runs"]] == scores
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(options, tmp_path, monkeypatch, capsys):
+    grid = tmp_path / "g.yaml"
+    grid.write_text("learning_rate: [1e-3, 1e-2]\n")
+    options = [*options, "--sweep_grid", str(grid), "--num_seeds", "2", "--num_train_epochs", "1"]
+    trained = []
+
+    def run_one(arguments, limit=3):
+        if not (Path(arguments.training.output_dir) / "all_results.json").exists():
+            if len(trained) == limit:
+                raise KeyboardInterrupt
+            trained.append(arguments.training.output_dir)
+        return run(arguments)
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep("sst2", options, run_one)
+    before = {folder: outcome(folder) for folder in trained}
+    path = sweep("sst2", options, lambda arguments: run_one(arguments, limit=9))
+    assert len(trained) == len(set(trained)) == 4
+    assert {folder: outcome(folder) for folder in before} == before
+    scores = [read_results(folder)["eval_accuracy"] for folder in trained]
+    rows = table_rows(path.read_text())
+    assert [row[3] for row in rows[2:6]] == [f"{100 * score:.2f}" for score in scores]
+    expected = {
+        rate: [f"{100 * f(scores[i : i + 2]):.2f}" for f in (statistics.median, max)]
+        for rate, i in (("1e-3", 0), ("1e-2", 2))
+    }
+    assert {row[0]: row[1:] for row in rows[8:]} == expected
+
+
+def test_a_wrong_value_anywhere_in_the_grid_is_refused_before_the_first_run(options, tmp_path):
+    grid = tmp_path / "g.yaml"
+    grid.write_text("learning_rate: [1e-3, fast]\n")
+    runs = FakeRuns([])
+    with pytest.raises(FinetuningError, match="--learning_rate.*'fast'"):
+        sweep("sst2", [*options, "--sweep_grid", str(grid)], runs)
+    assert not runs.calls
+
+
+@pytest.mark.parametrize("path", sorted(GRIDS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_published_grids_are_read(path):
+    assert set(read_grid(path)) <= {"total_train_batch_size", "learning_rate", "hidden_dropout_prob"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Comparison
+
+
+def test_heads_are_compared_in_the_layout_of_table_3(options, tmp_path, capsys):
+    scores = [0.1, 0.2, 0.3, 0.5, 0.2, 0.4, 0.6, 0.8]  # cola: cls twice, P twice; then sst2
+    runs = FakeRuns(scores)
+    path = compare(["cola", "sst2"], [*options, "--compare", "cls", "packed", "--num_seeds", "2"], runs)
+    made = [(a.task.name, a.model.classifier_pooling, a.training.seed) for a in runs.calls]
+    assert made == [
+        (task, pooling, seed) for task in ("cola", "sst2") for pooling in ("cls", "packed_mean") for seed in (42, 43)
+    ]
+    assert len({a.training.output_dir for a in runs.calls}) == 8
+    text = path.read_text()
+    assert table_rows(text) == [
+        ["Models", "CoLA", "SST-2", "Avg."],
+        ["---", "---:", "---:", "---:"],
+        ["Luna-4, [CLS]", "15.00 ± 7.07", "30.00 ± 14.14", "22.50"],
+        ["Luna-4, P", "40.00 ± 14.14", "70.00 ± 14.14", "55.00"],
+    ]
+    assert "CoLA: eval_matthews_correlation, SST-2: eval_accuracy, in %; mean ± standard deviation over 2 seed(s)." in text
+    assert text in capsys.readouterr().out
+
+
+def test_each_task_is_named_with_its_own_metric(options, capsys):
+    path = compare(["sst2", "mrpc", "stsb"], [*options, "--compare", "cls", "mean"], FakeRuns([0.5] * 6))
+    assert "SST-2: eval_accuracy, MRPC: eval_accuracy, STS-B: eval_pearson, in %; mean over 1 seed(s)." in path.read_text()
+
+
+def test_checkpoints_are_compared_whatever_their_folders_are_called(options, tmp_path, capsys):
+    """Pretraining calls every checkpoint `model`."""
+    models = [write_checkpoint(tmp_path / name / "model", architecture) for name, architecture in
+              (("a", "luna"), ("b", "luna"), ("c", "roberta"))]  # fmt: skip
+    runs = FakeRuns([0.1, 0.2, 0.3])
+    path = compare(["sst2"], [*options, "--compare", *map(str, models)], runs)
+    assert [a.model.model_name_or_path for a in runs.calls] == [str(model) for model in models]
+    assert len({a.training.output_dir for a in runs.calls}) == 3
+    assert [row[0] for row in table_rows(path.read_text())[2:]] == [str(model) for model in models]
+
+    runs = FakeRuns([0.1, 0.2])
+    path = compare(["sst2"], [*options, "--compare", *map(str, models[1:])], runs)
+    assert [row[0] for row in table_rows(path.read_text())[2:]] == ["Luna-4", "model"]
+
+
+def test_real_contestants_train_under_equal_seeds(options, checkpoint, tmp_path, capsys):
+    options = [*options, "--compare", "cls", "packed_max", "packed_attention", "mean", "packed"]
+    path = compare(["sst2"], [*options, "--num_train_epochs", "1"])
+    folders = [entry["folder"] for entry in json.loads((tmp_path / "out" / "compare.json").read_text())["runs"]]
+    assert len(folders) == 5
+    poolings = [AutoConfig.from_pretrained(tmp_path / "out" / folder).classifier_pooling for folder in folders]
+    assert poolings == ["cls", "packed_max", "packed_attention", "mean", "packed_mean"]
+    names = ["Luna-4, [CLS]", "Luna-4, P, max", "Luna-4, P, attention", "Luna-4, mean of tokens", "Luna-4, P"]
+    scores = [read_results(tmp_path / "out" / folder)["eval_accuracy"] for folder in folders]
+    expected = [[name, f"{100 * score:.2f}", f"{100 * score:.2f}"] for name, score in zip(names, scores, strict=True)]
+    assert table_rows(path.read_text())[2:] == expected
+
+
+def test_published_files_for_a_comparison_of_tasks_lie_in_one_folder(checkpoint, tmp_path, capsys):
+    for name in ("rte", "wnli"):
+        write_published(name, tmp_path / "glue", "original")
+    values = FAST | {"model_name_or_path": checkpoint, "data_dir": tmp_path / "glue", "output_dir": tmp_path / "out"}
+    compare(["rte", "wnli"], to_options(**values | {"num_train_epochs": 1, "compare": ["cls", "packed"]}))
+    assert len(list((tmp_path / "out").glob("*/*/all_results.json"))) == 4
