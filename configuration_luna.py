@@ -2,12 +2,28 @@
 # Licensed under the Apache License, Version 2.0.
 """Luna configuration."""
 
-from typing import Literal
+import os
+from typing import TYPE_CHECKING, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import auto_docstring
+
+if TYPE_CHECKING:
+    # Never imported. transformers looks for such lines to learn which files belong together: a configuration that is saved
+    # alone brings the model's code too, and folders with other code never share a configuration class, nor by it a model.
+    from .modeling_luna import LunaPreTrainedModel  # noqa: F401
+
+# What each Auto class loads: the class of modeling_luna, and the Hub's name of its task.
+AUTO_CLASSES = {
+    "AutoModel": ("LunaModel", "feature-extraction"),
+    "AutoModelForMaskedLM": ("LunaForMaskedLM", "fill-mask"),
+    "AutoModelForMultipleChoice": ("LunaForMultipleChoice", "multiple-choice"),
+    "AutoModelForQuestionAnswering": ("LunaForQuestionAnswering", "question-answering"),
+    "AutoModelForSequenceClassification": ("LunaForSequenceClassification", "text-classification"),
+    "AutoModelForTokenClassification": ("LunaForTokenClassification", "token-classification"),
+}
 
 
 @auto_docstring(checkpoint="luna-base-tied")
@@ -85,6 +101,16 @@ class LunaConfig(PreTrainedConfig):
     classifier_dropout: float | int | None = None
     output_logits: bool = False
 
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """As in transformers, but `auto_map`, by which `trust_remote_code=True` finds the code, names every class.
+
+        transformers itself names the class that is being saved alone: AutoModel could not load a masked language model.
+        """
+        self.validate()  # before the first file is written
+        self.auto_map = {"AutoConfig": "configuration_luna.LunaConfig"}
+        self.auto_map |= {name: f"modeling_luna.{class_name}" for name, (class_name, _) in AUTO_CLASSES.items()}
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
     @property
     def max_sequence_length(self) -> int | None:
         """Longest input in tokens: positions start after `pad_token_id`, as in RoBERTa. None where there is no limit."""
@@ -139,6 +165,9 @@ class LunaConfig(PreTrainedConfig):
         for name in ("initializer_range", "layer_norm_eps"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but must be above 0.")
+
+
+LunaConfig.register_for_auto_class()  # save_pretrained brings the code
 
 
 __all__ = ["LunaConfig"]

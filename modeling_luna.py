@@ -9,21 +9,16 @@ d hidden size, h heads, k head size, v vocabulary, r masked positions, c classes
 """
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 
 import torch
+import transformers
+from huggingface_hub import ModelCard, file_exists
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
@@ -38,11 +33,11 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 # From the Hub this file is part of a package and its sibling lies beside it; installed, both are top-level modules.
 # A Hub folder without the sibling must fail rather than pick up an installed copy of another version.
 try:
-    from .configuration_luna import LunaConfig
+    from .configuration_luna import AUTO_CLASSES, LunaConfig
 except ImportError:
     if __package__:
         raise
-    from configuration_luna import LunaConfig
+    from configuration_luna import AUTO_CLASSES, LunaConfig
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -311,6 +306,11 @@ class LunaModelOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
     pack_attentions: tuple[torch.FloatTensor, ...] | None = None
 
+    @property
+    def packed_mean(self) -> torch.FloatTensor:
+        """Mean of P over the slots that a row uses, (b, d): a sentence embedding."""
+        return masked_mean(self.packed_state, self.packed_attention_mask)
+
 
 @dataclass
 @auto_docstring(custom_intro="Output of [`LunaForMaskedLM`].")
@@ -388,6 +388,22 @@ class LunaPreTrainedModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.freeze_unread_parameters()
         return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, *args, **kwargs):
+        """As in transformers, and a model card where there is none."""
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        card = Path(save_directory, "README.md")
+        if is_main_process and not card.exists():
+            card.write_text(model_card(self), encoding="utf-8")
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike, repo_id: str, *args, **kwargs):
+        # The last step of `push_to_hub`, which has put a card with tags alone where the repository has none.
+        if not file_exists(repo_id, "README.md", token=kwargs.get("token")):
+            path = Path(working_dir, "README.md")
+            card = ModelCard(model_card(self, repo_id))
+            card.data.tags += [tag for tag in ModelCard.load(path).data.tags or [] if tag not in card.data.tags]
+            card.save(path)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def freeze_unread_parameters(self) -> None:
         """Freeze the parameters that the model's outputs do not depend on.
@@ -839,7 +855,7 @@ class LunaClassificationHead(nn.Module):
         if attention_mask is None:
             first_bd = x_bnd[:, 0]
         else:  # the first token that is not padding: with left padding it is not at 0
-            rows = torch.arange(len(x_bnd), device=x_bnd.device)
+            rows = torch.arange(x_bnd.shape[0], device=x_bnd.device)
             first_bd = x_bnd[rows, attention_mask.int().argmax(dim=-1)]
         return first_bd if self.pooling == "cls" else self.attention(first_bd, p_bld, is_used_bl)
 
@@ -1108,15 +1124,75 @@ class LunaForQuestionAnswering(LunaPreTrainedModel):
         )
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# The Hub
+
+
+def model_card(model: LunaPreTrainedModel, name: str = ".") -> str:
+    """README.md with what a model knows of itself; `name` is the folder or the Hub repository that its examples load."""
+    config, auto_name = model.config, model._auto_class
+    limit = config.max_sequence_length
+    rows = {
+        "class": f"`{type(model).__name__}`",
+        "parameters": f"{model.num_parameters():,}",
+        "layers": config.num_hidden_layers,
+        "hidden size, heads": f"{config.hidden_size}, {config.num_attention_heads}",
+        "packed vectors (l)": config.projection_length,
+        "keys and values": "tied" if config.tie_key_value else "untied",
+        "positions": f"{config.position_embedding_type}, " + (f"up to {limit} tokens" if limit else "of any number"),
+        "vocabulary": f"{config.vocab_size:,}",
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: {AUTO_CLASSES[auto_name][1]}
+tags:
+- luna
+- custom_code
+---
+
+# {type(model).__name__}
+
+A [Luna](https://arxiv.org/abs/2106.01540) model: attention through a packed sequence of l vectors, linear in the length.
+
+| | |
+|---|---|
+{table}
+
+## Use
+
+With the code in these files; it needs torch and transformers:
+
+```python
+from transformers import AutoTokenizer, {auto_name}
+
+name = "{name}"  # this folder, or its name on the Hub
+tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+model = {auto_name}.from_pretrained(name, trust_remote_code=True)
+```
+
+With luna-transformers installed, no code of these files runs:
+
+```python
+import modeling_luna  # registers Luna with the Auto classes
+
+tokenizer = AutoTokenizer.from_pretrained(name)
+model = {auto_name}.from_pretrained(name)
+```
+
+## Limits
+
+This card was written by `save_pretrained`, which knows neither the data, the results nor the licence of the weights.
+"""
+
+
+for auto_name, (class_name, _) in AUTO_CLASSES.items():
+    globals()[class_name].register_for_auto_class(auto_name)  # save_pretrained brings the code
 # Code that was loaded from a Hub repository must not replace the classes that other repositories use.
 if not __name__.startswith("transformers_modules."):
-    AutoConfig.register("luna", LunaConfig, exist_ok=True)
-    AutoModel.register(LunaConfig, LunaModel, exist_ok=True)
-    AutoModelForMaskedLM.register(LunaConfig, LunaForMaskedLM, exist_ok=True)
-    AutoModelForSequenceClassification.register(LunaConfig, LunaForSequenceClassification, exist_ok=True)
-    AutoModelForMultipleChoice.register(LunaConfig, LunaForMultipleChoice, exist_ok=True)
-    AutoModelForTokenClassification.register(LunaConfig, LunaForTokenClassification, exist_ok=True)
-    AutoModelForQuestionAnswering.register(LunaConfig, LunaForQuestionAnswering, exist_ok=True)
+    transformers.AutoConfig.register("luna", LunaConfig, exist_ok=True)
+    for auto_name, (class_name, _) in AUTO_CLASSES.items():
+        getattr(transformers, auto_name).register(LunaConfig, globals()[class_name], exist_ok=True)
 
 
 __all__ = [

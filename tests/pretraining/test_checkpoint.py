@@ -57,7 +57,7 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path, trained, recipe_values):
 
 def test_no_pickle_is_written(tmp_path, trained):
     saved = save(tmp_path, 1, trained)
-    assert {path.suffix for path in saved.iterdir()} <= {".json", ".safetensors", ".txt", ".jinja", ""}
+    assert {path.suffix for path in saved.iterdir()} <= {".json", ".safetensors", ".txt", ".jinja", ".py", ".md", ""}
 
 
 def test_the_newest_are_kept(tmp_path, trained):

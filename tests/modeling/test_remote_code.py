@@ -1,0 +1,291 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""Saved folders are complete, and load by their own code where there is no other.
+
+The programs in text run in processes of their own. To run them on other versions of the libraries: LUNA_PYTHON=.../python.
+"""
+
+import filecmp
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainingArguments
+
+import modeling_luna
+from configuration_luna import AUTO_CLASSES, LunaConfig
+from fresh_process import ROOT, run_program
+from hub_server import Hub
+from luna_builders import build, make_tokenizer, pad_batch, random_ids, tiny_config
+
+CODE_FILES = {"configuration_luna.py", "modeling_luna.py"}
+MODEL_FILES = CODE_FILES | {"README.md", "config.json", "model.safetensors"}
+FULL_AUTO_MAP = {"AutoConfig": "configuration_luna.LunaConfig"} | {
+    auto_name: f"modeling_luna.{class_name}" for auto_name, (class_name, _) in AUTO_CLASSES.items()
+}
+
+
+def model_of(class_name, **changes):
+    return build(getattr(modeling_luna, class_name), dtype=torch.float32, **changes)
+
+
+def save(folder, class_name="LunaForMaskedLM", **changes):
+    """A tiny model and a tokenizer that fits it."""
+    tokenizer = make_tokenizer()
+    model = model_of(class_name, vocab_size=len(tokenizer), **changes)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def names_in(folder):
+    return {path.name for path in Path(folder).iterdir()}
+
+
+def config_in(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def assert_succeeds(done):
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+# What is saved
+
+
+@pytest.mark.parametrize(("auto_name", "class_name"), [(name, value[0]) for name, value in AUTO_CLASSES.items()])
+def test_every_class_saves_a_complete_folder(auto_name, class_name, tmp_path):
+    model_of(class_name).save_pretrained(tmp_path)
+    assert names_in(tmp_path) == MODEL_FILES
+    assert config_in(tmp_path)["auto_map"] == FULL_AUTO_MAP
+    assert config_in(tmp_path)["architectures"] == [class_name]
+    for name in CODE_FILES:
+        assert filecmp.cmp(tmp_path / name, ROOT / name, shallow=False)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.pipeline_tag == AUTO_CLASSES[auto_name][1] and card.data.library_name == "transformers"
+    assert f"{auto_name}.from_pretrained(name, trust_remote_code=True)" in card.text
+
+
+def test_the_table_names_every_class_with_a_head():
+    public = {name for name in modeling_luna.__all__ if name != "LunaPreTrainedModel"}
+    assert {class_name for class_name, _ in AUTO_CLASSES.values()} == public
+    for auto_name, (class_name, _) in AUTO_CLASSES.items():
+        registered = getattr(transformers, auto_name)._model_mapping[LunaConfig]
+        assert registered is getattr(modeling_luna, class_name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, ["| keys and values | tied |", "| packed vectors (l) | 5 |", "| positions | learned, up to 38 tokens |"]),
+        (
+            {"tie_key_value": False, "projection_length": 7, "position_embedding_type": "sinusoidal"},
+            ["| keys and values | untied |", "| packed vectors (l) | 7 |", "| positions | sinusoidal, of any number |"],
+        ),
+    ],
+)
+def test_the_card_tells_the_truth(changes, said, tmp_path):
+    model = model_of("LunaForMaskedLM", **changes)
+    model.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    weights = load_file(tmp_path / "model.safetensors")
+    for line in [*said, f"| parameters | {sum(tensor.numel() for tensor in weights.values()):,} |"]:
+        assert line in card
+
+
+def test_a_card_that_is_there_stays(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    model_of("LunaModel").save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_only_the_main_process_writes(tmp_path):
+    model_of("LunaModel").save_pretrained(tmp_path, is_main_process=False)
+    assert not names_in(tmp_path)
+
+
+def test_a_configuration_saved_alone_brings_the_code(tmp_path):
+    tiny_config().save_pretrained(tmp_path)
+    assert names_in(tmp_path) == CODE_FILES | {"config.json"}
+    assert config_in(tmp_path)["auto_map"] == FULL_AUTO_MAP
+
+
+def test_auto_map_of_another_repository_is_not_handed_on(tmp_path):
+    model = model_of("LunaForMaskedLM")
+    model.config.auto_map = {"AutoConfig": "them/theirs--configuration_luna.LunaConfig", "AutoModel": "them/theirs--x.Y"}
+    model.save_pretrained(tmp_path)
+    assert config_in(tmp_path)["auto_map"] == FULL_AUTO_MAP
+
+
+def test_the_trainer_saves_a_complete_folder(tmp_path):
+    model = model_of("LunaForSequenceClassification")
+    rows = [{"input_ids": torch.tensor(random_ids(6, seed)), "labels": seed % 2} for seed in range(4)]
+    arguments = TrainingArguments(str(tmp_path), max_steps=1, report_to="none", disable_tqdm=True, use_cpu=True)
+    trainer = Trainer(model, arguments, train_dataset=rows, processing_class=make_tokenizer())
+    trainer.train()
+    trainer.save_model(str(tmp_path / "final"))
+    for folder in (tmp_path / "checkpoint-1", tmp_path / "final"):
+        assert names_in(folder) >= MODEL_FILES | {"tokenizer.json", "tokenizer_config.json"}
+        assert config_in(folder)["auto_map"] == FULL_AUTO_MAP
+
+
+# What a stranger loads
+
+LOAD_EVERY_CLASS = """
+import json, torch, transformers
+from safetensors.torch import load_file
+results = {}
+for auto_name, class_name in json.loads(sys.argv[2]).items():
+    folder = f"{sys.argv[1]}/{class_name}"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    assert len(tokenizer(["Luna packs", "Luna"], padding=True)["input_ids"]) == 2
+    model = getattr(transformers, auto_name).from_pretrained(folder, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    assert type(model).__name__ == class_name, type(model)
+    batch = load_file(f"{sys.argv[1]}/batch.safetensors")
+    if auto_name == "AutoModelForMultipleChoice":
+        batch = {name: tensor[None] for name, tensor in batch.items()}
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch)[0], load_file(f"{folder}/expected.safetensors")["output"])
+    encoder = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True)
+    assert type(encoder).__name__ == "LunaModel"
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    built = getattr(transformers, auto_name).from_config(config, trust_remote_code=True)
+    assert type(built).__name__ == class_name
+    model.save_pretrained(f"{sys.argv[1]}/again/{class_name}")
+    config.save_pretrained(f"{sys.argv[1]}/again/config")
+config = transformers.AutoConfig.from_pretrained(f"{sys.argv[1]}/again/config", trust_remote_code=True)
+assert type(transformers.AutoModel.from_config(config, trust_remote_code=True)).__name__ == "LunaModel"
+print(transformers.__version__)
+"""
+
+
+def test_a_stranger_loads_every_class_and_saves_it_again(tmp_path):
+    batch = pad_batch([random_ids(9, 1), random_ids(4, 2)])
+    save_file({name: tensor.contiguous() for name, tensor in batch.items()}, tmp_path / "batch.safetensors")
+    for auto_name, (class_name, _) in AUTO_CLASSES.items():
+        model = save(tmp_path / class_name, class_name)
+        inputs = {name: tensor[None] for name, tensor in batch.items()} if "MultipleChoice" in auto_name else batch
+        with torch.no_grad():
+            save_file({"output": model(**inputs)[0].contiguous()}, tmp_path / class_name / "expected.safetensors")
+    classes = {auto_name: class_name for auto_name, (class_name, _) in AUTO_CLASSES.items()}
+    assert_succeeds(run_program(LOAD_EVERY_CLASS, tmp_path / "elsewhere", tmp_path, json.dumps(classes)))
+
+    for class_name in classes.values():
+        again = tmp_path / "again" / class_name
+        assert names_in(again) == MODEL_FILES
+        for name in MODEL_FILES - {"config.json"}:
+            assert filecmp.cmp(again / name, tmp_path / class_name / name, shallow=False), name
+        old, new = config_in(tmp_path / class_name), config_in(again)
+        assert old | {"transformers_version": ""} == new | {"transformers_version": ""}
+    assert names_in(tmp_path / "again" / "config") == CODE_FILES | {"config.json"}
+
+
+REMOTE_THEN_INSTALLED = """
+from transformers import AutoModel, AutoModelForMaskedLM
+a, b, broken = sys.argv[1:]
+first = AutoModel.from_pretrained(a, trust_remote_code=True)
+second = AutoModel.from_pretrained(b, trust_remote_code=True)
+assert type(first).MARK == "A" and type(second).MARK == "B"
+assert type(AutoModelForMaskedLM.from_pretrained(a, trust_remote_code=True).luna).MARK == "A"
+assert type(first.config) is not type(second.config)
+assert "modeling_luna" not in sys.modules
+try:
+    AutoModel.from_pretrained(broken, trust_remote_code=True)
+except OSError as error:
+    assert "configuration_luna.py" in str(error), error
+else:
+    raise AssertionError("a folder without configuration_luna.py was loaded")
+assert "configuration_luna" not in sys.modules
+
+import modeling_luna
+third = AutoModelForMaskedLM.from_pretrained(b)
+assert type(third) is modeling_luna.LunaForMaskedLM
+assert type(AutoModel.from_pretrained(a)) is modeling_luna.LunaModel
+assert type(first).MARK == "A"
+"""
+
+INSTALLED_THEN_REMOTE = """
+import types
+import modeling_luna
+from transformers import AutoModel, AutoModelForMaskedLM
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+a, b, broken = sys.argv[1:]
+assert type(AutoModel.from_pretrained(a)) is modeling_luna.LunaModel
+# transformers prefers the classes that a program has registered
+assert type(AutoModelForMaskedLM.from_pretrained(b, trust_remote_code=True)) is modeling_luna.LunaForMaskedLM
+remote = get_class_from_dynamic_module("modeling_luna.LunaForMaskedLM", b)
+assert type(remote.from_pretrained(b)).MARK == "B"
+assert type(AutoModelForMaskedLM.from_pretrained(b)) is modeling_luna.LunaForMaskedLM
+assert not hasattr(modeling_luna.LunaModel, "MARK")
+
+package = types.ModuleType("half")
+package.__path__ = [broken]
+sys.modules["half"] = package
+try:
+    import half.modeling_luna
+except ModuleNotFoundError as error:
+    assert error.name == "half.configuration_luna", error
+else:
+    raise AssertionError("the code of a folder took the installed configuration")
+"""
+
+
+@pytest.fixture(scope="module")
+def marked_folders(tmp_path_factory):
+    """Two folders of one name whose code tells which it is, and one without its configuration's code."""
+    root = tmp_path_factory.mktemp("marked")
+    for mark in "AB":
+        folder = root / mark / "luna"
+        save(folder)
+        code = (folder / "modeling_luna.py").read_text()
+        (folder / "modeling_luna.py").write_text(f'{code}\nLunaPreTrainedModel.MARK = "{mark}"\n')
+    save(root / "broken")
+    (root / "broken" / "configuration_luna.py").unlink()
+    return root / "A" / "luna", root / "B" / "luna", root / "broken"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [REMOTE_THEN_INSTALLED, pytest.param(INSTALLED_THEN_REMOTE, marks=pytest.mark.slow)],
+    ids=["remote", "installed"],
+)
+def test_code_of_two_folders_and_installed_code_do_not_clash(program, marked_folders, tmp_path):
+    assert_succeeds(run_program(program, tmp_path, *marked_folders, project=True))
+
+
+@pytest.mark.slow
+def test_pipelines_run_from_a_folder(tmp_path):
+    save(tmp_path / "masked")
+    save(tmp_path / "classifier", "LunaForSequenceClassification")
+    program = """
+from transformers import pipeline
+masked, classifier = sys.argv[1:]
+assert len(pipeline("fill-mask", masked, trust_remote_code=True)("The moon <mask> around the earth.")) == 5
+assert pipeline("text-classification", classifier, trust_remote_code=True)("The moon")[0]["label"] in ("LABEL_0", "LABEL_1")
+"""
+    assert_succeeds(run_program(program, tmp_path / "elsewhere", tmp_path / "masked", tmp_path / "classifier"))
+
+
+def test_push_to_hub_of_a_model_uploads_a_complete_folder_with_a_card(tmp_path, monkeypatch):
+    model = model_of("LunaForMaskedLM")
+    with Hub() as hub:
+        hub.serve_this_process(monkeypatch, tmp_path)
+
+        def push(name, revision="main", **options):
+            model.push_to_hub(name, revision=revision, **options)
+            repository = hub.repositories[name]
+            return repository.commits[repository.branches[revision]]
+
+        files = push("org/luna")
+        assert files.keys() == MODEL_FILES | {".gitattributes"}
+        assert json.loads(files["config.json"])["auto_map"] == FULL_AUTO_MAP
+        assert b'name = "org/luna"' in files["README.md"] and b"| packed vectors (l) | 5 |" in files["README.md"]
+        hub.repositories["org/luna"].commit("main", {"README.md": b"---\nlicense: mit\n---\nmine\n"})
+        assert push("org/luna")["README.md"].endswith(b"mine\n")
+        card = ModelCard(push("org/other", revision="step-10", tags=["moon"])["README.md"].decode())
+        assert "| packed vectors (l) | 5 |" in card.text and card.data.tags == ["luna", "custom_code", "moon"]
