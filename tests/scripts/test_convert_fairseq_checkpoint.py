@@ -3,7 +3,10 @@
 """Official checkpoints become folders that `from_pretrained` loads, or one sentence says why not."""
 
 import argparse
+import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from convert_fairseq_checkpoint import (
     ConversionError,
@@ -23,8 +28,11 @@ from convert_fairseq_checkpoint import (
     map_names,
     read_dictionary,
 )
+from fairseq_files import TIED, Bpe, convert
+from fresh_process import run_program
 from modeling_luna import LunaForMaskedLM
 from parity_kit import (
+    HEAD_VARIANTS,
     MASKED_LM_VARIANTS,
     REPOSITORY,
     TOLERANCE_FACTOR,
@@ -35,12 +43,7 @@ from parity_kit import (
 )
 
 SCRIPT = REPOSITORY / "scripts" / "convert_fairseq_checkpoint.py"
-TIED = find_variant("luna_bert/tied")
 LAYER = "encoder.sentence_encoder.layers.0."
-
-
-def convert(checkpoint, out, *options, dictionary=TIED / "dict.txt") -> int:
-    return main([str(checkpoint), str(out), "--dict", str(dictionary), *options])
 
 
 def max_logits_error(folder, variant: str) -> float:
@@ -68,21 +71,75 @@ def checkpoint():
 # What is converted
 
 
-@pytest.mark.parametrize("variant", variant_params(*MASKED_LM_VARIANTS))
-def test_converts(variant, tmp_path, capsys):
+# Loads what was converted as a user does, and saves what it computes.
+FRESH_PROCESS = """
+import json
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+import modeling_luna
+
+for folder, goldens, batches, has_head in json.loads(sys.argv[1]):
+    inputs, outputs = load_file(goldens), {}
+    encoder = AutoModel.from_pretrained(folder)
+    models = {"logits": AutoModelForMaskedLM.from_pretrained(folder)}
+    if has_head:
+        models["cls_logits"] = AutoModelForSequenceClassification.from_pretrained(folder)
+    for batch in batches:
+        batch_inputs = {name: inputs[f"{batch}.{name}"] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            states = encoder(**batch_inputs, output_hidden_states=True, output_packed_states=True)
+            for kind, values in (("hidden", states.hidden_states), ("packed", states.packed_states)):
+                outputs |= {f"{batch}.{kind}.{i}": value.clone() for i, value in enumerate(values)}
+            outputs |= {f"{batch}.{kind}": model(**batch_inputs).logits for kind, model in models.items()}
+    save_file(outputs, f"{folder}/outputs.safetensors")
+"""
+
+
+def test_every_variant_converts_and_computes_the_same_in_a_fresh_process(tmp_path, capsys):
+    variants = [name for name in MASKED_LM_VARIANTS if find_variant(name) is not None]
+    assert len(variants) >= 7, "those in tests/data/parity"
+    jobs = []
+    for variant in variants:
+        folder, out = find_variant(variant), tmp_path / variant
+        assert convert(folder / "model.pt", out, dictionary=folder / "dict.txt") == 0
+        printed = capsys.readouterr().out
+        is_newer = variant == "head_variants/luna_bert/tied"
+        assert f"LayerNorm factor: {'weight + 1' if is_newer else 'weight'} (detected)." in printed
+        assert ("Classification head" in printed) == (variant in HEAD_VARIANTS)
+        goldens = find_variant(variant.removeprefix("head_variants/")) / "goldens.safetensors"
+        jobs.append((str(out), str(goldens), read_goldens(variant)[1]["batches"], variant in HEAD_VARIANTS))
+
+    result = run_program(FRESH_PROCESS, tmp_path / "elsewhere", json.dumps(jobs), project=True)
+    assert result.returncode == 0, result.stderr
+
+    for variant, (out, _, batches, has_head) in zip(variants, jobs, strict=True):
+        goldens, facts = read_goldens(variant)
+        outputs = load_file(f"{out}/outputs.safetensors")
+        compared = set()
+        for name, output in outputs.items():
+            batch, kind = name.split(".")[:2]
+            mask = None
+            if kind == "packed":
+                mask = goldens[f"{batch}.packed_mask"].bool()
+                output = output[:, : mask.shape[1]]
+            elif kind != "cls_logits":
+                mask = goldens[f"{batch}.attention_mask"].bool()
+            tolerance = TOLERANCE_FACTOR * facts["fp32_noise"][kind]["max_abs_err"]
+            assert max_abs_difference(output, goldens[name], mask) <= tolerance, f"{variant} {name}"
+            compared.add((batch, kind))
+        kinds = {"hidden", "packed", "logits"} | ({"cls_logits"} if has_head else set())
+        assert compared == {(batch, kind) for batch in batches for kind in kinds}
+
+
+@pytest.mark.parametrize("variant", variant_params("luna_bert/tied", "luna_bert/attention_head"))
+def test_files_of_the_folder(variant, tmp_path):
     folder = find_variant(variant)
     assert convert(folder / "model.pt", tmp_path / "out", dictionary=folder / "dict.txt") == 0
-
-    assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "model.safetensors"]
     assert os.listdir(tmp_path) == ["out"]
-    assert max_logits_error(tmp_path / "out", variant) <= 1
-    printed = capsys.readouterr().out
-    is_newer = variant == "head_variants/luna_bert/tied"
-    assert f"LayerNorm factor: {'weight + 1' if is_newer else 'weight'} (detected)." in printed
-    has_classifier = variant.removeprefix("luna_bert/") in (
-        "cls_head", "pooling_head", "pooling_head_fixed", "attention_head"
-    )  # fmt: skip
-    assert ("Left out" in printed) == has_classifier
+    # Besides these, save_pretrained of a Luna writes the code of the model.
+    assert {"README.md", "config.json", "model.safetensors"} <= set(os.listdir(tmp_path / "out"))
+    assert not list((tmp_path / "out").glob("tokenizer*"))
 
 
 def test_command_line(tmp_path):
@@ -106,12 +163,9 @@ def test_an_empty_folder_and_missing_parents_are_no_obstacle(tmp_path):
     assert max_logits_error(tmp_path / "new" / "folder", "luna_bert/tied") <= 1
 
 
-def test_left_out_heads_are_named_on_one_line(tmp_path, capsys):
-    folder = find_variant("luna_bert/cls_head")
-    assert convert(folder / "model.pt", tmp_path / "out", dictionary=folder / "dict.txt") == 0
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if "Left out" in line)
-    prefix = "classification_heads.cls_classification_head"
-    assert line.endswith(f"{prefix}.dense.weight, {prefix}.dense.bias, {prefix}.out_proj.weight, {prefix}.out_proj.bias.")
+def test_no_tokenizer_is_said_on_one_line(tmp_path, capsys):
+    assert convert(TIED / "model.pt", tmp_path / "out") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "No tokenizer, since it needs --encoder-json and --vocab-bpe."
 
 
 def test_layer_norm_scale_can_be_given(tmp_path, capsys):
@@ -214,22 +268,201 @@ def test_dictionary(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Classification heads
+
+HEADS = variant_params(*HEAD_VARIANTS)
+
+
+@pytest.mark.parametrize("variant", HEADS)
+def test_the_only_head_is_converted_beside_the_language_model_head(variant, tmp_path, capsys):
+    folder, head = find_variant(variant), HEAD_VARIANTS[variant]
+    assert convert(folder / "model.pt", tmp_path / "out", dictionary=folder / "dict.txt") == 0
+    config = AutoConfig.from_pretrained(tmp_path / "out")
+    assert config.architectures == ["LunaForSequenceClassification"]
+    pooling = {"cls": "cls", "pooling": "packed_max", "attention": "packed_attention"}[head.split("_")[0]]
+    assert config.classifier_pooling == pooling and config.num_labels == 3 and config.classifier_dropout == 0.0
+    assert (
+        f"Classification head: {head}, classifier_pooling {pooling}, 3 classes. The language model head is in the file, "
+        "too: AutoModelForMaskedLM loads it."
+    ) in capsys.readouterr().out
+    assert max_logits_error(tmp_path / "out", variant) <= 1
+
+
+def test_head_none_converts_the_language_model(tmp_path, capsys):
+    folder = find_variant("luna_bert/cls_head")
+    assert convert(folder / "model.pt", tmp_path / "out", "--head", "none", dictionary=folder / "dict.txt") == 0
+    assert AutoConfig.from_pretrained(tmp_path / "out").architectures == ["LunaForMaskedLM"]
+    assert not [name for name in load_file(tmp_path / "out" / "model.safetensors") if name.startswith("classifier.")]
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "Left out" in line)
+    prefix = "classification_heads.cls_classification_head"
+    assert line.endswith(f"{prefix}.dense.weight, {prefix}.dense.bias, {prefix}.out_proj.weight, {prefix}.out_proj.bias.")
+    assert max_logits_error(tmp_path / "out", "luna_bert/cls_head") <= 1
+
+
+@pytest.fixture
+def two_heads(tmp_path):
+    """The path of luna_bert/cls_head with its head and, under the name of `rte`, one of 5 classes."""
+    args, state_dict = load_fairseq_checkpoint(find_variant("luna_bert/cls_head") / "model.pt")
+    for name in [name for name in state_dict if name.startswith("classification_heads.")]:
+        tensor = state_dict[name]
+        state_dict[name.replace("cls_classification_head", "rte")] = tensor if ".dense." in name else tensor[[0, 1, 2, 0, 1]]
+    torch.save({"args": args, "model": state_dict}, tmp_path / "model.pt")
+    return tmp_path / "model.pt"
+
+
+def test_several_heads(two_heads, tmp_path, capsys):
+    names = "cls_classification_head, rte"
+    sentence = f"The checkpoint has the classification heads {names}: choose one of them with --head, or none."
+    assert_refused(capsys, tmp_path, sentence, two_heads)
+    sentence = f"The checkpoint has no classification head sst, but {names}."
+    assert_refused(capsys, tmp_path, sentence, two_heads, "--head", "sst")
+    assert_refused(
+        capsys, tmp_path, "The checkpoint has no classification head sst, but no head.", TIED / "model.pt", "--head", "sst"
+    )
+
+    assert convert(two_heads, tmp_path / "out", "--head", "rte") == 0
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert model.config.num_labels == 5 and model.config.classifier_pooling == "cls"
+    printed = capsys.readouterr().out
+    assert "Left out: classification_heads.cls_classification_head.dense.weight, " in printed and "rte.dense" not in printed
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (
+            lambda args, weights, head: weights.pop(f"{head}.in_proj.bias"),
+            "The checkpoint lacks {0}.in_proj.bias.",
+        ),
+        (
+            lambda args, weights, head: weights.pop(f"{head}.out_proj.bias"),
+            "The checkpoint lacks {0}.out_proj.bias.",
+        ),
+        (
+            lambda args, weights, head: weights.update({f"{head}.extra.bias": torch.zeros(2)}),
+            "The checkpoint's args do not account for its parameters {0}.extra.bias.",
+        ),
+        (
+            lambda args, weights, head: weights.update({f"{head}.dense.weight": torch.zeros(16, 32)}),
+            "{0}.dense.weight has shape (16, 32), but the checkpoint's args make it (32, 32).",
+        ),
+        (
+            lambda args, weights, head: setattr(args, "pooler_activation_fn", "relu"),
+            "The checkpoint's pooler_activation_fn is relu, but must be tanh.",
+        ),
+    ],
+    ids=["no in_proj", "no out_proj", "extra", "shape", "activation"],
+)
+@pytest.mark.parametrize("variant", variant_params("luna_bert/pooling_head"))
+def test_refused_heads(variant, change, sentence, tmp_path, capsys):
+    args, state_dict = load_fairseq_checkpoint(find_variant(variant) / "model.pt")
+    head = "classification_heads.pooling_classification_head"
+    change(args, state_dict, head)
+    torch.save({"args": args, "model": state_dict}, tmp_path / "model.pt")
+    assert_refused(capsys, tmp_path, sentence.format(head), tmp_path / "model.pt")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The comparison with goldens
+
+
+@pytest.mark.parametrize("variant", HEADS)
+def test_verify(variant, tmp_path, capsys):
+    folder = find_variant(variant)
+    options = ("--verify", str(folder / "goldens.safetensors"))
+    assert convert(folder / "model.pt", tmp_path / "out", *options, dictionary=folder / "dict.txt") == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(f"Largest difference from {options[1]} as a fraction of the tolerance: hidden 0.0")
+    kinds = [part.split()[-2] for part in line.rstrip(".").split(", ")]
+    assert kinds == ["hidden", "packed", "logits", "cls_logits"]
+
+
+@pytest.mark.parametrize("name", ["embed_positions.weight", "layers.1.self_atten_proj_layer_norm.bias", "layers.1.fc2.bias"])
+def test_verify_fails(name, checkpoint, tmp_path, capsys):
+    checkpoint["model"][f"encoder.sentence_encoder.{name}"][..., 0] += 1e-3
+    torch.save(checkpoint, tmp_path / "model.pt")
+    goldens = TIED / "goldens.safetensors"
+    assert convert(tmp_path / "model.pt", tmp_path / "out", "--verify", str(goldens)) == 1
+    printed = capsys.readouterr()
+    assert (
+        printed.err == f"error: the model is not within the tolerance of {goldens}, so {tmp_path / 'out'} was not written.\n"
+    )
+    assert "Largest difference" in printed.out and "Converted" not in printed.out
+    assert os.listdir(tmp_path) == ["model.pt"]
+
+
+def test_verify_with_other_files(tmp_path, capsys):
+    path = tmp_path / "goldens.safetensors"
+    sentence = f"{path} is not a file of goldens: safetensors with luna_parity in the metadata."
+    assert_refused(capsys, tmp_path, sentence, TIED / "model.pt", "--verify", str(path))
+    path.write_bytes((TIED / "goldens.safetensors").read_bytes()[:5000])
+    assert_refused(capsys, tmp_path, sentence, TIED / "model.pt", "--verify", str(path))
+    save_file({"a": torch.zeros(1)}, path)
+    assert_refused(capsys, tmp_path, sentence, TIED / "model.pt", "--verify", str(path))
+    other = find_variant("luna_bert/untied") / "goldens.safetensors"
+    sentence = f"{other} is of another model: untie_luna_kv is True there, but False here."
+    assert_refused(capsys, tmp_path, sentence, TIED / "model.pt", "--verify", str(other))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The model card
+
+
+@pytest.mark.parametrize(
+    "variant", variant_params("luna_bert/tied", "luna_bert/attention_head", "head_variants/luna_bert/tied")
+)
+def test_model_card(variant, tmp_path):
+    folder = find_variant(variant)
+    assert convert(folder / "model.pt", tmp_path / "out", dictionary=folder / "dict.txt") == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    head = HEAD_VARIANTS.get(variant)
+    assert card.data.license == "unknown" and card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == ("fill-mask" if head is None else "text-classification")
+    digest = hashlib.sha256((folder / "model.pt").read_bytes()).hexdigest()
+    model = (AutoModelForMaskedLM if head is None else AutoModelForSequenceClassification).from_pretrained(tmp_path / "out")
+    for fact in (digest, f"| parameters | {model.num_parameters():,} |", "trust_remote_code=True", "import modeling_luna"):
+        assert fact in card.text
+    assert ("1 + those in the file" in card.text) == variant.startswith("head_variants")
+    assert head is None or f"`{head}`" in card.text
+    assert not re.search(r"\$\w|None", card.text)
+
+
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+def test_the_program_of_the_card_runs(with_tokenizer, tmp_path):
+    out = tmp_path / "out"
+    if with_tokenizer:
+        bpe = Bpe(tmp_path)
+        assert convert(bpe.checkpoint, out, *bpe.options, dictionary=bpe.dict) == 0
+    else:
+        assert convert(TIED / "model.pt", out) == 0
+    program = ModelCard.load(out / "README.md").text.split("```python\n")[1].split("```")[0]
+    result = run_program(program, out.parent, project=True)
+    assert result.returncode == 0, result.stderr
+    vocab_size = AutoConfig.from_pretrained(out).vocab_size
+    assert re.fullmatch(rf"torch\.Size\(\[1, \d+, {vocab_size}\]\)\n", result.stdout)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # What is refused
 
 
-def assert_refused(capsys, tmp_path: Path, sentence: str, checkpoint, *, dictionary=TIED / "dict.txt") -> None:
+def assert_refused(capsys, tmp_path: Path, sentence: str, checkpoint, *options, dictionary=TIED / "dict.txt") -> None:
     before = sorted(os.listdir(tmp_path))
-    assert convert(checkpoint, tmp_path / "out", dictionary=dictionary) == 2
-    assert capsys.readouterr().err.endswith(f"error: {sentence}\n")  # after transformers' progress bars
+    assert convert(checkpoint, tmp_path / "out", *options, dictionary=dictionary) == 2
+    assert capsys.readouterr().err == f"error: {sentence}\n"
     assert sorted(os.listdir(tmp_path)) == before
 
 
-EMBEDDINGS = "encoder.sentence_encoder.embed_tokens.weight"
 ARGS_AND_SENTENCE = [
     (
         {"arch": "luna_lra_listop"},
-        "The checkpoint's architecture is luna_lra_listop, but only the masked language model can be converted: "
-        "luna_bert, luna_base_512, luna_base_tied_512, luna_base_untied_512, luna_base_2048, luna_large_512, "
+        "The checkpoint's architecture is luna_lra_listop, of the lra family, which is not supported yet: only the masked "
+        "language model is.",
+    ),
+    (
+        {"arch": "roberta_base"},
+        "The checkpoint's architecture is roberta_base, but only the masked language model can be converted: luna_bert, "
+        "luna_base_512, luna_base_tied_512, luna_base_untied_512, luna_base_2048, luna_large_512, "
         "luna_large_2048.",
     ),
     ({"projection_length": None}, "The checkpoint's args lack projection_length."),
@@ -299,6 +532,14 @@ WEIGHTS_AND_SENTENCE = [
         "args do not set untie_weights_luna.",
     ),
     (lambda weights: weights.clear(), "The checkpoint has no LayerNorm weights, so it is not a Luna model."),
+    (
+        lambda weights: weights.update({f"{LAYER}fc1.bias": torch.zeros(64, dtype=torch.int8)}),
+        f"{LAYER}fc1.bias holds int8, but weights must be floating-point numbers.",
+    ),
+    (
+        lambda weights: weights.update({f"{LAYER}fc1.bias": torch.full((64,), torch.nan)}),
+        f"{LAYER}fc1.bias holds values that are infinite or not a number, so the checkpoint is broken.",
+    ),
 ]
 
 
@@ -328,11 +569,18 @@ def test_another_content(content, problem, tmp_path, capsys):
     assert_refused(capsys, tmp_path, f"{path} {problem}", path)
 
 
-@pytest.mark.parametrize("variant", variant_params("seq2seq/tied_shared", "lra/listop_tied_layers"))
-def test_other_models_are_refused_by_their_architecture(variant, tmp_path, capsys):
-    args, _ = load_fairseq_checkpoint(find_variant(variant) / "model.pt")
-    assert convert(find_variant(variant) / "model.pt", tmp_path / "out") == 2
-    assert f"architecture is {args.arch}, but only the masked" in capsys.readouterr().err
+OTHER_FAMILIES = ("seq2seq/tied_shared", "seq2seq/untied_prenorm_learned", "lra/listop_tied_layers", "lra/retrieval_dual")
+
+
+@pytest.mark.parametrize("variant", variant_params(*OTHER_FAMILIES))
+def test_other_families_are_refused_by_name(variant, tmp_path, capsys):
+    path = find_variant(variant) / "model.pt"
+    arch, family = load_fairseq_checkpoint(path)[0].arch, variant.split("/")[0]
+    sentence = (
+        f"The checkpoint's architecture is {arch}, of the {family} family, which is not supported yet: only the masked "
+        "language model is."
+    )
+    assert_refused(capsys, tmp_path, sentence, path)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -343,6 +591,20 @@ def test_truncated_file(fraction, legacy, checkpoint, tmp_path, capsys):
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * fraction)])
     assert_refused(capsys, tmp_path, f"{path} is truncated, damaged or not a PyTorch checkpoint.", path)
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (("--dict", "d", "--vocab-bpe", "x"), "give --encoder-json and --vocab-bpe together"),
+        ((), "--dict is required: the dict.txt that came with the checkpoint"),
+        (("--to-fairseq", "--verify", "x"), "--encoder-json, --vocab-bpe and --verify are not for --to-fairseq"),
+    ],
+)
+def test_options_that_do_not_fit(options, sentence, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(TIED / "model.pt"), str(tmp_path / "out"), *options])
+    assert capsys.readouterr().err.endswith(f"error: {sentence}\n")
 
 
 def test_text_file(tmp_path, capsys):
@@ -363,7 +625,7 @@ def test_missing_files(tmp_path, capsys):
         (b"318 12\n\n13 1\n", "Line 2 of {0} is '', but must be a symbol, a space and a count."),
         (b"318 many\n", "Line 1 of {0} is '318 many', but must be a symbol, a space and a count."),
         (b"318 12\n13 1\n318 1\n", "Line 3 of {0} repeats the symbol '318'."),
-        (b"\xff\xfe 1\n", "{0} is not UTF-8 text, so it is not a fairseq dictionary."),
+        (b"\xff\xfe 1\n", "{0} is not UTF-8 text, so it is not a dictionary."),
         (
             b"318 12\n",
             "{0} makes a vocabulary of 6 symbols with the special ones, but the checkpoint has embeddings for 96.",
@@ -398,14 +660,48 @@ def test_a_model_that_does_not_load_back_is_not_kept(monkeypatch, tmp_path, caps
     assert_refused(capsys, tmp_path, sentence, TIED / "model.pt")
 
 
+def test_changed_values_are_not_kept(monkeypatch, tmp_path, capsys):
+    from_pretrained = AutoModelForMaskedLM.from_pretrained
+
+    def change_a_weight(folder, **kwargs):
+        model, loading_info = from_pretrained(folder, **kwargs)
+        model.lm_head.dense.bias.data[0] += 1
+        return model, loading_info
+
+    monkeypatch.setattr(AutoModelForMaskedLM, "from_pretrained", change_a_weight)
+    sentence = "The converted model does not load back: the values of lm_head.dense.bias are others."
+    assert_refused(capsys, tmp_path, sentence, TIED / "model.pt")
+
+
 def test_a_full_disk_leaves_nothing(monkeypatch, tmp_path, capsys):
-    def write_a_part_and_fail(model, folder):
+    def write_a_part_and_fail(model, folder, **kwargs):
         folder.mkdir()
         (folder / "config.json").write_text("{}")
         raise OSError("disk full")
 
     monkeypatch.setattr(LunaForMaskedLM, "save_pretrained", write_a_part_and_fail)
-    assert_refused(capsys, tmp_path, "disk full", TIED / "model.pt")
+    assert_refused(capsys, tmp_path, f"{tmp_path / 'out'} cannot be written: disk full.", TIED / "model.pt")
+
+
+@pytest.mark.parametrize("limit", [1_000, 60_000, 100_000], ids=["config", "code", "weights"])
+def test_a_file_that_cannot_be_written_whole(limit, tmp_path):
+    """The system refuses to write more than `limit` bytes to a file, as a full disk would."""
+    program = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+    program += f"import sys; sys.path[:0] = [{str(SCRIPT.parent)!r}]\n"
+    program += "from convert_fairseq_checkpoint import main; sys.exit(main(sys.argv[1:]))"
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", program, TIED / "model.pt", out, "--dict", TIED / "dict.txt"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2 and result.stderr.startswith(f"error: {out} cannot be written: ")
+    assert result.stderr.count("\n") == 1 and os.listdir(tmp_path) == []
+
+
+def test_a_parent_that_is_a_file(tmp_path, capsys):
+    (tmp_path / "file").write_text("kept")
+    assert convert(TIED / "model.pt", tmp_path / "file" / "out") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'file' / 'out'} cannot be written: ") and error.count("\n") == 1
+    assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "kept"
 
 
 class Payload:
