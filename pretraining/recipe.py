@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, PreTrainedConfig
 
 import modeling_luna  # noqa: F401  (registers Luna with the Auto classes)
@@ -31,6 +32,7 @@ CHANGEABLE_ON_RESUME = (
     "save_total_limit",
     "dataloader_num_workers",
     "report_to",
+    "hub_model_id",
 )
 
 
@@ -79,6 +81,7 @@ class Recipe:
     save_total_limit: int = 3
     dataloader_num_workers: int = 0
     report_to: list[str] = field(default_factory=list)
+    hub_model_id: str | None = None
 
     def __post_init__(self):
         for name in (
@@ -113,6 +116,13 @@ class Recipe:
             )
         if self.seed >= 2**63:
             raise RecipeError(f"`seed` is {self.seed}, but must be below 2**63.")
+        if self.hub_model_id is not None:
+            try:
+                validate_repo_id(self.hub_model_id)
+            except HFValidationError as error:
+                raise RecipeError(
+                    f"`hub_model_id` is {self.hub_model_id!r}, which is not a name on the Hub: {error}"
+                ) from error
         for name in ("num_processes", "max_eval_sequences"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise RecipeError(f"`{name}` is {getattr(self, name)}, but must be at least 1.")

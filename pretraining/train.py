@@ -41,6 +41,7 @@ from pretraining.data import MaskedLMDataset, Masking, MicroBatchSampler, collat
 from pretraining.files import hold_lock, write_json
 from pretraining.plan import check_run, check_tokenizer, enable_gradient_checkpointing, plan
 from pretraining.plot import plot_loss
+from pretraining.publish import publish, wait_for_uploads
 from pretraining.recipe import Recipe, RecipeError, differing_field, load_recipe, model_config
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -574,6 +575,8 @@ def train(recipe: Recipe, accelerator: Accelerator, start: Start, stop: StopRequ
                 seconds = tokens = 0
             if done % recipe.save_steps == 0 or done == recipe.max_steps:
                 together(lambda: write_checkpoint(done))  # noqa: B023 (called at once)
+                if recipe.hub_model_id is not None and accelerator.is_main_process:
+                    publish(ckpt.checkpoints(output_dir / "checkpoints")[-1], recipe.hub_model_id)
 
         figures = evaluate_and_log(recipe.max_steps) if validation_set is not None else {}
     results = {**identity, "steps": recipe.max_steps, "parameters": model.num_parameters(), **figures}
@@ -622,7 +625,9 @@ def main(arguments: list[str] | None = None) -> int:
             log_with=recipe.report_to or None,
             project_dir=recipe.output_dir,
         )
-        return run(recipe, accelerator)
+        status = run(recipe, accelerator)
+        wait_for_uploads()
+        return status
     except (RecipeError, ckpt.CheckpointError, NonFiniteError, OSError) as error:
         # Once a node: all processes stop with the same sentence.
         if os.environ.get("LOCAL_RANK", "0") == "0":
