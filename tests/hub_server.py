@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from huggingface_hub import constants, hf_api
+from transformers.utils import hub
 
 TOKEN = "hf_" + "x" * 8  # shorter than a real one
 LFS_SUFFIXES = (".safetensors", ".png")
@@ -75,6 +76,7 @@ class Hub(ThreadingHTTPServer):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(hf_api.api, "endpoint", self.url)
+        monkeypatch.setattr(hub, "_hf_api", None, raising=False)  # transformers' own client, made at its first use
 
     def __exit__(self, *exception):
         self.shutdown()

@@ -300,7 +300,7 @@ PASSAGE = CHOICE | {"passage": "The cat"}
             r"`--max_sequence_length` is 130, .* `--max_option_length` 128: raise it to 131 .*\.",
         ),
         (RACE, PASSAGE, (130, 2), r"`--max_option_length` is 2, which leaves no room for text: raise it\."),
-        (CSQA, CHOICE, (7, 128), r"`--max_option_length` is 128 and `--max_sequence_length` 7: give at least 8\."),
+        (CSQA, CHOICE, (7, 128), r"`--max_option_length` is 128 and `--max_sequence_length` is 7: give at least 8\."),
     ],
 )
 def test_lengths_without_room(roberta, task, row, lengths, expected):

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 import export_onnx
-from luna_builders import SENTENCES, build, pad_batch, random_ids
+from luna_builders import SENTENCES, build, make_tokenizer, pad_batch, random_ids
 from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification, LunaModel
 
 CLASSES = [LunaModel, LunaForMaskedLM, LunaForSequenceClassification]
@@ -209,8 +209,9 @@ def test_lora_trains_merges_and_loads_as_a_plain_model(tie_key_value, tmp_path):
 
 
 @pytest.fixture
-def encoder(tokenizer, tmp_path):
+def encoder(tmp_path):
     """A Luna with its tokenizer as sentence-transformers finds it, texts above and below l, and their encoding."""
+    tokenizer = make_tokenizer()
     model = small(LunaModel, vocab_size=len(tokenizer))
     tokenizer.model_max_length = model.config.max_sequence_length
     model.save_pretrained(tmp_path / "luna")

@@ -132,6 +132,46 @@ def test_every_variant_converts_and_computes_the_same_in_a_fresh_process(tmp_pat
         assert compared == {(batch, kind) for batch in batches for kind in kinds}
 
 
+# Prints the peak memory in bytes of converting what the arguments name.
+CONVERT_AND_MEASURE = """
+import resource
+from convert_fairseq_checkpoint import main
+assert main(sys.argv[1:]) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_the_released_size_converts_in_3_gb(tmp_path):
+    args, tied = load_fairseq_checkpoint(TIED / "model.pt")
+    sizes = {"encoder_layers": 12, "encoder_embed_dim": 768, "encoder_ffn_embed_dim": 3072, "encoder_attention_heads": 12}
+    sizes |= {"arch": "luna_base_tied_512", "projection_length": 128, "max_positions": 512, "tokens_per_sample": 512}
+    vars(args).update(sizes)
+    config = config_from_args(args, vocab_size=50265)
+    with torch.device("meta"):
+        shapes = {name: x.shape for name, x in LunaForMaskedLM(config).state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    state_dict = {
+        official: torch.empty(shapes[ours]).normal_(1.0 if "norm" in official else 0.0, 0.02, generator=generator)
+        for official, ours in map_names(config).items()
+    }
+    state_dict["encoder.lm_head.weight"] = state_dict["encoder.sentence_encoder.embed_tokens.weight"]
+    assert {name for name in tied if ".layers." not in name} == {name for name in state_dict if ".layers." not in name}
+    torch.save({"args": args, "model": state_dict}, tmp_path / "model.pt")
+    (tmp_path / "dict.txt").write_text("".join(f"{i} 1\n" for i in range(50260)))
+
+    arguments = [tmp_path / "model.pt", tmp_path / "out", "--dict", tmp_path / "dict.txt"]
+    program = f"sys.path.insert(0, {str(SCRIPT.parent)!r})\n{CONVERT_AND_MEASURE}"
+    done = run_program(program, tmp_path / "elsewhere", *arguments, project=True)
+    assert done.returncode == 0, done.stderr
+    *_, peak = done.stdout.splitlines()
+    assert int(peak) < 3e9
+    model = LunaForMaskedLM.from_pretrained(tmp_path / "out")
+    assert 130e6 < model.num_parameters() < 134e6
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[ours], state_dict[official]) for official, ours in map_names(config).items())
+
+
 @pytest.mark.parametrize("variant", variant_params("luna_bert/tied", "luna_bert/attention_head"))
 def test_files_of_the_folder(variant, tmp_path):
     folder = find_variant(variant)
