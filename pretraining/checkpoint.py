@@ -29,23 +29,27 @@ class CheckpointError(RuntimeError):
 
 def save_checkpoint(
     folder: Path,
-    step: int,
     model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
+    weights: dict[str, torch.Tensor],
+    optimizer_state: dict[str, torch.Tensor],
     tokenizer: PreTrainedTokenizerBase,
     trainer_state: dict,
     limit: int,
 ) -> Path:
     """Write `folder`/step-NNNNNNNN, itself a `from_pretrained` folder, and prune all but the newest `limit`.
 
+    Args:
+        model: whose class and configuration to save; its own weights are not read.
+        weights, optimizer_state: whole, by parameter name.
+
     Raises:
         CheckpointError: the disk is full or not writable; older checkpoints are untouched.
     """
-    final = folder / f"step-{step:08d}"
+    final = folder / f"step-{trainer_state['step']:08d}"
     if (final / SEAL).exists():
         return final
     try:
-        write_checkpoint(final, model, optimizer, tokenizer, trainer_state)
+        write_checkpoint(final, model, weights, optimizer_state, tokenizer, trainer_state)
         for old in checkpoints(folder)[:-limit]:
             # Unsealed first: a removal that is cut short must not leave a folder that looks whole.
             (old / SEAL).unlink()
@@ -58,15 +62,15 @@ def save_checkpoint(
     return final
 
 
-def write_checkpoint(final: Path, model, optimizer, tokenizer, trainer_state: dict) -> None:
+def write_checkpoint(final: Path, model, weights, optimizer_state, tokenizer, trainer_state: dict) -> None:
     folder = final.parent
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
     beside = folder / f".tmp-{final.name}"
     beside.mkdir()
-    model.save_pretrained(beside)
+    model.save_pretrained(beside, state_dict=weights)
     tokenizer.save_pretrained(beside)
-    save_file(optimizer_tensors(model, optimizer), beside / "optimizer.safetensors")
+    save_file(optimizer_state, beside / "optimizer.safetensors")
     (beside / "trainer_state.json").write_text(json.dumps(trainer_state, indent=2) + "\n", encoding="utf-8")
     files = sorted(path for path in beside.rglob("*") if path.is_file())
     for path in files:
@@ -115,19 +119,6 @@ def load_trainer_state(checkpoint: Path) -> dict:
     return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
 
 
-def optimizer_tensors(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def load_optimizer_state(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Optimizer state by parameter name: `name.exp_avg`, `name.exp_avg_sq`, `name.step`."""
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}.{key}"] = value.detach().contiguous()
-    return tensors
-
-
-def load_optimizer(checkpoint: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
-    """Put the saved state back, each tensor on the device of its parameter."""
-    parameters = dict(model.named_parameters())
-    for full_name, tensor in load_file(checkpoint / "optimizer.safetensors").items():
-        name, _, key = full_name.rpartition(".")
-        parameter = parameters[name]
-        optimizer.state[parameter][key] = tensor.to(parameter.device)
+    return load_file(checkpoint / "optimizer.safetensors")

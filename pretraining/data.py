@@ -1,13 +1,12 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Data order and masking as pure functions of seed, epoch and sequence index.
+"""Masked rows as pure functions of seed, epoch and sequence index.
 
 Nothing here keeps state: the sequence at any place of the run and its masked tokens can be computed at once, on any
 process, in constant memory. That is why a run resumes in constant time and why processes, micro-batches and accumulation
 only divide a global batch and never change it.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,38 +15,10 @@ import numpy as np
 import torch
 from datasets import load_from_disk
 
+from pretraining.order import permute
+
 # The "epoch" under which validation rows are masked: the same masks at every evaluation, shared with no training epoch.
 VALIDATION_EPOCH = 2**64 - 1
-
-FEISTEL_ROUNDS = 6
-
-
-def scramble(x: np.ndarray) -> np.ndarray:
-    """Mix 64-bit integers so that every input bit reaches every output bit (the finaliser of SplitMix64)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def permute(places: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarray:
-    """The rows that stand at `places` of a random permutation of 0 .. length - 1 that belongs to (seed, epoch).
-
-    A Feistel network is a permutation of all numbers of an even number of bits, whatever its round function; numbers
-    beyond `length` are sent through it again until they fall inside. No table is stored, so a billion rows cost nothing.
-    """
-    half_bits = np.uint64(max(1, ((length - 1).bit_length() + 1) // 2))
-    half_mask = (np.uint64(1) << half_bits) - np.uint64(1)
-    keys = np.random.SeedSequence([seed, epoch]).generate_state(FEISTEL_ROUNDS, np.uint64)
-    rows = np.array(places, dtype=np.uint64)
-    pending = np.ones(rows.shape, dtype=bool)
-    while pending.any():
-        left, right = rows[pending] >> half_bits, rows[pending] & half_mask
-        for key in keys:
-            left, right = right, left ^ (scramble(right + key) & half_mask)
-        rows[pending] = (left << half_bits) | right
-        pending = rows >= length
-    return rows.astype(np.int64)
-
 
 @dataclass(frozen=True)
 class Masking:
@@ -126,36 +97,6 @@ def collate(rows: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor
     """Packed rows have one length and no padding, so a batch needs no attention mask."""
     input_ids, labels = zip(*rows, strict=True)
     return {"input_ids": torch.from_numpy(np.stack(input_ids)), "labels": torch.from_numpy(np.stack(labels))}
-
-
-@dataclass(frozen=True)
-class MicroBatchSampler:
-    """The places that one process reads, micro-batch by micro-batch, from `start_step` to `max_steps`.
-
-    Step s is made of places s * B to (s + 1) * B - 1, B being the global batch; its micro-batches are dealt to the
-    processes in turn.
-    """
-
-    start_step: int
-    max_steps: int
-    global_batch_size: int
-    micro_batch_size: int
-    process_index: int
-    num_processes: int
-
-    @property
-    def accumulation_steps(self) -> int:
-        return self.global_batch_size // (self.micro_batch_size * self.num_processes)
-
-    def __len__(self) -> int:
-        return (self.max_steps - self.start_step) * self.accumulation_steps
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.start_step, self.max_steps):
-            for i in range(self.accumulation_steps):
-                turn = i * self.num_processes + self.process_index
-                first = step * self.global_batch_size + turn * self.micro_batch_size
-                yield list(range(first, first + self.micro_batch_size))
 
 
 def unigram_cross_entropy(token_counts_v: np.ndarray, labels: np.ndarray) -> float:

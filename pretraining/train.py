@@ -20,8 +20,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -30,16 +30,19 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object, reduce
+from accelerate.utils import gather_object, reduce
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from pretraining import checkpoint as ckpt
-from pretraining.data import MaskedLMDataset, Masking, MicroBatchSampler, collate, unigram_cross_entropy
+from pretraining.cluster import ENGINE_NAMES
+from pretraining.data import MaskedLMDataset, Masking, collate, unigram_cross_entropy
+from pretraining.engines import ENGINES, DataParallel, NonFiniteError, has_gpu, launched_engine, make_accelerator
 from pretraining.files import hold_lock, write_json
-from pretraining.plan import check_run, check_tokenizer, enable_gradient_checkpointing, plan
+from pretraining.order import MicroBatchSampler
+from pretraining.plan import Cluster, check_run, check_tokenizer, enable_gradient_checkpointing, plan
 from pretraining.plot import plot_loss
 from pretraining.publish import publish, wait_for_uploads
 from pretraining.recipe import Recipe, RecipeError, differing_field, load_recipe, model_config
@@ -50,20 +53,6 @@ MANIFEST_VERSION = 1
 
 # Besides the packed rows a run needs the tokenizer and the counts behind the unigram baseline.
 DATASET_FILES = ("manifest.json", "tokenizer", "train", "token_counts.npy")
-
-
-# Launches in which each process holds the whole model, as gradient norm and checkpoints assume here.
-PLAIN_LAUNCHES = (
-    DistributedType.NO,
-    DistributedType.MULTI_CPU,
-    DistributedType.MULTI_GPU,
-    DistributedType.MULTI_XPU,
-    DistributedType.MULTI_NPU,
-)
-
-
-class NonFiniteError(RuntimeError):
-    """The loss or its gradient stopped being a number."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -116,22 +105,6 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> PreTrainedModel:
     return model
 
 
-def build_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW that decays matrices only, not norms and biases."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups,
-        lr=recipe.learning_rate,
-        betas=(recipe.adam_beta1, recipe.adam_beta2),
-        eps=recipe.adam_epsilon,
-        fused=True,
-    )
-
-
 def learning_rate_at(step: int, recipe: Recipe) -> float:
     """Learning rate of update `step` (from 0): linear warm-up to the peak, then linear decay that reaches 0 at the end."""
     warmup = (step + 1) / (recipe.warmup_steps + 1)
@@ -144,9 +117,9 @@ def learning_rate_at(step: int, recipe: Recipe) -> float:
 
 
 def train_step(
-    accelerator: Accelerator, model: torch.nn.Module, micro_batches: list[dict], num_masked: int, recipe: Recipe, step: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of one global batch: (loss, gradient norm before clipping).
+    accelerator: Accelerator, engine: DataParallel, micro_batches: list[dict], num_masked: int, recipe: Recipe, step: int
+) -> tuple[float, float]:
+    """One update from one global batch: (loss, gradient norm before clipping).
 
     The loss is the sum over all masked tokens of the global batch divided by their number `num_masked`, however the batch
     is divided over processes and micro-batches.
@@ -159,18 +132,15 @@ def train_step(
     torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1)))
     loss_sum = torch.zeros((), device=accelerator.device)
     for i, batch in enumerate(micro_batches):
-        # Gradients travel once a step. DistributedDataParallel averages over processes, hence the factor.
-        with nullcontext() if i == len(micro_batches) - 1 else accelerator.no_sync(model):
-            batch_sum = masked_sum(model, batch)
-            accelerator.backward(batch_sum * (accelerator.num_processes / num_masked))
+        with engine.micro_batch(is_last=i == len(micro_batches) - 1):
+            batch_sum = masked_sum(engine.module, batch)
+            # Every engine averages gradients over the processes, hence the factor.
+            engine.backward(batch_sum * (accelerator.num_processes / num_masked))
         loss_sum += batch_sum.detach()
-    loss = reduce(loss_sum, "sum") / num_masked
-    if not torch.isfinite(loss):
-        raise NonFiniteError(f"The loss is {loss.item()} at step {step + 1}")
-    grad_norm = accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
-    if accelerator.scaler is None and not torch.isfinite(grad_norm):
-        raise NonFiniteError(f"The gradient norm is {grad_norm.item()} at step {step + 1}")
-    return loss, grad_norm
+    loss = (reduce(loss_sum, "sum") / num_masked).item()
+    if not math.isfinite(loss):
+        raise NonFiniteError(f"The loss is {loss}")
+    return loss, engine.update(learning_rate_at(step, recipe))
 
 
 def masked_sum(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -182,22 +152,28 @@ def masked_sum(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.
 
 
 @torch.no_grad()
-def evaluate(accelerator: Accelerator, model: PreTrainedModel, dataset: MaskedLMDataset, recipe: Recipe) -> dict:
+def evaluate(accelerator: Accelerator, engine: DataParallel, dataset: MaskedLMDataset, recipe: Recipe) -> dict:
     """Loss, perplexity and accuracy over the masked tokens of the validation split."""
-    model.eval()
-    mine = range(accelerator.process_index, evaluated_rows(dataset, recipe), accelerator.num_processes)
+    engine.module.eval()
+    rows, processes = evaluated_rows(dataset, recipe), accelerator.num_processes
+    # As many batches on every process, because engines that divide the weights bring them together at each: rows beyond
+    # the last are row 0 again, and do not count.
+    places = range(accelerator.process_index, math.ceil(rows / processes) * processes, processes)
     totals = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
-    loader = DataLoader(dataset, batch_size=recipe.eval_micro_batch_size, sampler=mine, collate_fn=collate)
+    sampler = [place if place < rows else 0 for place in places]
+    counts = [place < rows for place in places]
+    loader = DataLoader(dataset, batch_size=recipe.eval_micro_batch_size, sampler=sampler, collate_fn=collate)
     for batch in loader:
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
-        is_masked = batch["labels"] != -100
+        counted, counts = counts[: len(batch["labels"])], counts[len(batch["labels"]) :]
+        is_masked = (batch["labels"] != -100) & torch.tensor(counted, device=accelerator.device)[:, None]
         with accelerator.autocast():
-            logits = model(input_ids=batch["input_ids"]).logits[is_masked].float()
+            logits = engine.module(input_ids=batch["input_ids"]).logits[is_masked].float()
         labels = batch["labels"][is_masked]
         totals[0] += torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
         totals[1] += (logits.argmax(-1) == labels).sum()
         totals[2] += len(labels)
-    model.train()
+    engine.module.train()
     loss_sum, correct, count = reduce(totals, "sum").tolist()
     loss = loss_sum / count
     return {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 700)), "eval_accuracy": correct / count}
@@ -367,30 +343,6 @@ def read_metrics(path: Path) -> list[dict]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def check_launch(accelerator: Accelerator) -> None:
-    """Refuse a launch whose processes do not know each other.
-
-    Raises:
-        RecipeError: with what to change.
-    """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != world_size:
-        raise RecipeError(
-            f"The launcher started {world_size} processes, but Accelerate sees {accelerator.num_processes} "
-            f"({accelerator.distributed_type}): check its configuration, the copies would train apart."
-        )
-    if accelerator.distributed_type not in PLAIN_LAUNCHES:
-        raise RecipeError(
-            f"The launcher's configuration asks for {accelerator.distributed_type.value}, which this program does not "
-            "support: launch it with plain data parallelism, for example `accelerate launch --multi_gpu`."
-        )
-
-
-def has_gpu() -> bool:
-    """Whether there is an accelerator to train on. Apple's lacks float64, which the evaluation sums in: CPU there."""
-    return torch.accelerator.is_available() and torch.accelerator.current_accelerator().type != "mps"
-
-
 def check_environment(recipe: Recipe) -> None:
     """Refuse what this machine cannot do, before anything is loaded.
 
@@ -406,14 +358,13 @@ def check_environment(recipe: Recipe) -> None:
             raise RecipeError(f"`report_to` names {tracker}, which is not installed: run `pip install {tracker}`.")
 
 
-def run(recipe: Recipe, accelerator: Accelerator) -> int:
+def run(recipe: Recipe, accelerator: Accelerator, engine_name: str) -> int:
     """Train to the end, or to a signal. Returns the exit status: 0, or 128 + the signal.
 
     Raises:
         RecipeError, CheckpointError, NonFiniteError: with one sentence for the user.
     """
     stop = StopRequest()
-    check_launch(accelerator)
     start = together(lambda: find_start(recipe, accelerator))
     if len(set(gather_object([start.place()]))) > 1:
         raise RecipeError(
@@ -427,7 +378,7 @@ def run(recipe: Recipe, accelerator: Accelerator) -> int:
         )
         status = 0
     else:
-        status = train(recipe, accelerator, start, stop)
+        status = train(recipe, accelerator, engine_name, start, stop)
     # End process group and trackers in order, once no model is left: DDP now and then aborts at the interpreter's exit.
     accelerator.wait_for_everyone()
     accelerator.free_memory()
@@ -438,7 +389,7 @@ def run(recipe: Recipe, accelerator: Accelerator) -> int:
     return status
 
 
-def train(recipe: Recipe, accelerator: Accelerator, start: Start, stop: StopRequest) -> int:
+def train(recipe: Recipe, accelerator: Accelerator, engine_name: str, start: Start, stop: StopRequest) -> int:
     output_dir = Path(recipe.output_dir)
     manifest, start_step = start.manifest, start.state["step"]
     say = accelerator.print
@@ -455,12 +406,13 @@ def train(recipe: Recipe, accelerator: Accelerator, start: Start, stop: StopRequ
     if start.checkpoint is not None:
         say(f"Going on from {start.checkpoint}.")
     model = together(lambda: build_model(recipe, start.checkpoint)).to(accelerator.device).train()
-    optimizer = build_optimizer(model, recipe)
+    with torch.device("meta"):
+        skeleton = type(model)(model.config)  # what is saved, with weights from the engine: an engine changes the model
+    engine = together(lambda: ENGINES[engine_name](accelerator, model, recipe))
     if start.checkpoint is not None:
-        ckpt.load_optimizer(start.checkpoint, model, optimizer)
-        if start.state["scaler"] is not None:
+        engine.load_optimizer_state(ckpt.load_optimizer_state(start.checkpoint))
+        if start.state["scaler"] is not None and accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(start.state["scaler"])
-    prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
 
     sampler = MicroBatchSampler(
         start_step,
@@ -481,21 +433,24 @@ def train(recipe: Recipe, accelerator: Accelerator, start: Start, stop: StopRequ
     metrics = Metrics(output_dir / "metrics.jsonl", start_step, accelerator)
     identity = {"recipe": recipe.identity(), "dataset_fingerprint": manifest["fingerprint"]}
 
+    def on_main_process(tensors: Iterator[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        return {name: x.cpu().contiguous() for name, x in tensors if accelerator.is_main_process}
+
     def write_checkpoint(step: int) -> None:
-        if accelerator.is_main_process:
-            scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-            ckpt.save_checkpoint(
-                output_dir / "checkpoints",
-                step,
-                model,
-                optimizer,
-                tokenizer,
-                {"step": step, **identity, "scaler": scaler},
-                recipe.save_total_limit,
-            )
+        weights, optimizer_state = on_main_process(engine.weights()), on_main_process(engine.optimizer_state())
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+        state = {"step": step, **identity, "scaler": scaler}
+
+        def write() -> None:
+            if accelerator.is_main_process:
+                ckpt.save_checkpoint(
+                    output_dir / "checkpoints", skeleton, weights, optimizer_state, tokenizer, state, recipe.save_total_limit
+                )
+
+        together(write)
 
     def evaluate_and_log(step: int) -> dict:
-        figures = evaluate(accelerator, model, validation_set, recipe)
+        figures = evaluate(accelerator, engine, validation_set, recipe)
         metrics.write({"step": step, **figures})
         if accelerator.is_main_process:
             bar.write(
@@ -506,7 +461,7 @@ def train(recipe: Recipe, accelerator: Accelerator, start: Start, stop: StopRequ
         return figures
 
     say(
-        f"{type(model).__name__}, {model.num_parameters():,} parameters; {accelerator.num_processes} process(es) x "
+        f"{type(skeleton).__name__}, {skeleton.num_parameters():,} parameters; {accelerator.num_processes} process(es) x "
         f"{recipe.micro_batch_size} sequences x {sampler.accumulation_steps} micro-batches a step on "
         f"{accelerator.device}, precision {recipe.mixed_precision}."
     )
@@ -538,21 +493,18 @@ def train(recipe: Recipe, accelerator: Accelerator, start: Start, stop: StopRequ
                 "sum",
             ).tolist()
             if stopped:
-                together(lambda: write_checkpoint(step))  # noqa: B023 (called at once)
+                write_checkpoint(step)
                 say(f"Stopped by a signal after step {step}, which is saved: give the same command again to go on.")
                 return 128 + (stop.signal_number or signal.SIGTERM)
 
-            learning_rate = learning_rate_at(step, recipe)
-            for group in prepared_optimizer.param_groups:
-                group["lr"] = learning_rate
             try:
-                loss, grad_norm = train_step(accelerator, prepared_model, micro_batches, num_masked, recipe, step)
+                loss, grad_norm = train_step(accelerator, engine, micro_batches, num_masked, recipe, step)
             except NonFiniteError as error:
                 good = ckpt.checkpoints(output_dir / "checkpoints")
                 kept = f"the last good checkpoint is {good[-1]}" if good else "no checkpoint had been saved yet"
-                raise NonFiniteError(f"{error}: {kept}; lower `learning_rate` or lengthen `warmup_steps`.") from error
-            prepared_optimizer.step()
-            prepared_optimizer.zero_grad()
+                raise NonFiniteError(
+                    f"{error} at step {step + 1}: {kept}; lower `learning_rate` or lengthen `warmup_steps`."
+                ) from error
 
             done = step + 1
             seconds += time.perf_counter() - clock
@@ -561,25 +513,26 @@ def train(recipe: Recipe, accelerator: Accelerator, start: Start, stop: StopRequ
             if done % recipe.logging_steps == 0 or done == recipe.max_steps:
                 row = {
                     "step": done,
-                    "loss": loss.item(),
-                    "learning_rate": learning_rate,
-                    "grad_norm": grad_norm.item(),
+                    "loss": loss,
+                    "learning_rate": learning_rate_at(step, recipe),
+                    "grad_norm": grad_norm,
                     "epoch": done * recipe.global_batch_size / len(train_set),
                     "tokens_per_second": tokens / seconds,
                 }
                 metrics.write(row)
                 bar.set_postfix_str(
-                    f"loss {row['loss']:.3f}, lr {learning_rate:.1e}, {row['tokens_per_second']:,.0f} tokens/s",
+                    f"loss {row['loss']:.3f}, lr {row['learning_rate']:.1e}, {row['tokens_per_second']:,.0f} tokens/s",
                     refresh=False,
                 )
                 seconds = tokens = 0
             if done % recipe.save_steps == 0 or done == recipe.max_steps:
-                together(lambda: write_checkpoint(done))  # noqa: B023 (called at once)
+                write_checkpoint(done)
                 if recipe.hub_model_id is not None and accelerator.is_main_process:
                     publish(ckpt.checkpoints(output_dir / "checkpoints")[-1], recipe.hub_model_id)
 
         figures = evaluate_and_log(recipe.max_steps) if validation_set is not None else {}
-    results = {**identity, "steps": recipe.max_steps, "parameters": model.num_parameters(), **figures}
+    weights = on_main_process(engine.weights())
+    results = {**identity, "steps": recipe.max_steps, "parameters": skeleton.num_parameters(), **figures}
     if accelerator.is_main_process:
         if validation_set is not None:
             counts = np.load(Path(recipe.dataset) / "token_counts.npy")
@@ -588,7 +541,7 @@ def train(recipe: Recipe, accelerator: Accelerator, start: Start, stop: StopRequ
                 f"Validation loss {results['eval_loss']:.3f} nats (masked accuracy {results['eval_accuracy']:.1%}); the "
                 f"unigram cross-entropy of the same tokens is {results['unigram_cross_entropy']:.3f} nats."
             )
-        model.save_pretrained(output_dir / "model")
+        skeleton.save_pretrained(output_dir / "model", state_dict=weights)
         tokenizer.save_pretrained(output_dir / "model")
         plot_loss(read_metrics(output_dir / "metrics.jsonl"), results.get("unigram_cross_entropy"), output_dir / "loss.png")
         write_json(output_dir / "results.json", results)
@@ -604,9 +557,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("recipe", help="a YAML file, or the name of a recipe in pretraining/recipes")
     parser.add_argument("overrides", nargs="*", metavar="name=value", help="for example max_steps=10 model.hidden_size=64")
     parser.add_argument("--plan", action="store_true", help="print what the run would do, without training")
-    parser.add_argument(
-        "--num_processes", type=int, help="with --plan: plan for this many processes (default: the recipe's)"
-    )
+    cluster = parser.add_argument_group("with --plan")
+    cluster.add_argument("--num_processes", type=int, help="processes, one a device (default: the recipe's)")
+    cluster.add_argument("--engine", choices=ENGINE_NAMES, default="ddp")
+    cluster.add_argument("--tflops", type=float, help="model TFLOP/s that a device reaches, to plan time")
+    cluster.add_argument("--link_gb_per_second", type=float, help="what a device sends in a second, to plan communication")
     args = parser.parse_intermixed_args(arguments)
     transformers_logging.disable_progress_bar()
     try:
@@ -614,18 +569,12 @@ def main(arguments: list[str] | None = None) -> int:
         if args.plan:
             prepared = (Path(recipe.dataset) / "manifest.json").exists()
             num_processes = recipe.num_processes or 1 if args.num_processes is None else args.num_processes
-            print(plan(recipe, num_processes, read_manifest(recipe) if prepared else None))
+            stated = Cluster(num_processes, args.engine, args.tflops, args.link_gb_per_second)
+            print(plan(recipe, stated, read_manifest(recipe) if prepared else None))
             return 0
         check_environment(recipe)
-        accelerator = Accelerator(
-            # Without this, torchrun on a machine without an accelerator starts copies that do not know each other.
-            cpu=not has_gpu(),
-            mixed_precision=recipe.mixed_precision,
-            step_scheduler_with_optimizer=False,
-            log_with=recipe.report_to or None,
-            project_dir=recipe.output_dir,
-        )
-        status = run(recipe, accelerator)
+        engine_name = launched_engine()
+        status = run(recipe, make_accelerator(recipe, engine_name), engine_name)
         wait_for_uploads()
         return status
     except (RecipeError, ckpt.CheckpointError, NonFiniteError, OSError) as error:

@@ -4,13 +4,15 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from transformers import AutoTokenizer
 
 from configuration_luna import LunaConfig
 from modeling_luna import LunaForMaskedLM
 from pretraining import checkpoint as ckpt
+from pretraining.engines import DataParallel
 from pretraining.recipe import recipe_from_values
-from pretraining.train import build_optimizer
 
 CONFIG = LunaConfig(
     vocab_size=600,
@@ -24,35 +26,45 @@ CONFIG = LunaConfig(
 
 
 @pytest.fixture
-def trained(recipe_values, prepared):
-    """A model whose optimizer has moments, and the tokenizer."""
+def engine_of(recipe_values):
+    """A function from a model to its engine."""
+    yield lambda model: DataParallel(Accelerator(cpu=True), model, recipe_from_values(recipe_values, ""))
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def trained(engine_of, prepared):
+    """A model, its engine, whose optimizer has moments, and the tokenizer."""
     model = LunaForMaskedLM(CONFIG)
-    optimizer = build_optimizer(model, recipe_from_values(recipe_values, ""))
+    engine = engine_of(model)
     ids = torch.randint(4, 600, (2, 8))
-    model(input_ids=ids, labels=ids).loss.backward()
-    optimizer.step()
-    return model, optimizer, AutoTokenizer.from_pretrained(prepared / "tokenizer")
+    with engine.micro_batch(is_last=True):
+        engine.backward(engine.module(input_ids=ids, labels=ids).loss)
+    engine.update(learning_rate=1e-3)
+    return model, engine, AutoTokenizer.from_pretrained(prepared / "tokenizer")
 
 
 def save(folder, step, trained, limit=10):
-    model, optimizer, tokenizer = trained
-    return ckpt.save_checkpoint(folder, step, model, optimizer, tokenizer, {"step": step}, limit)
+    model, engine, tokenizer = trained
+    weights, state = dict(engine.weights()), dict(engine.optimizer_state())
+    return ckpt.save_checkpoint(folder, model, weights, state, tokenizer, {"step": step}, limit)
 
 
-def test_what_is_saved_comes_back_bit_for_bit(tmp_path, trained, recipe_values):
-    model, optimizer, _ = trained
+def test_what_is_saved_comes_back_bit_for_bit(tmp_path, trained, engine_of):
+    model, engine, _ = trained
     saved = save(tmp_path, 7, trained)
     ckpt.verify_checkpoint(saved)
     again = LunaForMaskedLM.from_pretrained(saved)
-    new_optimizer = build_optimizer(again, recipe_from_values(recipe_values, ""))
-    ckpt.load_optimizer(saved, again, new_optimizer)
+    new_engine = engine_of(again)
+    new_engine.load_optimizer_state(ckpt.load_optimizer_state(saved))
     assert ckpt.load_trainer_state(saved) == {"step": 7}
     for (name, old), (_, new) in zip(model.named_parameters(), again.named_parameters(), strict=True):
         assert torch.equal(old, new), name
         assert old.requires_grad == new.requires_grad, name
-        assert optimizer.state[old].keys() == new_optimizer.state[new].keys()
-        for key, value in optimizer.state[old].items():
-            assert torch.equal(value, new_optimizer.state[new][key]), (name, key)
+        assert engine.optimizer.state[old].keys() == new_engine.optimizer.state[new].keys()
+        for key, value in engine.optimizer.state[old].items():
+            assert torch.equal(value, new_engine.optimizer.state[new][key]), (name, key)
+    assert any("exp_avg" in state for state in engine.optimizer.state.values())
 
 
 def test_no_pickle_is_written(tmp_path, trained):

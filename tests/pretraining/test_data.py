@@ -1,6 +1,6 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Data order and masking are functions of seed, epoch and index, and divide exactly."""
+"""Masking is a function of seed, epoch and index."""
 
 import numpy as np
 import pytest
@@ -11,45 +11,11 @@ from pretraining.data import (
     VALIDATION_EPOCH,
     MaskedLMDataset,
     Masking,
-    MicroBatchSampler,
     mask_tokens,
-    permute,
     unigram_cross_entropy,
 )
 
 MASKING = Masking(mlm_probability=0.15, mask_token_id=99, special_token_ids=(0, 1, 2, 3, 99), vocab_size=100)
-
-
-@settings(deadline=None)
-@given(length=st.integers(1, 3000), seed=st.integers(0, 2**32), epoch=st.integers(0, 10))
-def test_every_epoch_holds_every_row_once(length, seed, epoch):
-    rows = permute(np.arange(length), length, seed, epoch)
-    assert sorted(rows.tolist()) == list(range(length))
-
-
-@settings(deadline=None)
-@given(length=st.integers(2, 10**12), data=st.data())
-def test_a_place_alone_gives_the_row_it_has_among_others(length, data):
-    places = np.array(data.draw(st.lists(st.integers(0, length - 1), min_size=1, max_size=20)))
-    together = permute(places, length, 5, 1)
-    alone = [int(permute(np.array([place]), length, 5, 1)[0]) for place in places]
-    assert together.tolist() == alone
-    assert ((together >= 0) & (together < length)).all()
-
-
-def test_epochs_and_seeds_shuffle_differently_and_far():
-    n = 10_000
-    first, second, other = (permute(np.arange(n), n, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0)))
-    # Two independent permutations agree at one place on average; 8 or more happens once in a million.
-    assert (first == second).sum() < 8 and (first == other).sum() < 8
-    # A good shuffle leaves no correlation of place and row: its standard deviation is 1 / sqrt(n) = 0.01.
-    assert abs(np.corrcoef(np.arange(n), first)[0, 1]) < 0.05
-    assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.05
-
-
-def test_a_billion_rows_take_no_memory_and_no_time():
-    rows = permute(np.arange(1000) * 10**6, 10**9, seed=0, epoch=3)
-    assert len(set(rows.tolist())) == 1000 and rows.max() < 10**9
 
 
 @pytest.mark.parametrize("epoch", [0, 7, VALIDATION_EPOCH])
@@ -95,34 +61,6 @@ def test_masks_differ_by_seed_epoch_and_index_and_never_change():
     # The masks of a run must not depend on the version of NumPy: these were written down once.
     chosen = [int(i) for i in np.flatnonzero(mask_tokens(np.arange(4, 68), MASKING, 1, 2, 3)[1] != -100)]
     assert chosen == [0, 9, 10, 11, 20, 28, 29, 39, 42, 43, 49, 60, 61]
-
-
-@settings(deadline=None)
-@given(
-    processes=st.sampled_from([1, 2, 4, 8]),
-    micro_batch=st.integers(1, 4),
-    accumulation=st.integers(1, 4),
-    start=st.integers(0, 5),
-    steps=st.integers(1, 5),
-)
-def test_processes_and_accumulation_only_divide_the_global_batch(processes, micro_batch, accumulation, start, steps):
-    global_batch = processes * micro_batch * accumulation
-    samplers = [
-        MicroBatchSampler(start, start + steps, global_batch, micro_batch, rank, processes) for rank in range(processes)
-    ]
-    dealt = [list(sampler) for sampler in samplers]
-    assert all(
-        len(batches) == len(sampler) == steps * accumulation for batches, sampler in zip(dealt, samplers, strict=True)
-    )
-    for step in range(steps):
-        places = [
-            place
-            for batches in dealt
-            for micro in batches[step * accumulation : (step + 1) * accumulation]
-            for place in micro
-        ]
-        first = (start + step) * global_batch
-        assert sorted(places) == list(range(first, first + global_batch))
 
 
 def test_a_dataset_is_read_once_an_epoch_and_validation_always_alike(prepared):

@@ -19,12 +19,13 @@ import psutil
 import pytest
 import torch
 import yaml
-from accelerate.state import AcceleratorState, DistributedType
+from accelerate.state import AcceleratorState
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from pretraining import checkpoint as ckpt
 from pretraining import train
 from pretraining.data import Masking, mask_tokens
+from pretraining.engines import build_optimizer
 from pretraining.files import hold_lock
 from pretraining.recipe import recipe_from_values
 
@@ -186,7 +187,7 @@ def test_gradient_checkpointing_and_bf16_train_alike(recipe_values, tmp_path):
 def test_weights_decay_but_norms_and_biases_do_not(recipe_values):
     recipe = recipe_from_values(recipe_values, "")
     model = train.build_model(recipe, None)
-    decayed, free = train.build_optimizer(model, recipe).param_groups
+    decayed, free = build_optimizer(model, recipe).param_groups
     names = {parameter: name for name, parameter in model.named_parameters()}
     assert decayed["weight_decay"] == 0.01 and free["weight_decay"] == 0
     assert all("norm" in names[p] or names[p].endswith("bias") for p in free["params"])
@@ -403,26 +404,6 @@ def test_two_runs_cannot_share_a_folder(recipe_values, recipe_file, capsys):
     assert "Another run is writing to `output_dir`" in message(capsys)
     held.close()
     assert run_program(recipe_file) == 0
-
-
-def test_copies_that_do_not_know_each_other_are_refused(recipe_file, capsys, monkeypatch):
-    """What torchrun under a launcher configuration for one process would start."""
-
-    class Alone:
-        num_processes, distributed_type = 1, DistributedType.NO
-
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(train.RecipeError, match="The launcher started 2 processes, but Accelerate sees 1"):
-        train.check_launch(Alone())
-
-
-@pytest.mark.parametrize("kind", [DistributedType.DEEPSPEED, DistributedType.FSDP])
-def test_an_engine_that_splits_the_model_is_refused(kind):
-    class Split:
-        num_processes, distributed_type = 1, kind
-
-    with pytest.raises(train.RecipeError, match=f"asks for {kind.value}, which this program does not support"):
-        train.check_launch(Split())
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient norm"])

@@ -1,0 +1,386 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""How one step runs over many processes: data parallelism, FSDP2, or DeepSpeed's ZeRO 1, 2 and 3.
+
+The launcher chooses; the recipe, the data and the checkpoints are the same under each. An engine takes the model whole
+and gives weights and optimizer state back whole, so a run may change engine and number of processes at any checkpoint.
+"""
+
+import importlib.util
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+from transformers.integrations import unset_hf_deepspeed_config
+
+from pretraining.recipe import Recipe, RecipeError
+
+# Launches in which Accelerate gives each process the whole model.
+PLAIN_LAUNCHES = (
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.MULTI_XPU,
+    DistributedType.MULTI_NPU,
+)
+# What a DeepSpeed configuration leaves to the recipe.
+RECIPE_DECIDES = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer",
+    "scheduler",
+    "bf16",
+    "fp16",
+    "torch_autocast",
+)
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or its gradient stopped being a number."""
+
+
+def build_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW that decays matrices only, not norms and biases."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups,
+        lr=recipe.learning_rate,
+        betas=(recipe.adam_beta1, recipe.adam_beta2),
+        eps=recipe.adam_epsilon,
+        fused=True,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The launch
+
+
+def has_gpu() -> bool:
+    """Whether there is an accelerator to train on. Apple's lacks float64, which the evaluation sums in: CPU there."""
+    return torch.accelerator.is_available() and torch.accelerator.current_accelerator().type != "mps"
+
+
+def launched_engine() -> str:
+    """The engine that the launcher asks for by its environment: "ddp", "fsdp2" or "deepspeed".
+
+    Raises:
+        RecipeError: it asks for what this program does not support.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        if importlib.util.find_spec("deepspeed") is None:
+            raise RecipeError("The launcher asks for DeepSpeed, which is not installed: `pip install -e '.[deepspeed]'`.")
+        if path := os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"):
+            check_deepspeed_config(Path(path))
+        return "deepspeed"
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        if os.environ.get("FSDP_VERSION", "1") != "2":
+            raise RecipeError("The launcher asks for FSDP 1, which is not supported: set `fsdp_version: 2`.")
+        return "fsdp2"
+    return "ddp"
+
+
+def check_deepspeed_config(path: Path) -> None:
+    """Raises RecipeError for a DeepSpeed configuration that sets what the recipe decides, or is not supported."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"The DeepSpeed configuration {path} can't be read ({error}): mend it.") from error
+    for name in RECIPE_DECIDES:
+        if config.get(name, "auto") not in ("auto", {"enabled": False}):
+            raise RecipeError(
+                f"`{name}` of the DeepSpeed configuration {path} is {config[name]}, but the recipe decides it: leave it out."
+            )
+    zero = config.get("zero_optimization", {})
+    if zero.get("stage") not in (1, 2, 3):
+        raise RecipeError(
+            f"`zero_optimization.stage` of the DeepSpeed configuration {path} is {zero.get('stage')}: choose 1, 2 or 3, or "
+            "launch without DeepSpeed."
+        )
+    for name in ("offload_optimizer", "offload_param"):
+        if zero.get(name, {}).get("device", "none") != "none":
+            raise RecipeError(
+                f"`zero_optimization.{name}` of the DeepSpeed configuration {path} is not supported: remove it."
+            )
+
+
+def make_accelerator(recipe: Recipe, engine: str) -> Accelerator:
+    """Accelerate as the engine needs it, on CPU too.
+
+    Raises:
+        RecipeError: a launch that this program does not support, or whose processes do not know each other.
+    """
+    handlers = []
+    if engine == "deepspeed" and not has_gpu():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    if engine == "fsdp2":
+        del os.environ["ACCELERATE_USE_FSDP"]  # Accelerate makes the process group, and `FSDP2` divides the model
+    accelerator = Accelerator(
+        # Without this, torchrun on a machine without an accelerator starts copies that do not know each other.
+        cpu=not has_gpu() and engine != "deepspeed",
+        # DeepSpeed's own bf16 mode would round weights and checkpoints; its autocast is set in `ZeRO`.
+        mixed_precision="no" if engine == "deepspeed" else recipe.mixed_precision,
+        step_scheduler_with_optimizer=False,
+        log_with=recipe.report_to or None,
+        project_dir=recipe.output_dir,
+        kwargs_handlers=handlers,
+    )
+    if engine == "deepspeed":
+        # Otherwise transformers builds models in parts under stage 3, and initialises them in another way.
+        unset_hf_deepspeed_config()
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != world_size:
+        raise RecipeError(
+            f"The launcher started {world_size} processes, but Accelerate sees {accelerator.num_processes} "
+            f"({accelerator.distributed_type}): check its configuration, the copies would train apart."
+        )
+    if accelerator.distributed_type not in (*PLAIN_LAUNCHES, DistributedType.DEEPSPEED):
+        raise RecipeError(
+            f"The launcher's configuration asks for {accelerator.distributed_type.value}, which this program does not "
+            "support: launch it with data parallelism, FSDP2 or DeepSpeed, as in pretraining/launch."
+        )
+    return accelerator
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data parallelism
+
+
+class DataParallel:
+    """One process, or DistributedDataParallel: each process holds the whole model and the whole optimizer state."""
+
+    def __init__(self, accelerator: Accelerator, model: PreTrainedModel, recipe: Recipe):
+        self.accelerator = accelerator
+        self.recipe = recipe
+        self.prepare(model)
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        self.parameters = dict(model.named_parameters())
+        self.optimizer = build_optimizer(model, self.recipe)
+        self.module, self.prepared_optimizer = self.accelerator.prepare(model, self.optimizer)
+
+    @contextmanager
+    def micro_batch(self, is_last: bool) -> Iterator[None]:
+        """Around forward and backward of one micro-batch. Gradients travel between the processes once a step."""
+        with nullcontext() if is_last else self.accelerator.no_sync(self.module):
+            yield
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Gradients are the mean over the processes of those of their losses."""
+        self.accelerator.backward(loss)
+
+    def update(self, learning_rate: float) -> float:
+        """Clip the gradients, update the weights, clear the gradients. Returns the norm before clipping.
+
+        Raises:
+            NonFiniteError: no loss scaler deals with a norm that is not finite.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.recipe.max_grad_norm)
+        norm = self.whole(norm).item()
+        if self.accelerator.scaler is None:
+            require_finite(norm)
+        self.prepared_optimizer.step()
+        self.prepared_optimizer.zero_grad()
+        return norm
+
+    def whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The whole of a tensor of which this process may have a part. All processes must ask for it."""
+        return tensor
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and value of each parameter, a tied one once. All processes must ask for all of them."""
+        for name, parameter in self.parameters.items():
+            yield name, self.whole(parameter.detach())
+
+    def optimizer_state(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """`name.exp_avg`, `name.exp_avg_sq`, `name.step` of each parameter. All processes must ask for all of them."""
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                yield f"{name}.{key}", self.whole(value)
+
+    def load_optimizer_state(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take back what `optimizer_state` gave, under this or another engine."""
+        for full_name, tensor in tensors.items():
+            name, _, key = full_name.rpartition(".")
+            parameter = self.parameters[name]
+            self.optimizer.state[parameter][key] = self.part(tensor.to(parameter.device), parameter)
+
+    def part(self, tensor: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """This process's part of a tensor that belongs to `parameter`."""
+        return tensor
+
+
+def require_finite(grad_norm: float) -> None:
+    if not torch.isfinite(torch.tensor(grad_norm)):
+        raise NonFiniteError(f"The gradient norm is {grad_norm}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# FSDP2
+
+
+class FSDP2(DataParallel):
+    """Each process holds its part of every weight, gradient and optimizer state; a layer is whole while it runs.
+
+    `fully_shard` itself and not Accelerate's wrapper of it, which does nothing on CPU: a GPU runs what the tests run.
+    Weights travel and add up in float32 under every precision.
+    """
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        accelerator = self.accelerator
+        mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+        reshards = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
+        names = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+        for module in model.modules():
+            # A weight that two modules share belongs to the root, which holds both.
+            is_shared = any(names[id(parameter)] > 1 for parameter in module.parameters())
+            if type(module).__name__ in (model._no_split_modules or ()) and not is_shared:
+                fully_shard(module, mesh=mesh, reshard_after_forward=reshards)
+        fully_shard(model, mesh=mesh, reshard_after_forward=reshards)
+        self.parameters = dict(model.named_parameters())
+        self.optimizer = build_optimizer(model, self.recipe)
+        self.module, self.prepared_optimizer = model, accelerator.prepare(self.optimizer)
+
+    @contextmanager
+    def micro_batch(self, is_last: bool) -> Iterator[None]:
+        self.module.set_requires_gradient_sync(is_last)
+        with self.accelerator.autocast():
+            yield
+
+    def whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def part(self, tensor: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+        if tensor.ndim == 0:  # the number of steps
+            return tensor
+        return distribute_tensor(tensor, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# DeepSpeed
+
+
+class ZeRO(DataParallel):
+    """DeepSpeed's ZeRO: stage 1 divides the optimizer state over the processes, 2 the gradients too, 3 the weights too."""
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        accelerator, recipe = self.accelerator, self.recipe
+        self.parameters = dict(model.named_parameters())
+        config = accelerator.state.deepspeed_plugin.deepspeed_config
+        self.stage = config["zero_optimization"]["stage"]
+        for name in RECIPE_DECIDES:  # Accelerate has filled some in
+            config.pop(name, None)
+        accumulation = recipe.global_batch_size // (recipe.micro_batch_size * accelerator.num_processes)
+        accelerator.gradient_accumulation_steps = accumulation
+        config |= {
+            "train_micro_batch_size_per_gpu": recipe.micro_batch_size,
+            "gradient_accumulation_steps": accumulation,
+            "gradient_clipping": recipe.max_grad_norm,
+        }
+        if recipe.mixed_precision != "no":
+            dtype = {"bf16": "bfloat16", "fp16": "float16"}[recipe.mixed_precision]
+            config["torch_autocast"] = {"enabled": True, "dtype": dtype}
+        self.module, self.prepared_optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
+        self.zero = self.module.optimizer
+
+    @contextmanager
+    def micro_batch(self, is_last: bool) -> Iterator[None]:
+        self.module.set_gradient_accumulation_boundary(is_last)
+        yield
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.module.backward(loss, scale_wrt_gas=False)
+
+    def update(self, learning_rate: float) -> float:
+        for group in self.zero.param_groups:
+            group["lr"] = learning_rate
+        self.module.step()  # clips, updates and clears
+        norm = float(self.module.get_global_grad_norm())
+        if self.recipe.mixed_precision != "fp16":
+            require_finite(norm)
+        return norm
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        for name, parameter in self.parameters.items():
+            if parameter.requires_grad:
+                yield name, safe_get_full_fp32_param(parameter)
+            else:
+                with GatheredParameters([parameter], enabled=self.stage == 3):
+                    yield name, parameter.detach().clone()
+
+    def flat_partitions(self) -> list[torch.Tensor]:
+        """What this process updates: parts of many parameters, one after the other."""
+        return self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups
+
+    def link_optimizer_state(self) -> None:
+        """Tell DeepSpeed which part of which state belongs to which parameter.
+
+        Stages 1 and 2 do so by themselves after the update of the first parameter group, when the second has no state yet.
+        """
+        if self.stage < 3:
+            self.zero._hp_optimizer_states_linked = False
+            self.zero._lazy_init_hp_params_optimizer_state()
+
+    def optimizer_state(self) -> Iterator[tuple[str, torch.Tensor]]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        self.link_optimizer_state()
+        state = self.zero.optimizer.state
+        step = state[self.flat_partitions()[0]]["step"].detach().cpu()
+        for name, parameter in self.parameters.items():
+            if parameter.requires_grad:
+                yield f"{name}.step", step.clone()
+                for key in ("exp_avg", "exp_avg_sq"):
+                    yield f"{name}.{key}", safe_get_full_optimizer_state(parameter, key)
+
+    def load_optimizer_state(self, tensors: dict[str, torch.Tensor]) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        # All parameters have made the same number of steps. DeepSpeed makes the state at the first step, so it is made here.
+        step = next(value for name, value in tensors.items() if name.endswith(".step"))
+        for flat in self.flat_partitions():
+            self.zero.optimizer.state[flat] = {
+                "step": step.to(flat.device, copy=True),  # each counts for itself
+                "exp_avg": torch.zeros_like(flat),
+                "exp_avg_sq": torch.zeros_like(flat),
+            }
+        self.link_optimizer_state()
+        for full_name, tensor in tensors.items():
+            name, _, key = full_name.rpartition(".")
+            if key == "step":
+                continue
+            parameter = self.parameters[name]
+            tensor = tensor.to(self.accelerator.device)
+            if self.stage < 3:
+                safe_set_full_optimizer_state(parameter, tensor, key)
+            else:
+                size = parameter.ds_tensor.numel()
+                first = size * self.accelerator.process_index
+                part = torch.zeros(size, device=tensor.device)
+                kept = tensor.flatten()[first : first + size]
+                part[: len(kept)] = kept
+                safe_set_local_optimizer_state(parameter, part, key)
+
+
+ENGINES = {"ddp": DataParallel, "fsdp2": FSDP2, "deepspeed": ZeRO}

@@ -1,0 +1,237 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""Data parallelism, FSDP2 and ZeRO 1, 2, 3 are the same run, really run on two CPU processes and more."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM
+
+from modeling_luna import LunaForMaskedLM
+from pretraining import checkpoint as ckpt
+from pretraining import engines
+from pretraining.recipe import RecipeError, recipe_from_values
+from pretraining.train import read_metrics
+
+ROOT = Path(__file__).parents[2]
+DIVIDED = ("fsdp2", "zero1", "zero2", "zero3")
+TOLERANCE = 1e-5  # of losses in nats and of weights after steps of 0.01: sums in another order, in float32
+
+
+def environment(engine, folder):
+    """As `accelerate launch` sets it."""
+    own = {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    if engine == "fsdp2":
+        own |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    elif engine.startswith("zero"):
+        path = folder / f"{engine}.json"
+        path.write_text(json.dumps({"zero_optimization": {"stage": int(engine[-1])}}), encoding="utf-8")
+        own |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
+    return os.environ | own
+
+
+def launch(engine, values, output, processes=2, check=True, **changes):
+    """Run the program under an engine, and return its output folder and what it printed as errors."""
+    recipe = output.parent / f"{output.name}.yaml"
+    recipe.write_text(yaml.safe_dump(values | {"output_dir": str(output)} | changes), encoding="utf-8")
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "pretraining.train"]
+    done = subprocess.run(
+        [sys.executable, *command, str(recipe)],
+        env=environment(engine, output.parent),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 or not check, done.stderr[-3000:]
+    return output if check else done.stderr
+
+
+def curve(output):
+    """Losses, gradient norms and evaluations in their order."""
+    rows = read_metrics(output / "metrics.jsonl")
+    return [row[name] for row in rows for name in ("loss", "grad_norm", "eval_loss") if name in row]
+
+
+def cut_back(output, step, copy):
+    """The run as it was after `step`."""
+    shutil.copytree(output, copy)
+    (copy / "results.json").unlink()
+    for checkpoint in ckpt.checkpoints(copy / "checkpoints"):
+        if ckpt.checkpoint_step(checkpoint) > step:
+            shutil.rmtree(checkpoint)
+    return copy
+
+
+def largest_difference(a, b):
+    a, b = load_file(a), load_file(b)
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@pytest.fixture(scope="session")
+def values(prepared):
+    """With dropout, whose masks must be the same under every engine, and an odd number of validation rows."""
+    return {
+        "dataset": str(prepared),
+        "model": {
+            "model_type": "luna",
+            "vocab_size": 600,
+            "hidden_size": 36,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 50,
+            "projection_length": 7,
+            "max_position_embeddings": 34,
+        },
+        "max_steps": 6,
+        "global_batch_size": 8,
+        "micro_batch_size": 1,
+        "learning_rate": 1e-2,
+        "max_grad_norm": 0.5,
+        "warmup_steps": 1,
+        "logging_steps": 1,
+        "eval_steps": 3,
+        "eval_micro_batch_size": 4,
+        "max_eval_sequences": 11,
+        "save_steps": 3,
+    }
+
+
+@pytest.fixture(scope="session")
+def plain(values, tmp_path_factory):
+    """The run that all others must equal: DistributedDataParallel on two processes."""
+    return launch("ddp", values, tmp_path_factory.mktemp("plain") / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", DIVIDED)
+def test_an_engine_is_plain_data_parallelism(engine, values, plain, tmp_path):
+    output = launch(engine, values, tmp_path / "run")
+    assert curve(output) == pytest.approx(curve(plain), abs=TOLERANCE)
+    assert max(curve(plain)[1::3]) > 0.5, "clipping had something to do"
+
+    final, saved = ("model", "checkpoints/step-00000006")
+    for folder in (final, saved):
+        assert largest_difference(output / folder / "model.safetensors", plain / folder / "model.safetensors") < TOLERANCE
+        names = sorted(path.name for path in (output / folder).iterdir())
+        assert names == sorted(path.name for path in (plain / folder).iterdir())
+        cards = [(run / folder / "README.md").read_text() for run in (output, plain)]
+        assert cards[0] == cards[1]
+    state = "checkpoints/step-00000006/optimizer.safetensors"
+    assert largest_difference(output / state, plain / state) < TOLERANCE
+    model, loading = AutoModelForMaskedLM.from_pretrained(output / final, output_loading_info=True)
+    assert type(model) is LunaForMaskedLM and not loading["missing_keys"] and not loading["unexpected_keys"]
+
+    # Going on from the middle is exact, bit for bit ...
+    resumed = launch(engine, values, cut_back(output, 3, tmp_path / "resumed"))
+    assert curve(resumed) == curve(output)
+    assert largest_difference(output / final / "model.safetensors", resumed / final / "model.safetensors") == 0
+    # ... and under plain data parallelism it is the same run.
+    changed = launch("ddp", values, cut_back(output, 3, tmp_path / "changed"))
+    assert curve(changed) == pytest.approx(curve(plain), abs=TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", *DIVIDED])
+def test_another_number_of_processes_goes_on_with_the_same_run(engine, values, tmp_path):
+    still = values["model"] | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # dropout is a process's own
+    values = values | {"model": still}
+    two = launch(engine, values, tmp_path / "two")
+    four = launch(engine, values, tmp_path / "four", processes=4)
+    assert curve(four) == pytest.approx(curve(two), abs=TOLERANCE)
+    up = launch(engine, values, cut_back(two, 3, tmp_path / "up"), processes=4)
+    down = launch(engine, values, cut_back(four, 3, tmp_path / "down"))
+    for changed in (up, down):
+        assert curve(changed) == pytest.approx(curve(two), abs=TOLERANCE)
+        a, b = (run / "model" / "model.safetensors" for run in (changed, two))
+        assert largest_difference(a, b) < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", DIVIDED)
+def test_bf16_computes_in_half_precision_and_keeps_weights_whole(engine, values, plain, tmp_path):
+    output = launch(engine, values, tmp_path / "run", mixed_precision="bf16")
+    assert curve(output) == pytest.approx(curve(plain), rel=1e-2)
+    assert curve(output) != pytest.approx(curve(plain), abs=TOLERANCE)
+    assert {x.dtype for x in load_file(output / "model" / "model.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
+@pytest.mark.parametrize("kind", ["shared", "roberta"])
+def test_weights_with_two_names_are_divided_once(engine, kind, values, tmp_path):
+    """A layer that all layers share, and a model with a tied decoder whose bias has two names."""
+    model = values["model"] | {"share_layer_weights": True}
+    if kind == "roberta":
+        model = values["model"] | {"model_type": "roberta"}
+        del model["projection_length"]
+    output = launch(engine, values, tmp_path / "run", model=model, max_steps=3)
+    plain = launch("ddp", values, tmp_path / "plain", model=model, max_steps=3)
+    assert curve(output) == pytest.approx(curve(plain), abs=TOLERANCE)
+    files = [run / "model" / "model.safetensors" for run in (output, plain)]
+    assert largest_difference(*files) < TOLERANCE
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is refused
+
+
+def test_the_launcher_chooses(monkeypatch):
+    assert engines.launched_engine() == "ddp"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(RecipeError, match="asks for FSDP 1, which is not supported: set `fsdp_version: 2`"):
+        engines.launched_engine()
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert engines.launched_engine() == "fsdp2"
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert engines.launched_engine() == "deepspeed"
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ("{", "can't be read .*: mend it"),
+        ("{}", "`zero_optimization.stage` .* is None: choose 1, 2 or 3"),
+        ('{"zero_optimization": {"stage": 0}}', "is 0: choose 1, 2 or 3, or launch without DeepSpeed"),
+        ('{"zero_optimization": {"stage": 2}, "gradient_clipping": 2.0}', "`gradient_clipping` .* is 2.0, but the recipe"),
+        ('{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true}}', "`bf16` .*, but the recipe decides it"),
+        (
+            '{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}',
+            "`zero_optimization.offload_optimizer` .* is not supported",
+        ),
+    ],
+)
+def test_deepspeed_configurations_that_are_refused(config, sentence, tmp_path, monkeypatch):
+    path = tmp_path / "ds.json"
+    path.write_text(config, encoding="utf-8")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(path))
+    with pytest.raises(RecipeError, match=sentence):
+        engines.launched_engine()
+
+
+def test_without_deepspeed_one_sentence_says_so(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match="DeepSpeed, which is not installed"):
+        engines.launched_engine()
+
+
+@pytest.mark.parametrize(("processes", "kind"), [(1, "NO"), (2, "FSDP")])
+def test_launches_that_are_refused(processes, kind, recipe_values, monkeypatch):
+    class Fake:
+        num_processes, distributed_type = processes, engines.DistributedType(kind)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(engines, "Accelerator", lambda **options: Fake())
+    sentence = "started 2 processes, but Accelerate sees 1" if kind == "NO" else "asks for FSDP, which this program"
+    with pytest.raises(RecipeError, match=sentence):
+        engines.make_accelerator(recipe_from_values(recipe_values, ""), "ddp")
