@@ -3,11 +3,13 @@
 """What a run would do on a number of processes, and whether it can be done at all."""
 
 from collections import Counter
+from dataclasses import dataclass
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from pretraining.cluster import bytes_sent, deepspeed_estimate, flops_per_sequence, largest_world, state_bytes
 from pretraining.recipe import Recipe, RecipeError, model_config
 
 GIB = 2**30
@@ -131,13 +133,45 @@ def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
     getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")()
 
 
-def plan(recipe: Recipe, num_processes: int, manifest: dict | None) -> str:
-    """The text of `--plan`: what the run would do on `num_processes` processes.
+@dataclass(frozen=True)
+class Cluster:
+    """What a plan is made for. Speeds are what the user states; without them nothing is said of time."""
+
+    num_processes: int
+    engine: str = "ddp"
+    tflops: float | None = None  # model FLOP/s that a device reaches, not its peak, in 10^12
+    link_gb_per_second: float | None = None  # of each device, one way, in 10^9 bytes
+
+
+def cost_lines(
+    recipe: Recipe, cluster: Cluster, config: PreTrainedConfig, sequence_length: int, parameters: int
+) -> list[str]:
+    """Computation and communication of a step, in time where the cluster's speeds are stated."""
+    micro_batches = recipe.global_batch_size // (recipe.micro_batch_size * cluster.num_processes)
+    flops = flops_per_sequence(recipe, config, sequence_length) * recipe.global_batch_size
+    line = f"Computation: {flops / 1e12:,.1f} TFLOP a step, {flops / cluster.num_processes / 1e12:,.2f} a device"
+    if cluster.tflops is not None:
+        seconds = flops / cluster.num_processes / (cluster.tflops * 1e12)
+        line += (
+            f"; at {cluster.tflops:g} TFLOP/s a device {seconds:.3f} s, "
+            f"{recipe.global_batch_size * sequence_length / seconds:,.0f} tokens/s, "
+            f"{seconds * recipe.max_steps / 86400:.1f} days in all"
+        )
+    sent = bytes_sent(cluster.engine, parameters, cluster.num_processes, micro_batches)
+    lines = [line, f"Communication: each device sends {sent / 1e9:.2f} GB a step"]
+    if cluster.link_gb_per_second is not None:
+        seconds = sent / (cluster.link_gb_per_second * 1e9)
+        lines[1] += f"; at {cluster.link_gb_per_second:g} GB/s {seconds:.3f} s, where none of it is hidden by computation"
+    return lines
+
+
+def plan(recipe: Recipe, cluster: Cluster, manifest: dict | None) -> str:
+    """The text of `--plan`: what the run would do on a cluster.
 
     Raises:
         RecipeError: the plan cannot be met.
     """
-    config = model_config(recipe)
+    config, num_processes = model_config(recipe), cluster.num_processes
     if manifest is not None:
         check_run(recipe, config, manifest, num_processes)
         sequence_length = manifest["sequence_length"]
@@ -152,8 +186,7 @@ def plan(recipe: Recipe, num_processes: int, manifest: dict | None) -> str:
     parts = parameters_by_part(model)
     total = sum(parts.values())
     tokens_per_step = recipe.global_batch_size * sequence_length
-    # Weights, gradients and Adam's two moments in float32; DistributedDataParallel keeps its gradient buckets beside.
-    states = (16 if num_processes == 1 else 20) * total
+    states = state_bytes(cluster.engine, total, num_processes)
     activations = activation_bytes(recipe, config, sequence_length)
 
     lines = [f"Model: {type(model).__name__}, {total:,} parameters"]
@@ -175,9 +208,20 @@ def plan(recipe: Recipe, num_processes: int, manifest: dict | None) -> str:
         rows = manifest["splits"]["train"]["rows"]
         epochs = recipe.global_batch_size * recipe.max_steps / rows
         lines.append(f"Dataset: {recipe.dataset}, {rows:,} sequences, read {epochs:.2f} times")
-    lines += [
-        f"Memory per device: {(states + activations) / GIB:.2f} GiB, of which weights, gradients and Adam's moments "
-        f"in float32 {states / GIB:.2f} GiB and activations {activations / GIB:.2f} GiB (kept for the backward pass; "
-        "transient buffers come on top)",
-    ]
+    memory = states | {"activations": activations}
+    lines.append(
+        f"Memory per device under {cluster.engine}: {sum(memory.values()) / GIB:.2f} GiB ("
+        + ", ".join(f"{name} {nbytes / GIB:.2f}" for name, nbytes in memory.items())
+        + "; activations are those kept for the backward pass of one micro-batch; transient buffers come on top)"
+    )
+    if (estimate := deepspeed_estimate(cluster.engine, total, num_processes)) is not None:
+        lines.append(
+            f"DeepSpeed's own estimate of weights, gradients and optimizer, in half precision: {estimate / GIB:.2f} GiB"
+        )
+    lines += cost_lines(recipe, cluster, config, sequence_length, total)
+    with_micro, with_one = largest_world(recipe)
+    lines.append(
+        f"Largest number of processes: {with_micro:,} with `micro_batch_size` = {recipe.micro_batch_size}, {with_one:,} "
+        "with 1"
+    )
     return "\n".join(lines)

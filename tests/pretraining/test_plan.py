@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, RobertaConfig
 
-from pretraining.plan import activation_bytes, check_run, max_sequence_length, parameters_by_part, plan
+from pretraining.plan import Cluster, activation_bytes, check_run, max_sequence_length, parameters_by_part, plan
 from pretraining.recipe import RecipeError, load_recipe, model_config, recipe_from_values
 from pretraining.train import read_manifest
 
@@ -16,7 +16,7 @@ MANIFEST = {"sequence_length": 32, "vocab_size": 600}
 
 
 def test_the_plan_of_the_papers_run_is_that_of_table_8():
-    text = plan(load_recipe("luna_base_160gb_tied", ["micro_batch_size=32"]), 64, None)
+    text = plan(load_recipe("luna_base_160gb_tied", ["micro_batch_size=32"]), Cluster(64), None)
     assert "131,902,041 parameters" in text
     assert "Steps: 500,000, of which warm-up 24,000; learning rate to 0.0006" in text
     assert "8,192 sequences of 512 tokens = 4,194,304 tokens a step, 2,097,152,000,000 in all" in text
@@ -29,7 +29,7 @@ def test_the_plan_counts_epochs_of_a_prepared_dataset(recipe_values):
     recipe = recipe_from_values(recipe_values, "")
     manifest = read_manifest(recipe)
     rows = manifest["splits"]["train"]["rows"]
-    assert f"{rows:,} sequences, read {64 / rows:.2f} times" in plan(recipe, 2, manifest)
+    assert f"{rows:,} sequences, read {64 / rows:.2f} times" in plan(recipe, Cluster(2), manifest)
 
 
 @pytest.mark.parametrize(

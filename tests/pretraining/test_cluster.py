@@ -1,0 +1,76 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""Costs of a step against counts by hand."""
+
+import pytest
+
+from pretraining.cluster import (
+    ENGINE_NAMES,
+    bytes_sent,
+    deepspeed_estimate,
+    flops_per_sequence,
+    largest_world,
+    state_bytes,
+)
+from pretraining.recipe import load_recipe, model_config, recipe_from_values
+
+
+@pytest.mark.parametrize("recipe_name", ["luna_base_16gb", "luna_base_160gb_untied"])
+def test_operations_are_those_of_the_equations(recipe_name):
+    recipe = load_recipe(recipe_name, [])
+    n, l, d, f, v = 512, 128, 768, 3072, 50265
+    key_value = 1 if recipe.model["tie_key_value"] else 2
+    on_tokens = 2 * n * d * d * (2 + key_value) + 2 * 2 * n * d * f  # unpack query, output; pack key and value; both FFN
+    on_slots = 2 * l * d * d * (1 + key_value)  # pack query; unpack key and value
+    attention = 2 * 2 * 2 * n * l * d  # scores and sums, pack and unpack
+    head = 2 * round(0.15 * n) * d * (d + v)
+    expected = 3 * (12 * (on_tokens + on_slots + attention) + head)  # the backward pass does each twice
+    assert flops_per_sequence(recipe, model_config(recipe), n) == expected
+
+
+def test_operations_of_roberta_grow_with_the_square_and_project_every_token(recipe_values):
+    model = recipe_values["model"] | {"model_type": "roberta"}
+    del model["projection_length"]
+    recipe = recipe_from_values(recipe_values | {"model": model}, "")
+    n, d, f, v = 32, 32, 64, 600
+    layer = 2 * n * d * d * 4 + 2 * 2 * n * d * f + 2 * 2 * n * n * d
+    assert flops_per_sequence(recipe, model_config(recipe), n) == 3 * (2 * layer + 2 * n * d * (d + v))
+
+
+@pytest.mark.parametrize("engine", ENGINE_NAMES)
+def test_one_process_holds_all_and_sends_nothing(engine):
+    held = state_bytes(engine, 1000, 1)
+    assert held["weights"] == held["gradients"] == 4000
+    assert held["optimizer"] == (12000 if engine.startswith("zero") else 8000)
+    assert bytes_sent(engine, 1000, 1, 4) == 0
+
+
+def test_each_engine_divides_what_it_says():
+    held = {engine: state_bytes(engine, 1000, 4) for engine in ENGINE_NAMES}
+    assert {engine: of["weights"] for engine, of in held.items()} == {
+        "ddp": 4000, "zero1": 4000, "zero2": 4000, "zero3": 1000, "fsdp2": 1000,
+    }  # fmt: skip
+    assert {engine: of["gradients"] for engine, of in held.items()} == {
+        "ddp": 8000, "zero1": 4000, "zero2": 1000, "zero3": 1000, "fsdp2": 4000,
+    }  # fmt: skip
+    assert {engine: of["optimizer"] for engine, of in held.items()} == {
+        "ddp": 8000, "zero1": 3000, "zero2": 3000, "zero3": 3000, "fsdp2": 2000,
+    }  # fmt: skip
+
+
+def test_rings_send_their_parts():
+    """4 processes, 1,000 parameters: an all-gather or reduce-scatter sends three parts of 1,000 bytes."""
+    sent = {engine: bytes_sent(engine, 1000, 4, micro_batches=2) for engine in ENGINE_NAMES}
+    assert sent == {"ddp": 6000, "fsdp2": 5 * 3000, "zero1": 6000, "zero2": 3 * 3000, "zero3": 6 * 3000}
+
+
+def test_the_largest_world_divides_the_global_batch(recipe_values):
+    assert largest_world(load_recipe("luna_base_160gb_tied", [])) == (256, 8192)
+    assert largest_world(recipe_from_values(recipe_values | {"global_batch_size": 9, "micro_batch_size": 2}, "")) == (0, 9)
+
+
+def test_deepspeeds_estimate_is_below_ours_in_float32():
+    pytest.importorskip("deepspeed", reason="deepspeed: pip install -e '.[deepspeed]'")
+    for engine in ("zero2", "zero3"):
+        assert 0 < deepspeed_estimate(engine, 131_902_041, 64) < sum(state_bytes(engine, 131_902_041, 64).values())
+    assert deepspeed_estimate("ddp", 131_902_041, 64) is None

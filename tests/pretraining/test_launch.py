@@ -1,0 +1,174 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""Launch configurations, each read by its real parser, and launch scripts, run with stand-ins for a cluster's commands."""
+
+import json
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+
+from pretraining import engines
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = ROOT / "pretraining" / "launch"
+CONFIGS = sorted(LAUNCH.glob("*.yaml"))
+SIZES = {"1cpu": (1, 1), "1gpu": (1, 1), "8gpu": (1, 8), "64gpu": (8, 64)}
+ENGINE_OF = {"ddp": "ddp", "fsdp2": "fsdp2", "zero1": "deepspeed", "zero2": "deepspeed", "zero3": "deepspeed"}
+
+
+def test_every_size_and_engine_has_a_configuration():
+    expected = {"1cpu", "1gpu"} | {f"{size}_{engine}" for size in ("8gpu", "64gpu") for engine in ENGINE_OF}
+    assert {path.stem for path in CONFIGS} == expected
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_accelerate_reads_it_and_the_program_finds_its_engine(path, monkeypatch):
+    """What `accelerate launch` would set in the environment of the processes, without starting them."""
+    machines, processes = SIZES[path.stem.split("_")[0]]
+    config = load_config_from_file(str(path))
+    assert (config.num_machines, config.num_processes) == (machines, processes)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("accelerate.commands.launch.is_bf16_available", lambda *_: True)
+    options = ["--config_file", str(path), "--machine_rank", "0", "-m", "pretraining.train", "quickstart"]
+    if machines > 1:
+        options = ["--main_process_ip", "127.0.0.1", "--main_process_port", "29400", *options]
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(options))
+    assert (args.num_machines, args.num_processes) == (machines, processes)
+    environment = processes_environment(args)
+    for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        if name.startswith(("ACCELERATE_", "FSDP_")):
+            monkeypatch.setenv(name, value)
+    engine = path.stem.partition("_")[2] or "ddp"
+    assert engines.launched_engine() == ENGINE_OF[engine]
+    if ENGINE_OF[engine] == "deepspeed":
+        assert environment["ACCELERATE_DEEPSPEED_CONFIG_FILE"].endswith(f"{engine}.json")
+
+
+def processes_environment(args: Namespace) -> dict[str, str]:
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ""  # set by `launch_command` itself
+        return prepare_deepspeed_cmd_env(args)[1]
+    return prepare_multi_gpu_env(args) if args.multi_gpu or args.use_fsdp else prepare_simple_launcher_cmd_env(args)[1]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_reads_its_configuration(stage, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    config = pytest.importorskip("deepspeed.runtime.config", reason="deepspeed: pip install -e '.[deepspeed]'")
+    path = LAUNCH / f"zero{stage}.json"
+    engines.check_deepspeed_config(path)
+    read = config.DeepSpeedConfig(json.loads(path.read_text()) | {"train_micro_batch_size_per_gpu": 1})
+    assert read.zero_config.stage == stage
+
+
+def test_distributed_types_are_those_that_accelerate_knows():
+    for path in CONFIGS:
+        DistributedType(yaml.safe_load(path.read_text())["distributed_type"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scripts
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A folder of stand-ins for the cluster's commands, which write down how they were called."""
+    folder, log = tmp_path / "bin", tmp_path / "calls"
+    folder.mkdir()
+
+    def command(name, body):
+        (folder / name).write_text(f'#!/usr/bin/env bash\necho "{name} $*" >>{log}\n{body}\n')
+        (folder / name).chmod(0o755)
+
+    command("python", f'exec {sys.executable} "$@"')
+    command("scontrol", '[ "$1" = show ] && printf "n1\\nn2\\n" || true')
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment |= {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NODEID": "1"}
+
+    def run(script, *arguments):
+        started = subprocess.Popen(
+            ["bash", str(LAUNCH / script), *arguments], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+        )
+        return started, log
+
+    return tmp_path, command, run
+
+
+def finish(started):
+    started.wait(timeout=60)
+    return started.returncode
+
+
+RECIPE = ["quickstart", "output_dir=runs/x", "global_batch_size=256"]
+CONFIG = "pretraining/launch/64gpu_ddp.yaml"
+
+
+@pytest.mark.slow
+def test_slurm_starts_one_launcher_a_node(cluster):
+    folder, command, run = cluster
+    command("srun", 'shift 3; exec "$@"')
+    command("accelerate", "exit 0")
+    started, log = run("slurm.sh", CONFIG, *RECIPE)
+    assert finish(started) == 0, started.stderr.read()
+    call = next(line for line in log.read_text().splitlines() if line.startswith("accelerate"))
+    expected = f"accelerate launch --config_file {CONFIG} --num_machines 2 --num_processes 16 --machine_rank 1 "
+    assert call == f"{expected}--main_process_ip n1 --main_process_port 29400 -m pretraining.train {' '.join(RECIPE)}"
+    assert "requeue" not in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("progress", [True, False])
+def test_slurm_queues_again_only_what_made_progress(cluster, progress):
+    folder, command, run = cluster
+    command("srun", f"{'mkdir -p runs/x/checkpoints/step-00000001; ' if progress else ''}exit 1")
+    started, log = run("slurm.sh", CONFIG, *RECIPE)
+    assert finish(started) == 1
+    assert ("scontrol requeue 7" in log.read_text()) == progress
+
+
+@pytest.mark.slow
+def test_slurm_passes_the_signal_on_and_waits_for_the_checkpoint(cluster):
+    folder, command, run = cluster
+    saved = "sleep 1; mkdir -p runs/x/checkpoints/step-00000002; exit 143"
+    command("srun", f"trap '{saved}' TERM; touch started; while true; do sleep 0.1; done")
+    started, log = run("slurm.sh", CONFIG, *RECIPE)
+    while not (folder / "started").exists():
+        assert started.poll() is None, started.stderr.read()
+    started.terminate()
+    assert finish(started) == 143
+    assert (folder / "runs/x/checkpoints/step-00000002").exists()
+    assert "scontrol requeue 7" in log.read_text()
+
+
+def test_slurm_says_what_is_wrong_with_the_recipe_before_it_starts(cluster):
+    folder, command, run = cluster
+    command("srun", "exit 0")
+    started, log = run("slurm.sh", CONFIG, "no_such_recipe")
+    assert finish(started) == 2
+    assert started.stderr.read().startswith("error: The recipe 'no_such_recipe' can't be read")
+    assert "srun" not in log.read_text()
+
+
+def test_nodes_are_started_by_ssh_and_again_after_a_failure(cluster):
+    folder, command, run = cluster
+    command("ssh", "[ -e again ] && exit 0; [ $2 = n2 ] && { sleep 0.5; touch again; }; exit 1")
+    started, log = run("nodes.sh", "n1,n2", CONFIG, *RECIPE)
+    assert finish(started) == 0, started.stderr.read()
+    calls = [line for line in log.read_text().splitlines() if line.startswith("ssh")]
+    assert len(calls) == 4
+    assert sorted(line.split()[2] for line in calls) == ["n1", "n1", "n2", "n2"]
+    ranks = {line.split()[2]: line.split("--machine_rank ")[1].split()[0] for line in calls}
+    assert ranks == {"n1": "0", "n2": "1"}
+    assert all("--num_machines 2 --num_processes 16" in line and "--main_process_ip n1" in line for line in calls)
+    assert all(" ".join(RECIPE) in line for line in calls)
