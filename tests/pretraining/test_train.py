@@ -229,6 +229,24 @@ def test_processes_and_accumulation_never_change_the_curve(recipe_values, tmp_pa
             assert row == pytest.approx(expected, rel=1e-5), key
 
 
+@pytest.mark.slow
+def test_eight_processes_take_the_steps_of_one(recipe_values, tmp_path):
+    common = {
+        "model": recipe_values["model"] | NO_DROPOUT,
+        "max_steps": 10,
+        "global_batch_size": 32,
+        "eval_steps": 10,
+        "save_steps": 10,
+    }
+    recipe = write(recipe_values, tmp_path / "8.yaml", output_dir=str(tmp_path / "8"), **common)
+    launch(recipe, processes=8)
+    assert run_program(write(recipe_values, tmp_path / "1.yaml", output_dir=str(tmp_path / "1"), **common)) == 0
+    one, eight = losses(tmp_path / "1"), losses(tmp_path / "8")
+    assert len([row for row in one if "loss" in row]) == 10
+    for expected, row in zip(one, eight, strict=True):
+        assert row == pytest.approx(expected, rel=1e-5)
+
+
 def run_until_killed(arguments, output, kill_at):
     """Start a run and kill -9 it with all its processes at `kill_at(output)`. Returns whether it was killed."""
     process = subprocess.Popen(arguments, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
