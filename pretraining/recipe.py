@@ -33,6 +33,8 @@ CHANGEABLE_ON_RESUME = (
     "dataloader_num_workers",
     "report_to",
     "hub_model_id",
+    "peak_tflops",
+    "profile_step",
 )
 
 
@@ -82,6 +84,8 @@ class Recipe:
     dataloader_num_workers: int = 0
     report_to: list[str] = field(default_factory=list)
     hub_model_id: str | None = None
+    peak_tflops: float | None = None
+    profile_step: int | None = None
 
     def __post_init__(self):
         for name in (
@@ -123,9 +127,11 @@ class Recipe:
                 raise RecipeError(
                     f"`hub_model_id` is {self.hub_model_id!r}, which is not a name on the Hub: {error}"
                 ) from error
-        for name in ("num_processes", "max_eval_sequences"):
+        for name in ("num_processes", "max_eval_sequences", "profile_step"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise RecipeError(f"`{name}` is {getattr(self, name)}, but must be at least 1.")
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            raise RecipeError(f"`peak_tflops` is {self.peak_tflops}, but must be above 0.")
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run it resumes."""

@@ -19,7 +19,6 @@ import math
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -46,6 +45,7 @@ from pretraining.plan import Cluster, check_run, check_tokenizer, enable_gradien
 from pretraining.plot import plot_loss
 from pretraining.publish import publish, wait_for_uploads
 from pretraining.recipe import Recipe, RecipeError, differing_field, load_recipe, model_config
+from pretraining.throughput import TOO_LONG_A_WAIT, Profiler, Throughput
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
@@ -465,6 +465,9 @@ def train(recipe: Recipe, accelerator: Accelerator, engine_name: str, start: Sta
         f"{recipe.micro_batch_size} sequences x {sampler.accumulation_steps} micro-batches a step on "
         f"{accelerator.device}, precision {recipe.mixed_precision}."
     )
+    throughput = Throughput(recipe, manifest["sequence_length"], accelerator.num_processes)
+    profiler = Profiler(recipe, output_dir, accelerator.process_index)
+    has_warned = False
     with tqdm(
         total=recipe.max_steps,
         initial=start_step,
@@ -473,15 +476,16 @@ def train(recipe: Recipe, accelerator: Accelerator, engine_name: str, start: Sta
         disable=not accelerator.is_main_process,
         mininterval=0.5 if sys.stderr.isatty() else 20,
     ) as bar:
-        seconds = tokens = 0
         for step in range(start_step, recipe.max_steps):
             if validation_set is not None and step > 0 and step % recipe.eval_steps == 0:
                 evaluate_and_log(step)
-            clock = time.perf_counter()
+            profiler.before_step(step + 1)
+            throughput.begin_step()
             micro_batches = [
                 {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in next(batches).items()}
                 for _ in range(sampler.accumulation_steps)
             ]
+            throughput.data_is_there()
             # One exchange tells all processes the number of masked tokens and whether one of them was told to stop.
             num_masked, stopped = reduce(
                 torch.stack(
@@ -493,6 +497,7 @@ def train(recipe: Recipe, accelerator: Accelerator, engine_name: str, start: Sta
                 "sum",
             ).tolist()
             if stopped:
+                profiler.write()
                 write_checkpoint(step)
                 say(f"Stopped by a signal after step {step}, which is saved: give the same command again to go on.")
                 return 128 + (stop.signal_number or signal.SIGTERM)
@@ -507,8 +512,8 @@ def train(recipe: Recipe, accelerator: Accelerator, engine_name: str, start: Sta
                 ) from error
 
             done = step + 1
-            seconds += time.perf_counter() - clock
-            tokens += recipe.global_batch_size * manifest["sequence_length"]
+            throughput.end_step()
+            profiler.after_step(done)
             bar.update()
             if done % recipe.logging_steps == 0 or done == recipe.max_steps:
                 row = {
@@ -517,14 +522,21 @@ def train(recipe: Recipe, accelerator: Accelerator, engine_name: str, start: Sta
                     "learning_rate": learning_rate_at(step, recipe),
                     "grad_norm": grad_norm,
                     "epoch": done * recipe.global_batch_size / len(train_set),
-                    "tokens_per_second": tokens / seconds,
+                    **throughput.figures(),
                 }
                 metrics.write(row)
                 bar.set_postfix_str(
                     f"loss {row['loss']:.3f}, lr {row['learning_rate']:.1e}, {row['tokens_per_second']:,.0f} tokens/s",
                     refresh=False,
                 )
-                seconds = tokens = 0
+                is_settled = done - start_step > recipe.logging_steps  # the first rows take longer
+                if row["data_wait"] > TOO_LONG_A_WAIT and is_settled and accelerator.is_main_process and not has_warned:
+                    has_warned = True
+                    bar.write(
+                        f"warning: up to step {done}, {row['data_wait']:.0%} of the time went into waiting for data: raise "
+                        f"`dataloader_num_workers` (now {recipe.dataloader_num_workers}).",
+                        file=sys.stderr,
+                    )
             if done % recipe.save_steps == 0 or done == recipe.max_steps:
                 write_checkpoint(done)
                 if recipe.hub_model_id is not None and accelerator.is_main_process:

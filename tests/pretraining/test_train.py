@@ -67,7 +67,7 @@ def launch(recipe_file, *overrides, processes=1, check=True):
 def losses(output_dir):
     """Everything in the metrics that must be exact: all but the speed."""
     rows = train.read_metrics(Path(output_dir) / "metrics.jsonl")
-    return [{name: value for name, value in row.items() if name != "tokens_per_second"} for row in rows]
+    return [{name: value for name, value in row.items() if name not in ("tokens_per_second", "data_wait")} for row in rows]
 
 
 def write(values, path, **change):

@@ -1,0 +1,86 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""Speeds by a clock that the test turns, and a real trace."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from pretraining import throughput, train
+from pretraining.cluster import flops_per_sequence
+from pretraining.recipe import RecipeError, model_config, recipe_from_values
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock; `clock.now` is its time in seconds."""
+
+    class Clock:
+        now = 100.0
+
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: Clock.now)
+    return Clock
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_figures_are_those_of_the_clock(recipe_values, clock):
+    recipe = recipe_from_values(recipe_values | {"peak_tflops": 2.0}, "")
+    counted = throughput.Throughput(recipe, sequence_length=32, num_processes=4)
+    for _ in range(5):
+        counted.begin_step()
+        clock.now += 0.5
+        counted.data_is_there()
+        clock.now += 1.5
+        counted.end_step()
+        clock.now += 100  # an evaluation, a checkpoint
+    flops = 8 * flops_per_sequence(recipe, model_config(recipe), 32)
+    expected = {"tokens_per_second": 8 * 32 / 2, "data_wait": 0.25, "mfu": flops / 2 / (4 * 2e12)}
+    assert counted.figures() == pytest.approx(expected)
+    counted.begin_step()
+    clock.now += 1
+    counted.data_is_there()
+    counted.end_step()
+    assert counted.figures()["data_wait"] == 1
+
+
+def test_a_run_leaves_a_trace_and_its_utilisation(recipe_file, tmp_path):
+    assert train.main([str(recipe_file), "profile_step=3", "peak_tflops=0.1"]) == 0
+    trace = json.loads((tmp_path / "run" / "profile" / "rank-0.json").read_text())
+    names = [event.get("name", "") for event in trace["traceEvents"]]
+    assert sum(name.startswith("Optimizer.step") for name in names) == 3
+    rows = [row for row in train.read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
+    assert all(0 < row["mfu"] < 1 and 0 <= row["data_wait"] <= 1 for row in rows)
+
+
+def test_a_run_that_waits_for_data_says_so_once(recipe_file, capfd, monkeypatch):
+    real = train.MaskedLMDataset.__getitems__
+    monkeypatch.setattr(train.MaskedLMDataset, "__getitems__", lambda self, places: (time.sleep(0.1), real(self, places))[1])
+    assert train.main([str(recipe_file)]) == 0
+    found = re.findall(r"warning: up to step \d+, (\d+)% of the time went into waiting for data", capfd.readouterr().err)
+    assert len(found) == 1 and int(found[0]) > 5
+
+
+@pytest.mark.parametrize(("name", "value"), [("peak_tflops", 0.0), ("profile_step", 0)])
+def test_values_that_are_refused(recipe_values, name, value):
+    with pytest.raises(RecipeError, match=f"`{name}` is {value}"):
+        recipe_from_values(recipe_values | {name: value}, "")
+
+
+def test_a_run_that_ends_early_keeps_its_trace(recipe_values, tmp_path):
+    profiler = throughput.Profiler(recipe_from_values(recipe_values | {"profile_step": 2}, ""), tmp_path, 1)
+    for step in (1, 2):
+        profiler.before_step(step)
+        profiler.after_step(step)
+    assert not Path(tmp_path / "profile" / "rank-1.json").exists()
+    profiler.write()
+    assert (tmp_path / "profile" / "rank-1.json").exists()
