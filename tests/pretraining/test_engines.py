@@ -2,107 +2,30 @@
 # Licensed under the Apache License, Version 2.0.
 """Data parallelism, FSDP2 and ZeRO 1, 2, 3 are the same run, really run on two CPU processes and more."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM
 
-from modeling_luna import LunaForMaskedLM
-from pretraining import checkpoint as ckpt
+from compare_engines import (
+    NO_DROPOUT,
+    VALUES,
+    curve,
+    cut_back,
+    launch,
+    loads_whole,
+    weight_difference,
+)
 from pretraining import engines
 from pretraining.recipe import RecipeError, recipe_from_values
-from pretraining.train import read_metrics
 
-ROOT = Path(__file__).parents[2]
 DIVIDED = ("fsdp2", "zero1", "zero2", "zero3")
 TOLERANCE = 1e-5  # of losses in nats and of weights after steps of 0.01: sums in another order, in float32
-
-
-def environment(engine, folder):
-    """As `accelerate launch` sets it."""
-    own = {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    if engine == "fsdp2":
-        own |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    elif engine.startswith("zero"):
-        path = folder / f"{engine}.json"
-        path.write_text(json.dumps({"zero_optimization": {"stage": int(engine[-1])}}), encoding="utf-8")
-        own |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
-    return os.environ | own
-
-
-def launch(engine, values, output, processes=2, check=True, **changes):
-    """Run the program under an engine, and return its output folder and what it printed as errors."""
-    recipe = output.parent / f"{output.name}.yaml"
-    recipe.write_text(yaml.safe_dump(values | {"output_dir": str(output)} | changes), encoding="utf-8")
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "pretraining.train"]
-    done = subprocess.run(
-        [sys.executable, *command, str(recipe)],
-        env=environment(engine, output.parent),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 or not check, done.stderr[-3000:]
-    return output if check else done.stderr
-
-
-def curve(output):
-    """Losses, gradient norms and evaluations in their order."""
-    rows = read_metrics(output / "metrics.jsonl")
-    return [row[name] for row in rows for name in ("loss", "grad_norm", "eval_loss") if name in row]
-
-
-def cut_back(output, step, copy):
-    """The run as it was after `step`."""
-    shutil.copytree(output, copy)
-    (copy / "results.json").unlink()
-    for checkpoint in ckpt.checkpoints(copy / "checkpoints"):
-        if ckpt.checkpoint_step(checkpoint) > step:
-            shutil.rmtree(checkpoint)
-    return copy
-
-
-def largest_difference(a, b):
-    a, b = load_file(a), load_file(b)
-    assert a.keys() == b.keys()
-    return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
 @pytest.fixture(scope="session")
 def values(prepared):
     """With dropout, whose masks must be the same under every engine, and an odd number of validation rows."""
-    return {
-        "dataset": str(prepared),
-        "model": {
-            "model_type": "luna",
-            "vocab_size": 600,
-            "hidden_size": 36,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "intermediate_size": 50,
-            "projection_length": 7,
-            "max_position_embeddings": 34,
-        },
-        "max_steps": 6,
-        "global_batch_size": 8,
-        "micro_batch_size": 1,
-        "learning_rate": 1e-2,
-        "max_grad_norm": 0.5,
-        "warmup_steps": 1,
-        "logging_steps": 1,
-        "eval_steps": 3,
-        "eval_micro_batch_size": 4,
-        "max_eval_sequences": 11,
-        "save_steps": 3,
-    }
+    return VALUES | {"dataset": str(prepared)}
 
 
 @pytest.fixture(scope="session")
@@ -120,20 +43,18 @@ def test_an_engine_is_plain_data_parallelism(engine, values, plain, tmp_path):
 
     final, saved = ("model", "checkpoints/step-00000006")
     for folder in (final, saved):
-        assert largest_difference(output / folder / "model.safetensors", plain / folder / "model.safetensors") < TOLERANCE
+        assert weight_difference(output, plain, f"{folder}/model.safetensors") < TOLERANCE
         names = sorted(path.name for path in (output / folder).iterdir())
         assert names == sorted(path.name for path in (plain / folder).iterdir())
         cards = [(run / folder / "README.md").read_text() for run in (output, plain)]
         assert cards[0] == cards[1]
-    state = "checkpoints/step-00000006/optimizer.safetensors"
-    assert largest_difference(output / state, plain / state) < TOLERANCE
-    model, loading = AutoModelForMaskedLM.from_pretrained(output / final, output_loading_info=True)
-    assert type(model) is LunaForMaskedLM and not loading["missing_keys"] and not loading["unexpected_keys"]
+    assert weight_difference(output, plain, f"{saved}/optimizer.safetensors") < TOLERANCE
+    assert loads_whole(output)
 
     # Going on from the middle is exact, bit for bit ...
     resumed = launch(engine, values, cut_back(output, 3, tmp_path / "resumed"))
     assert curve(resumed) == curve(output)
-    assert largest_difference(output / final / "model.safetensors", resumed / final / "model.safetensors") == 0
+    assert weight_difference(resumed, output) == 0
     # ... and under plain data parallelism it is the same run.
     changed = launch("ddp", values, cut_back(output, 3, tmp_path / "changed"))
     assert curve(changed) == pytest.approx(curve(plain), abs=TOLERANCE)
@@ -142,8 +63,7 @@ def test_an_engine_is_plain_data_parallelism(engine, values, plain, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", *DIVIDED])
 def test_another_number_of_processes_goes_on_with_the_same_run(engine, values, tmp_path):
-    still = values["model"] | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # dropout is a process's own
-    values = values | {"model": still}
+    values = values | {"model": NO_DROPOUT}
     two = launch(engine, values, tmp_path / "two")
     four = launch(engine, values, tmp_path / "four", processes=4)
     assert curve(four) == pytest.approx(curve(two), abs=TOLERANCE)
@@ -151,8 +71,7 @@ def test_another_number_of_processes_goes_on_with_the_same_run(engine, values, t
     down = launch(engine, values, cut_back(four, 3, tmp_path / "down"))
     for changed in (up, down):
         assert curve(changed) == pytest.approx(curve(two), abs=TOLERANCE)
-        a, b = (run / "model" / "model.safetensors" for run in (changed, two))
-        assert largest_difference(a, b) < TOLERANCE
+        assert weight_difference(changed, two) < TOLERANCE
 
 
 @pytest.mark.slow
@@ -176,8 +95,7 @@ def test_weights_with_two_names_are_divided_once(engine, kind, values, tmp_path)
     output = launch(engine, values, tmp_path / "run", model=model, max_steps=3)
     plain = launch("ddp", values, tmp_path / "plain", model=model, max_steps=3)
     assert curve(output) == pytest.approx(curve(plain), abs=TOLERANCE)
-    files = [run / "model" / "model.safetensors" for run in (output, plain)]
-    assert largest_difference(*files) < TOLERANCE
+    assert weight_difference(output, plain) < TOLERANCE
 
 
 # ---------------------------------------------------------------------------------------------------------------------
