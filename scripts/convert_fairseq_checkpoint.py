@@ -16,7 +16,7 @@ import pickle
 import re
 import struct
 import sys
-import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +53,7 @@ from modeling_luna import (  # noqa: E402
     LunaModel,
 )
 from pretraining.files import sha256  # noqa: E402
+from whole_output import one_sentence_when_stopped, put_in_place, staging_folder  # noqa: E402
 
 HEAD_PREFIX = "classification_heads."
 LAYER_NORM_SCALES = ("weight", "weight_plus_one")
@@ -61,6 +62,8 @@ LAYER_NORM_SCALES = ("weight", "weight_plus_one")
 # ---------------------------------------------------------------------------------------------------------------------
 # The checkpoint file
 
+
+WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 # What torch's readers of the two formats raise when a file ends early, is damaged or is something else.
 UNREADABLE_FILE_ERRORS = (
@@ -84,22 +87,30 @@ def load_fairseq_checkpoint(path: str | Path) -> tuple[argparse.Namespace, dict[
     allows for weights are built.
 
     Raises:
-        ConversionError: no such file, not a checkpoint, truncated, damaged, or naming any other class.
+        ConversionError: no such file, not a checkpoint, truncated, damaged, naming any other class, or with weights that are
+            no dense floating-point numbers.
     """
     path = Path(path)
     if not path.is_file():
         raise ConversionError(f"There is no checkpoint file {path}.")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE_FILE_ERRORS as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused is None:
-            raise ConversionError(f"{path} is truncated, damaged or not a PyTorch checkpoint.") from error
-        raise ConversionError(
-            f"{path} is refused because its pickle names {refused[1]}, and a Luna checkpoint holds nothing but "
-            "tensors, plain values and an argparse.Namespace."
-        ) from error
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ConversionError(
+                f"{path} is refused because its pickle names {refused[1]}, and a Luna checkpoint holds nothing but "
+                "tensors, plain values and an argparse.Namespace."
+            ) from error
+        # Torch warns of protocols above its own, 2; since protocol 4 classes are named in a way that it does not read.
+        for protocol in re.findall(r"pickle protocol (\d+)", " ".join(str(warning.message) for warning in caught)):
+            if int(protocol) >= 4:
+                raise ConversionError(
+                    f"{path} is refused because its pickle has protocol {protocol}, but without running code torch reads "
+                    "only its own protocol, 2: it has to be saved again with that."
+                ) from error
+        raise ConversionError(f"{path} is truncated, damaged or not a PyTorch checkpoint.") from error
 
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("args"), argparse.Namespace):
         raise ConversionError(f'{path} has no argparse.Namespace under "args", so it is not a checkpoint of fairseq.')
@@ -108,7 +119,19 @@ def load_fairseq_checkpoint(path: str | Path) -> tuple[argparse.Namespace, dict[
         isinstance(name, str) and torch.is_tensor(tensor) for name, tensor in state_dict.items()
     ):
         raise ConversionError(f'{path} has no dictionary of named tensors under "model".')
+    check_kinds(state_dict)
     return checkpoint["args"], state_dict
+
+
+def check_kinds(weights: dict[str, torch.Tensor]) -> None:
+    """Raises ConversionError for what is no dense tensor of floating-point numbers with values."""
+    for name, tensor in weights.items():
+        if tensor.dtype not in WEIGHT_DTYPES:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHT_DTYPES)
+            raise ConversionError(f"{name} holds {name_dtype(tensor)}, but weights must be one of {names}.")
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_meta:
+            kind = "a meta tensor, without values" if tensor.is_meta else "a sparse or nested tensor"
+            raise ConversionError(f"{name} is {kind}, but weights must be dense tensors.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -184,7 +207,7 @@ def config_from_args(
     missing = [arg for arg in (*CONFIG_OF_ARG, "max_positions", "activation_fn") if not hasattr(args, arg)]
     if missing:
         raise ConversionError(f"The checkpoint's args lack {list_names(missing)}.")
-    if args.activation_fn not in ACTIVATIONS:
+    if str(args.activation_fn) not in ACTIVATIONS:
         raise ConversionError(
             f"The checkpoint's activation_fn is {args.activation_fn}, but only {', '.join(ACTIVATIONS)} can be converted."
         )
@@ -330,8 +353,8 @@ def convert_state_dict(
         head: official name of the classification head that the configuration describes, or None for none.
 
     Raises:
-        ConversionError: parameters are missing, unknown, of another shape than the configuration says, no finite
-            floating-point numbers, or untied where the configuration says tied.
+        ConversionError: parameters are missing, unknown, of another shape than the configuration says, not finite in
+            float32, or untied where the configuration says tied.
     """
     names = map_names(config, head)
     if missing := [name for name in names if name not in state_dict]:
@@ -343,16 +366,18 @@ def convert_state_dict(
         if head is not None:
             classifier = LunaForSequenceClassification(config).state_dict()
             shapes |= {ours: tuple(tensor.shape) for ours, tensor in classifier.items()}
+    converted = {}
     for name, ours in names.items():
         tensor = state_dict[name]
         if tuple(tensor.shape) != shapes[ours]:
             raise ConversionError(
                 f"{name} has shape {tuple(tensor.shape)}, but the checkpoint's args make it {shapes[ours]}."
             )
-        if not tensor.is_floating_point():
-            raise ConversionError(f"{name} holds {name_dtype(tensor)}, but weights must be floating-point numbers.")
-        if not tensor.isfinite().all():
-            raise ConversionError(f"{name} holds values that are infinite or not a number, so the checkpoint is broken.")
+        converted[ours] = tensor.float()
+        if not converted[ours].isfinite().all():
+            raise ConversionError(
+                f"{name} holds values that are infinite in float32 or not a number, so the checkpoint is broken."
+            )
     if config.tie_word_embeddings and not torch.equal(
         state_dict["encoder.lm_head.weight"], state_dict["encoder.sentence_encoder.embed_tokens.weight"]
     ):
@@ -360,11 +385,9 @@ def convert_state_dict(
             "encoder.lm_head.weight differs from encoder.sentence_encoder.embed_tokens.weight, although the "
             "checkpoint's args do not set untie_weights_luna."
         )
-    converted = {}
-    for name, ours in names.items():
-        converted[ours] = state_dict[name].float()
-        if layer_norm_scale == "weight_plus_one" and is_layer_norm_weight(name):
-            converted[ours] = converted[ours] + 1
+    if layer_norm_scale == "weight_plus_one":
+        for name in filter(is_layer_norm_weight, names):
+            converted[names[name]] = converted[names[name]] + 1
     return converted
 
 
@@ -394,7 +417,7 @@ def save_folder(
     out: Path,
     goldens: Path | None = None,
 ) -> dict[str, float]:
-    """Write the folder `out`, or nothing: it is written beside it, loaded back, and renamed when that went well.
+    """Write the folder `out`, or nothing: it is written under another name, loaded back, and renamed when that went well.
 
     Args:
         weights: what to write. Besides a classifier that is the language model head, which the classifier does not load.
@@ -406,21 +429,26 @@ def save_folder(
     Raises:
         ConversionError: the folder cannot be written, does not load back as it was, or the goldens are not its own.
     """
+    with refuse_to_write(out), staging_folder(out) as staging:
+        folder = staging / "model"
+        model.save_pretrained(folder, state_dict=weights)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        card.save(folder / "README.md")
+        check_loads_back(folder, model, tokenizer)
+        ratios = {} if goldens is None else compare_with_goldens(folder, goldens)
+        if all(ratio <= 1 for ratio in ratios.values()):
+            put_in_place(folder, out)
+        return ratios
+
+
+@contextmanager
+def refuse_to_write(target: Path) -> Iterator[None]:
+    """Raises ConversionError where the disk is full, a parent is a file, the name too long, ..."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-            folder = Path(temporary) / "model"
-            model.save_pretrained(folder, state_dict=weights)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
-            card.save(folder / "README.md")
-            check_loads_back(folder, model, tokenizer)
-            ratios = {} if goldens is None else compare_with_goldens(folder, goldens)
-            if all(ratio <= 1 for ratio in ratios.values()):
-                folder.replace(out)
-            return ratios
-    except (OSError, SafetensorError) as error:  # the disk is full, a parent is a file, ...
-        raise ConversionError(f"{out} cannot be written: {' '.join(str(error).split())}.") from error
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save tells a full disk by a RuntimeError
+        raise ConversionError(f"{target} cannot be written: {' '.join(str(error).split())}.") from error
 
 
 def check_loads_back(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None) -> None:
@@ -449,21 +477,26 @@ Converted from `$file`, a checkpoint of the official code (fairseq-apollo). Its 
 
 ## Use
 
-With the project `luna-transformers` installed:
+With the code in these files; it needs torch and transformers:
 
 ```python
-import modeling_luna  # registers Luna with the Auto classes
 import torch
 from transformers import $imports
 
-model = $auto_class.from_pretrained("$name")
+name = "."  # this folder, or its name on the Hub
+model = $auto_class.from_pretrained(name, trust_remote_code=True)
 $inputs
 with torch.no_grad():
     print(model(**inputs).logits.shape)
 ```
 
-Without it, leave out the first line and load with `$auto_class.from_pretrained(..., trust_remote_code=True)`:
-that runs `modeling_luna.py` and `configuration_luna.py` of this folder.
+With luna-transformers installed, no code of these files runs:
+
+```python
+import modeling_luna  # registers Luna with the Auto classes
+
+model = $auto_class.from_pretrained(name)$tokenizer
+```
 
 ## Licence
 
@@ -476,7 +509,7 @@ The conversion neither trained nor evaluated anything. The checkpoint does not r
 HEAD_CONTENTS = Template("""with the classification head `$head`.
 Its `classifier_pooling` is `$pooling`, and the names of its $count classes are not known. The language model head is in the
 file as well: `AutoModelForMaskedLM` loads it""")
-INPUTS = Template("""tokenizer = AutoTokenizer.from_pretrained("$name")
+INPUTS = Template("""tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
 inputs = tokenizer("$text", return_tensors="pt")""")
 INPUTS_WITHOUT_TOKENIZER = """# The files of GPT-2's BPE, which a tokenizer needs, were not given. <s> is 0, </s> is 2.
 inputs = {"input_ids": torch.tensor([[0, 5, 6, 2]])}"""
@@ -527,7 +560,8 @@ def make_model_card(
         + " in the file",
         imports=f"{auto_class}, AutoTokenizer" if has_tokenizer else auto_class,
         auto_class=auto_class,
-        inputs=INPUTS.substitute(name=name, text=text) if has_tokenizer else INPUTS_WITHOUT_TOKENIZER,
+        tokenizer="\ntokenizer = AutoTokenizer.from_pretrained(name)" if has_tokenizer else "",
+        inputs=INPUTS.substitute(text=text) if has_tokenizer else INPUTS_WITHOUT_TOKENIZER,
     )
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
 
@@ -554,44 +588,63 @@ def compare_with_goldens(folder: Path, path: Path) -> dict[str, float]:
         layers, as a fraction of the tolerance.
 
     Raises:
-        ConversionError: no such file, another kind of file, or the goldens of another model.
+        ConversionError: no such file, another kind of file, the goldens of another model, or damaged ones.
     """
     try:
         with safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["luna_parity"])
             goldens = {key: file.get_tensor(key) for key in file.keys()}
-        noise = {kind: error["max_abs_err"] for kind, error in facts["fp32_noise"].items()}
+        noise = {kind: float(error["max_abs_err"]) for kind, error in facts["fp32_noise"].items()}
         official = facts["config"] | {"vocab_size": facts["vocab_size"]}
-        batches = facts["batches"]
-    except (OSError, SafetensorError, TypeError, KeyError, json.JSONDecodeError) as error:
+        batches = list(facts["batches"])
+    except (OSError, SafetensorError, AttributeError, TypeError, KeyError, ValueError) as error:
         raise ConversionError(f"{path} is not a file of goldens: safetensors with luna_parity in the metadata.") from error
 
     model = AutoModelForMaskedLM.from_pretrained(folder)
     ours = args_from_config(model.config) | {"vocab_size": model.config.vocab_size}
-    for name in official.keys() & ours.keys():
-        if official[name] != ours[name]:
-            raise ConversionError(f"{path} is of another model: {name} is {official[name]} there, but {ours[name]} here.")
+    for name, value in ours.items():
+        if official.get(name, value) != value:
+            raise ConversionError(f"{path} is of another model: {name} is {official[name]} there, but {value} here.")
     classifier = None
     if model.config.architectures == [LunaForSequenceClassification.__name__]:
         classifier = AutoModelForSequenceClassification.from_pretrained(folder)
+    if not batches:
+        raise ConversionError(f"{path} has no batches, so there is nothing to compare with.")
 
     ratios: dict[str, list[float]] = {}
 
+    def golden(key: str) -> torch.Tensor:
+        if key not in goldens:
+            raise ConversionError(f"{path} lacks {key}, so it is damaged or of another model.")
+        return goldens[key]
+
     def compare(kind: str, key: str, tensor: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-        difference = max_abs_difference(tensor, goldens[key], mask)
+        if golden(key).shape != tensor.shape:
+            shapes = f"{tuple(golden(key).shape)}, but must have {tuple(tensor.shape)}"
+            raise ConversionError(f"{path} is damaged: {key} has shape {shapes}.")
+        if mask is not None and (mask.shape != tensor.shape[:2] or not mask.any()):
+            raise ConversionError(f"{path} is damaged: the mask of {key} is empty or has another shape.")
+        if not noise.get(kind, 0) > 0:
+            raise ConversionError(f"{path} is damaged: its fp32_noise of {kind} is {noise.get(kind)}, but must be above 0.")
+        difference = max_abs_difference(tensor, golden(key), mask)
         ratios.setdefault(kind, []).append(difference / (TOLERANCE_FACTOR * noise[kind]))
 
     for batch in batches:
-        inputs = {"input_ids": goldens[f"{batch}.input_ids"], "attention_mask": goldens[f"{batch}.attention_mask"]}
-        is_token, packed_mask = inputs["attention_mask"].bool(), goldens[f"{batch}.packed_mask"].bool()
+        inputs = {name: golden(f"{batch}.{name}") for name in ("input_ids", "attention_mask", "packed_mask")}
+        if flat := [name for name, tensor in inputs.items() if tensor.ndim != 2]:
+            raise ConversionError(f"{path} is damaged: {batch}.{flat[0]} must have two dimensions.")
+        is_token, packed_mask = inputs["attention_mask"].bool(), inputs.pop("packed_mask").bool()
         with torch.no_grad():
-            outputs = model(**inputs, output_hidden_states=True, output_packed_states=True)
+            try:
+                outputs = model(**inputs, output_hidden_states=True, output_packed_states=True)
+            except (IndexError, RuntimeError, TypeError, ValueError) as error:
+                raise ConversionError(f"{path} is damaged: the model cannot read its batch {batch}.") from error
             for i, (hidden, packed) in enumerate(zip(outputs.hidden_states, outputs.packed_states, strict=True)):
                 compare("hidden", f"{batch}.hidden.{i}", hidden, is_token)
                 # Ours cuts P to the padded length, where the official code cuts it to the longest row.
                 compare("packed", f"{batch}.packed.{i}", packed[:, : packed_mask.shape[1]], packed_mask)
             compare("logits", f"{batch}.logits", outputs.logits, is_token)
-            if classifier is not None and f"{batch}.cls_logits" in goldens:
+            if classifier is not None:
                 compare("cls_logits", f"{batch}.cls_logits", classifier(**inputs).logits)
     return {kind: torch.tensor(values).max().item() for kind, values in ratios.items()}
 
@@ -664,14 +717,16 @@ def read_folder(folder: Path) -> tuple[LunaConfig, dict[str, torch.Tensor]]:
     Raises:
         ConversionError: not such a folder, or a file in it cannot be read.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    # Other files may be the state of an optimizer.
+    files = [*folder.glob("model.safetensors")] or sorted(folder.glob("model-*-of-*.safetensors"))
     if not files or not (folder / "config.json").is_file():
         raise ConversionError(f"{folder} is not a folder with a config.json and weights in safetensors.")
     try:
         config = LunaConfig.from_pretrained(folder)
         weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
     except (OSError, SafetensorError, StrictDataclassError, TypeError, ValueError) as error:
-        raise ConversionError(f"{folder} cannot be read: {' '.join(str(error).split())}.") from error
+        raise ConversionError(f"{folder} cannot be read: {' '.join(str(error).split()).rstrip('.')}.") from error
+    check_kinds(weights)
     if config.architectures == [LunaModel.__name__]:
         weights = {f"luna.{name}": tensor for name, tensor in weights.items()}
     if config.tie_word_embeddings and "luna.embeddings.word_embeddings.weight" in weights:
@@ -745,8 +800,10 @@ def convert_back(
     Raises:
         ConversionError: with one sentence, and nothing is written.
     """
-    if target.exists():
-        raise ConversionError(f"{target} already exists.")
+    with refuse_to_write(target):
+        target = target.resolve()
+        if target.exists():
+            raise ConversionError(f"{target} already exists.")
     config, weights = read_folder(folder)
     head = find_head_name(config, head)
     if config.architectures == [LunaForMultipleChoice.__name__]:
@@ -773,10 +830,10 @@ def convert_back(
             beside = {name: text.encode() for name, text in files.items()}
         except ConversionError as error:
             messages.append(f"No dict.txt is written. {error}")
-    for name, content in beside.items():
-        path = target.parent / name
-        if path.exists() and path.read_bytes() != content:
-            raise ConversionError(f"{path} already exists with another content.")
+    there = [name for name in beside if (target.parent / name).exists()]
+    for name in there:
+        if (target.parent / name).read_bytes() != beside[name]:
+            raise ConversionError(f"{target.parent / name} already exists with another content.")
     checkpoint = {
         "args": args,
         "model": state_dict,
@@ -791,17 +848,12 @@ def convert_back(
         "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0, "shuffle": True}, "val_loss": None},
         "last_optimizer_state": None,
     }
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
-            for name, content in beside.items():
-                (Path(temporary) / name).write_bytes(content)
-            # A pickle, since that is the format of the official code; it holds tensors, plain values and a Namespace.
-            torch.save(checkpoint, Path(temporary) / target.name)
-            for name in (*beside, target.name):
-                (Path(temporary) / name).replace(target.parent / name)
-    except (OSError, RuntimeError) as error:  # torch.save tells a full disk by a RuntimeError
-        raise ConversionError(f"{target} cannot be written: {' '.join(str(error).split())}.") from error
+    with refuse_to_write(target), staging_folder(target) as staging:
+        for name in beside.keys() - there:
+            (staging / name).write_bytes(beside[name])
+        # A pickle, since that is the format of the official code; it holds tensors, plain values and a Namespace.
+        torch.save(checkpoint, staging / target.name)
+        put_in_place(staging, target.parent)
 
     print(f"Converted {folder} to {target}{f', its classification head to {head}' if head else ''}.")
     if beside:
@@ -843,17 +895,19 @@ def convert(
     Raises:
         ConversionError: with one sentence, and nothing is written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConversionError(f"{out} already exists and is not an empty folder.")
+    with refuse_to_write(out):
+        out = out.resolve()
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConversionError(f"{out} already exists and is not an empty folder.")
     symbols = read_dictionary(dictionary)
     bpe = None if bpe_files is None else read_bpe(*bpe_files)
     args, state_dict = load_fairseq_checkpoint(checkpoint)
     head = choose_head(state_dict, head)
-    output = state_dict.get(f"{HEAD_PREFIX}{head}.out_proj.bias", ())  # without it, it is named as missing below
-    config = config_from_args(args, len(symbols), head, num_labels=len(output))
-    embeddings = state_dict.get("encoder.sentence_encoder.embed_tokens.weight")
-    if embeddings is not None:
-        check_vocabulary(dictionary, len(symbols), len(embeddings))
+    # What is missing or has no rows is refused by its name below.
+    rows = {name: len(tensor) for name, tensor in state_dict.items() if tensor.ndim > 0}
+    num_labels = rows.get(f"{HEAD_PREFIX}{head}.out_proj.bias") or rows.get(f"{HEAD_PREFIX}{head}.out_proj.weight", 0)
+    config = config_from_args(args, len(symbols), head, num_labels)
+    check_vocabulary(dictionary, len(symbols), rows.get("encoder.sentence_encoder.embed_tokens.weight", len(symbols)))
 
     others = [name for name in state_dict if name.startswith(HEAD_PREFIX) and name.split(".")[1] != head]
     state_dict = {name: tensor for name, tensor in state_dict.items() if name not in others}
@@ -875,7 +929,7 @@ def convert(
         if tensor.untyped_storage().data_ptr() in storages:
             converted[name] = tensor.clone()
         storages.add(tensor.untyped_storage().data_ptr())
-    card = make_model_card(model, checkpoint, args.arch, head, layer_norm_scale, tokenizer is not None, out.resolve().name)
+    card = make_model_card(model, checkpoint, args.arch, head, layer_norm_scale, tokenizer is not None, out.name)
     ratios = save_folder(model, converted, tokenizer, card, out, goldens)
 
     verified = all(ratio <= 1 for ratio in ratios.values())
@@ -918,7 +972,10 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns 0; 1 where the model is not within the tolerance of the goldens; 2 after an error."""
+    """Returns 0; 1 where the model is not within the tolerance of the goldens; 2 after an error.
+
+    Exits with 128 + the number of the signal after SIGINT and SIGTERM.
+    """
     parser = argparse.ArgumentParser(
         description="Convert an official Luna checkpoint into a folder that from_pretrained loads, or such a folder back."
     )
@@ -955,7 +1012,7 @@ def main(argv: list[str] | None = None) -> int:
     if not args.to_fairseq and args.dictionary is None:
         parser.error("--dict is required: the dict.txt that came with the checkpoint")
     try:
-        with quiet_transformers():
+        with one_sentence_when_stopped(), quiet_transformers():
             if args.to_fairseq:
                 convert_back(args.source, args.target, args.dictionary, args.layer_norm_scale, args.head)
                 return 0

@@ -1,39 +1,23 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Export a Luna to ONNX, for any batch size and length, and check it with ONNX Runtime.
+"""Export a Luna to ONNX, in float32 and for any batch size and length, and check it with ONNX Runtime.
 
 `python scripts/export_onnx.py MODEL FOLDER` writes FOLDER/model.onnx by transformers' own exporter, which has no command.
 """
 
 import argparse
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
 from torch.export import Dim
-from transformers import AutoConfig
 from transformers.exporters import OnnxConfig, OnnxExporter
 
 import modeling_luna
+from load_luna import load_luna, one_line
+from whole_output import one_sentence_when_stopped, put_in_place, staging_folder
 
 TOLERANCE = 1e-4
-
-
-def load(name: str):
-    """The model in its own class. Exits with one sentence."""
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError):
-        sys.exit(f"error: there is no model {name!r}: give a folder that `save_pretrained` wrote, or a name on the Hub.")
-    model_class = getattr(modeling_luna, (config.architectures or ["none"])[0], None)
-    if config.model_type != "luna" or model_class is None:
-        sys.exit(f"error: {name!r} is a {config.model_type} of class {config.architectures}, not a Luna: give a Luna.")
-    try:
-        return model_class.from_pretrained(name).eval()
-    except OSError:
-        sys.exit(f"error: {name!r} has a config.json but no weights: give a folder with a model.safetensors.")
 
 
 def make_batch(model, lengths: list[int], n: int, side: str = "right") -> dict[str, torch.Tensor]:
@@ -51,6 +35,7 @@ def make_batch(model, lengths: list[int], n: int, side: str = "right") -> dict[s
 
 def export(model, folder: Path) -> Path:
     """Write one graph for all batch sizes and lengths. The example shows it padding, more rows and tokens than one."""
+    folder.mkdir()
     batch = make_batch(model, [4, 3, 2], 4)
     shapes = {name: dict.fromkeys(range(values.ndim), Dim.DYNAMIC) for name, values in batch.items()}
     exported = OnnxExporter().export(model, batch, OnnxConfig(dynamic_shapes=shapes))
@@ -93,16 +78,26 @@ def main(arguments: list[str] | None = None) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         sys.exit(f"error: {error.name} is not installed: `pip install 'luna-transformers[onnx]'`.")
-    if args.folder.exists() and (not args.folder.is_dir() or any(args.folder.iterdir())):
-        sys.exit(f"error: {str(args.folder)!r} exists and is not an empty folder: choose another name.")
-    model = load(args.model)
-    args.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=args.folder.parent) as staging:  # what is wrong never gets the name
-        difference, lengths = largest_difference(model, export(model, Path(staging)))
-        if not difference <= TOLERANCE:
-            args.folder.rmdir()
-            sys.exit(f"error: the graph is {difference:.1e} from the model, more than {TOLERANCE:.0e}: nothing was written.")
-        shutil.copytree(staging, args.folder, dirs_exist_ok=True)
+    with one_sentence_when_stopped():
+        try:
+            folder = args.folder.resolve()
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                sys.exit(f"error: {str(folder)!r} exists and is not an empty folder: choose another name.")
+            model = load_luna(args.model)
+            with staging_folder(folder) as staging:  # what is wrong never gets the name
+                graph = export(model, staging / "onnx")
+                difference, lengths = largest_difference(model, graph)
+                if not difference <= TOLERANCE:
+                    sys.exit(
+                        f"error: the graph is {difference:.1e} from the model, more than {TOLERANCE:.0e}: nothing was "
+                        "written; try other versions of torch, onnxscript and onnxruntime."
+                    )
+                put_in_place(graph.parent, folder)
+        except OSError as error:
+            sys.exit(f"error: {str(args.folder)!r} cannot be written ({one_line(error)}): choose another folder.")
+        except Exception as error:  # whatever the exporter and ONNX Runtime raise
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            sys.exit(f"error: {args.model!r} cannot be exported ({reason}): try other versions of torch and onnxscript.")
     print(f"Wrote {args.folder}: at most {difference:.1e} from the model over lengths {lengths} with padding.")
 
 

@@ -6,6 +6,7 @@
 decimal digits, the id that the model knows.
 """
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -17,6 +18,7 @@ from pretraining.tokenizer import FIRST_TOKENS, MASK_TOKEN, wrap_tokenizer
 
 FILLER = re.compile(r"madeupword\d+")  # fairseq fills dictionaries up to a round size with these
 BYTE_PIECES = sorted(pre_tokenizers.ByteLevel.alphabet())  # in the order of GPT-2's numbers 0 to 255
+OVERWRITE = " #fairseq:overwrite"  # ends a line of a dictionary that repeats a symbol on purpose
 MERGES_HEADER = "#version: 0.2"
 
 Merges = list[tuple[str, str]]
@@ -39,7 +41,7 @@ def read_text(path: Path, what: str) -> str:
     if not path.is_file():
         raise ConversionError(f"There is no {what} file {path}.")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # a byte order mark is no part of the first line
     except UnicodeDecodeError as error:
         raise ConversionError(f"{path} is not UTF-8 text, so it is not a {what}.") from error
 
@@ -47,22 +49,27 @@ def read_text(path: Path, what: str) -> str:
 def read_dictionary(path: str | Path) -> list[str]:
     """The symbols of a fairseq `dict.txt` in the order of their ids, with the special symbols that it leaves out.
 
+    A symbol that a later line overwrites is in the list twice, and its later id is the one that texts get.
+
     Raises:
-        ConversionError: no such file, or a line that is not "symbol count", or a symbol twice.
+        ConversionError: no such file, or a line that is not "symbol count", or a symbol twice without the flag for it.
     """
-    symbols = {symbol: i for i, symbol in enumerate(FIRST_TOKENS)}
+    symbols = list(FIRST_TOKENS)
+    seen = set(symbols)
     lines = read_text(Path(path), "dictionary").split("\n")
     if lines[-1] == "":
         lines.pop()
     for number, line in enumerate(lines, start=1):
-        symbol, _, count = line.rstrip().rpartition(" ")
+        text = line.rstrip()
+        entry = text.removesuffix(OVERWRITE)
+        symbol, _, count = entry.rpartition(" ")
         if not symbol or not count.isdecimal():
             raise ConversionError(f"Line {number} of {path} is {line!r}, but must be a symbol, a space and a count.")
-        if symbol in symbols:
+        if symbol in seen and entry == text:
             raise ConversionError(f"Line {number} of {path} repeats the symbol {symbol!r}.")
-        symbols[symbol] = len(symbols)
-    symbols.setdefault(MASK_TOKEN, len(symbols))
-    return list(symbols)
+        symbols.append(symbol)
+        seen.add(symbol)
+    return symbols if MASK_TOKEN in seen else [*symbols, MASK_TOKEN]
 
 
 def read_bpe(encoder_json: Path, vocab_bpe: Path) -> tuple[dict[str, int], Merges]:
@@ -120,8 +127,13 @@ def map_pieces(symbols: list[str], numbers: dict[str, int], merges: Merges) -> d
     """
     pieces = {str(number): piece for piece, number in numbers.items()}
     others = {*FIRST_TOKENS, MASK_TOKEN}
+    # A symbol that is overwritten has its later id, but the official code keeps the special ids that it starts with.
+    id_of_symbol = {symbol: i for i, symbol in enumerate(symbols)} | {symbol: i for i, symbol in enumerate(FIRST_TOKENS)}
+    fillers = (name for i in itertools.count() if (name := f"madeupword{i:04d}") not in id_of_symbol)
     ids: dict[str, int] = {}
     for i, symbol in enumerate(symbols):
+        if id_of_symbol[symbol] != i:
+            symbol = next(fillers)  # no text has the overwritten id
         if symbol not in others and not FILLER.fullmatch(symbol) and symbol not in pieces:
             raise ConversionError(
                 f"The dictionary and the BPE do not belong together: the symbol {symbol!r} is no number of encoder.json."

@@ -12,33 +12,28 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer, logging
+from transformers import AutoTokenizer
 
-import modeling_luna  # noqa: F401  (registers Luna with the Auto classes)
+from load_luna import load_luna, one_line
+from modeling_luna import LunaModel
+from whole_output import staging_folder
 
 matplotlib.use("Agg")
+from matplotlib import font_manager  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.backend_bases import FigureCanvasBase  # noqa: E402
 from matplotlib.colors import TwoSlopeNorm  # noqa: E402
 
 MAX_TOKENS = 128  # of a legible picture
 
 
-def load(name: str):
-    """Model with eager attention, the only one that returns its weights, and tokenizer. Exits with one sentence."""
+def load_tokenizer(name: str):
     try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError):
-        sys.exit(f"error: there is no model {name!r}: give a folder that `save_pretrained` wrote, or a name on the Hub.")
-    if config.model_type != "luna":
-        sys.exit(f"error: {name!r} is a {config.model_type} model, but only Luna has packed slots: give a Luna.")
-    try:
-        model = AutoModel.from_pretrained(name, attn_implementation="eager")
-    except OSError:
-        sys.exit(f"error: {name!r} has a config.json but no weights: give a folder with a model.safetensors.")
-    try:
-        return model, AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError):
-        sys.exit(f"error: {name!r} has no tokenizer: save the model's tokenizer into it with `save_pretrained`.")
+        return AutoTokenizer.from_pretrained(name)
+    except Exception:  # what tokenizers raises of a damaged file is a plain Exception
+        sys.exit(
+            f"error: {name!r} has no tokenizer that can be read: save the model's tokenizer into it with `save_pretrained`."
+        )
 
 
 def numbers(text: str | None, count: int, option: str) -> list[int]:
@@ -51,20 +46,26 @@ def numbers(text: str | None, count: int, option: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
+def legible(text: str) -> str:
+    """The text with escapes such as \\u65e5 for what the picture's font lacks, which would be drawn as empty boxes."""
+    font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    return "".join(c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in text)
+
+
 def labels(text: str, ids: list[int], offsets: list[tuple[int, int]], tokenizer) -> list[str]:
     """The text of each token, with a dot before a piece that continues a word."""
     names = []
     for token, (start, end) in zip(ids, offsets, strict=True):
         continues = 0 < start < end and text[start - 1].isalnum() and text[start].isalnum()
         decoded = tokenizer.decode(token)  # for white space and special tokens, which may have no place in the text
-        names.append(("·" if continues else "") + (text[start:end].strip() or decoded.strip() or repr(decoded)))
+        names.append(("·" if continues else "") + legible(text[start:end].strip() or decoded.strip() or repr(decoded)))
     return names
 
 
 def attention(model, ids: list[int], layers: list[int], heads: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Means over `heads` of pack (layers, l, n) and unpack (layers, n, l)."""
     with torch.no_grad():
-        outputs = model.eval()(torch.tensor([ids]), output_attentions=True)
+        outputs = model(torch.tensor([ids]), output_attentions=True)
     pack, unpack = (
         torch.stack([weights[i][0, heads].mean(dim=0) for i in layers])
         for weights in (outputs.pack_attentions, outputs.attentions)
@@ -118,13 +119,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--layers", help="numbers with commas between them; by default all")
     parser.add_argument("--head", help="by default the mean over all heads")
     args = parser.parse_args(arguments)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    if args.output.suffix.lstrip(".") not in plt.figure().canvas.get_supported_filetypes():
+    if args.output.suffix.lstrip(".").lower() not in FigureCanvasBase.get_supported_filetypes():
         sys.exit(f"error: --output is {str(args.output)!r}, which is no kind of picture: end it in .png, .svg or .pdf.")
     if not args.output.parent.is_dir():
         sys.exit(f"error: --output is {str(args.output)!r}, but there is no folder {str(args.output.parent)!r}: make it.")
-    model, tokenizer = load(args.model)
+    model = load_luna(args.model, LunaModel, attn_implementation="eager")  # which returns the weights of its attention
+    tokenizer = load_tokenizer(args.model)
     config = model.config
     layers = numbers(args.layers, config.num_hidden_layers, "--layers")
     heads = numbers(args.head, config.num_attention_heads, "--head")
@@ -133,10 +133,17 @@ def main(arguments: list[str] | None = None) -> None:
     limit = min(config.max_sequence_length or MAX_TOKENS, MAX_TOKENS)
     if not args.text.strip() or not 0 < len(ids) <= limit:
         sys.exit(f"error: the text has {len(ids)} tokens, but must have words, and at most {limit} tokens: change it.")
+    if max(ids) >= config.vocab_size:
+        sys.exit(f"error: the tokenizer of {args.model!r} gives the id {max(ids)}, but the model knows {config.vocab_size}.")
     pack, unpack = attention(model, ids, layers, heads)
     title = f"{args.model}, " + (f"head {args.head}" if args.head else f"mean over {config.num_attention_heads} heads")
     names = labels(args.text, ids, encoded["offset_mapping"], tokenizer)
-    plot(pack, unpack, names, layers, title, args.output)
+    try:
+        with staging_folder(args.output) as staging:
+            plot(pack, unpack, names, layers, legible(title), staging / args.output.name)
+            (staging / args.output.name).replace(args.output)
+    except OSError as error:
+        sys.exit(f"error: --output is {str(args.output)!r}, which cannot be written ({one_line(error)}): choose another.")
     print(f"Wrote {args.output}: {len(layers)} layers, {len(ids)} tokens, {pack.shape[1]} slots.")
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ from convert_fairseq_checkpoint import (
     map_names,
     read_dictionary,
 )
-from fairseq_files import TIED, Bpe, convert
+from fairseq_files import EMBEDDINGS, TIED, Bpe, convert
 from fresh_process import run_program
 from modeling_luna import LunaForMaskedLM
 from parity_kit import (
@@ -41,9 +42,11 @@ from parity_kit import (
     read_goldens,
     variant_params,
 )
+from stopped_command import exit_status_when_stopped
 
 SCRIPT = REPOSITORY / "scripts" / "convert_fairseq_checkpoint.py"
 LAYER = "encoder.sentence_encoder.layers.0."
+UNNAMED = 'name = "."  # this folder, or its name on the Hub'
 
 
 def max_logits_error(folder, variant: str) -> float:
@@ -203,6 +206,25 @@ def test_an_empty_folder_and_missing_parents_are_no_obstacle(tmp_path):
     assert max_logits_error(tmp_path / "new" / "folder", "luna_bert/tied") <= 1
 
 
+def test_where_the_user_is(tmp_path, monkeypatch):
+    """An empty folder stays the same one, in which the user finds the files."""
+    monkeypatch.chdir(tmp_path)
+    assert convert(TIED / "model.pt", ".") == 0
+    assert "config.json" in os.listdir(".") and not [name for name in os.listdir(".") if name.startswith(".unfinished")]
+    assert max_logits_error(tmp_path, "luna_bert/tied") <= 1
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link(exists, tmp_path):
+    """To an empty folder, or to one that is not there yet."""
+    if exists:
+        (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    assert convert(TIED / "model.pt", tmp_path / "link") == 0
+    assert (tmp_path / "link").is_symlink() and sorted(os.listdir(tmp_path)) == ["folder", "link"]
+    assert max_logits_error(tmp_path / "folder", "luna_bert/tied") <= 1
+
+
 def test_no_tokenizer_is_said_on_one_line(tmp_path, capsys):
     assert convert(TIED / "model.pt", tmp_path / "out") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "No tokenizer, since it needs --encoder-json and --vocab-bpe."
@@ -307,6 +329,18 @@ def test_dictionary(tmp_path):
     assert read_dictionary(path) == [*symbols[:5], "<mask>", "13"]
 
 
+def test_dictionary_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "dict.txt").write_bytes(b"\xef\xbb\xbf" + (TIED / "dict.txt").read_bytes())
+    assert read_dictionary(tmp_path / "dict.txt") == read_dictionary(TIED / "dict.txt")
+
+
+def test_dictionary_that_overwrites_symbols(tmp_path):
+    """The official code gives the symbol a new id, and the old one stays."""
+    path = tmp_path / "dict.txt"
+    path.write_text("318 12\n318 5 #fairseq:overwrite\n<s> 1 #fairseq:overwrite\n13 1 #fairseq:overwrite\n")
+    assert read_dictionary(path) == ["<s>", "<pad>", "</s>", "<unk>", "318", "318", "<s>", "13", "<mask>"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Classification heads
 
@@ -387,11 +421,15 @@ def test_several_heads(two_heads, tmp_path, capsys):
             "{0}.dense.weight has shape (16, 32), but the checkpoint's args make it (32, 32).",
         ),
         (
+            lambda args, weights, head: weights.update({f"{head}.out_proj.bias": torch.tensor(1.0)}),
+            "{0}.out_proj.bias has shape (), but the checkpoint's args make it (3,).",
+        ),
+        (
             lambda args, weights, head: setattr(args, "pooler_activation_fn", "relu"),
             "The checkpoint's pooler_activation_fn is relu, but must be tanh.",
         ),
     ],
-    ids=["no in_proj", "no out_proj", "extra", "shape", "activation"],
+    ids=["no in_proj", "no out_proj", "extra", "shape", "a single number", "activation"],
 )
 @pytest.mark.parametrize("variant", variant_params("luna_bert/pooling_head"))
 def test_refused_heads(variant, change, sentence, tmp_path, capsys):
@@ -440,8 +478,71 @@ def test_verify_with_other_files(tmp_path, capsys):
     save_file({"a": torch.zeros(1)}, path)
     assert_refused(capsys, tmp_path, sentence, TIED / "model.pt", "--verify", str(path))
     other = find_variant("luna_bert/untied") / "goldens.safetensors"
-    sentence = f"{other} is of another model: untie_luna_kv is True there, but False here."
+    sentence = f"{other} is of another model: encoder_layers is 3 there, but 2 here."
     assert_refused(capsys, tmp_path, sentence, TIED / "model.pt", "--verify", str(other))
+
+
+SHORT = "short.logits"
+DAMAGED_GOLDENS = {
+    "lacks": (lambda goldens, facts: goldens.pop(SHORT), f"{{0}} lacks {SHORT}, so it is damaged or of another model."),
+    "shape": (
+        lambda goldens, facts: goldens.update({SHORT: goldens[SHORT][:, :-1].contiguous()}),
+        f"{{0}} is damaged: {SHORT} has shape (2, 5, 96), but must have (2, 6, 96).",
+    ),
+    "flat": (
+        lambda goldens, facts: goldens.update({"short.packed_mask": torch.ones(6)}),
+        "{0} is damaged: short.packed_mask must have two dimensions.",
+    ),
+    "mask": (
+        lambda goldens, facts: goldens.update({"short.packed_mask": torch.ones(1, 6)}),
+        "{0} is damaged: the mask of short.packed.0 is empty or has another shape.",
+    ),
+    "empty mask": (
+        lambda goldens, facts: goldens.update({"short.packed_mask": torch.zeros(2, 6)}),
+        "{0} is damaged: the mask of short.packed.0 is empty or has another shape.",
+    ),
+    "ids": (
+        lambda goldens, facts: goldens["short.input_ids"].fill_(96),
+        "{0} is damaged: the model cannot read its batch short.",
+    ),
+    "no noise": (
+        lambda goldens, facts: facts["fp32_noise"].pop("logits"),
+        "{0} is damaged: its fp32_noise of logits is None, but must be above 0.",
+    ),
+    "zero noise": (
+        lambda goldens, facts: facts["fp32_noise"]["packed"].update(max_abs_err=0),
+        "{0} is damaged: its fp32_noise of packed is 0.0, but must be above 0.",
+    ),
+    "noise as text": (
+        lambda goldens, facts: facts["fp32_noise"]["packed"].update(max_abs_err="small"),
+        "{0} is not a file of goldens: safetensors with luna_parity in the metadata.",
+    ),
+    "noise as list": (
+        lambda goldens, facts: facts.update(fp32_noise=[]),
+        "{0} is not a file of goldens: safetensors with luna_parity in the metadata.",
+    ),
+    "no batches": (
+        lambda goldens, facts: facts.update(batches=[]),
+        "{0} has no batches, so there is nothing to compare with.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED_GOLDENS)
+def test_verify_with_damaged_goldens(case, tmp_path, capsys):
+    change, sentence = DAMAGED_GOLDENS[case]
+    goldens, facts = read_goldens("luna_bert/tied")
+    change(goldens, facts)
+    path = tmp_path / "goldens.safetensors"
+    save_file(goldens, path, {"luna_parity": json.dumps(facts)})
+    assert_refused(capsys, tmp_path, sentence.format(path), TIED / "model.pt", "--verify", path)
+
+
+@pytest.mark.parametrize("variant", variant_params("luna_bert/cls_head"))
+def test_verify_compares_the_head_or_fails(variant, tmp_path, capsys):
+    goldens = TIED / "goldens.safetensors"  # of the same configuration without a head
+    sentence = f"{goldens} lacks short.cls_logits, so it is damaged or of another model."
+    assert_refused(capsys, tmp_path, sentence, find_variant(variant) / "model.pt", "--verify", goldens)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -468,18 +569,25 @@ def test_model_card(variant, tmp_path):
 
 
 @pytest.mark.parametrize("with_tokenizer", [True, False])
-def test_the_program_of_the_card_runs(with_tokenizer, tmp_path):
+def test_both_programs_of_the_card_run(with_tokenizer, tmp_path):
     out = tmp_path / "out"
     if with_tokenizer:
         bpe = Bpe(tmp_path)
         assert convert(bpe.checkpoint, out, *bpe.options, dictionary=bpe.dict) == 0
     else:
         assert convert(TIED / "model.pt", out) == 0
-    program = ModelCard.load(out / "README.md").text.split("```python\n")[1].split("```")[0]
-    result = run_program(program, out.parent, project=True)
-    assert result.returncode == 0, result.stderr
     vocab_size = AutoConfig.from_pretrained(out).vocab_size
+    remote_code, installed = re.findall(r"```python\n(.*?)```", ModelCard.load(out / "README.md").text, re.DOTALL)
+    # The line in which push_to_hub writes the name on the Hub.
+    assert remote_code.count(f"\n{UNNAMED}\n") == 1 and "(name, trust_remote_code=True)" in remote_code
+    result = run_program(remote_code, out)
+    assert result.returncode == 0, result.stderr
     assert re.fullmatch(rf"torch\.Size\(\[1, \d+, {vocab_size}\]\)\n", result.stdout)
+
+    assert installed.startswith("import modeling_luna") and ("AutoTokenizer" in installed) == with_tokenizer
+    setup = f"{UNNAMED}\nfrom transformers import AutoModelForMaskedLM, AutoTokenizer\n"
+    result = run_program(f"{setup}{installed}\nprint(type(model).__module__)", out, project=True)
+    assert result.returncode == 0 and result.stdout == "modeling_luna\n", result.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -513,6 +621,10 @@ ARGS_AND_SENTENCE = [
     (
         {"activation_fn": "swish"},
         "The checkpoint's activation_fn is swish, but only gelu, gelu_accurate, gelu_fast, relu can be converted.",
+    ),
+    (
+        {"activation_fn": ["gelu"]},
+        "The checkpoint's activation_fn is ['gelu'], but only gelu, gelu_accurate, gelu_fast, relu can be converted.",
     ),
     (
         {"untie_luna_kv": True},
@@ -574,11 +686,31 @@ WEIGHTS_AND_SENTENCE = [
     (lambda weights: weights.clear(), "The checkpoint has no LayerNorm weights, so it is not a Luna model."),
     (
         lambda weights: weights.update({f"{LAYER}fc1.bias": torch.zeros(64, dtype=torch.int8)}),
-        f"{LAYER}fc1.bias holds int8, but weights must be floating-point numbers.",
+        f"{LAYER}fc1.bias holds int8, but weights must be one of float32, float16, bfloat16, float64.",
+    ),
+    (
+        lambda weights: weights.update({f"{LAYER}fc1.bias": torch.zeros(64).to(torch.float8_e4m3fn)}),
+        f"{LAYER}fc1.bias holds float8_e4m3fn, but weights must be one of float32, float16, bfloat16, float64.",
+    ),
+    (
+        lambda weights: weights.update({f"{LAYER}final_layer_norm.weight": torch.ones(32).to_sparse()}),
+        f"{LAYER}final_layer_norm.weight is a sparse or nested tensor, but weights must be dense tensors.",
+    ),
+    (
+        lambda weights: weights.update({f"{LAYER}fc1.bias": torch.zeros(64, device="meta")}),
+        f"{LAYER}fc1.bias is a meta tensor, without values, but weights must be dense tensors.",
     ),
     (
         lambda weights: weights.update({f"{LAYER}fc1.bias": torch.full((64,), torch.nan)}),
-        f"{LAYER}fc1.bias holds values that are infinite or not a number, so the checkpoint is broken.",
+        f"{LAYER}fc1.bias holds values that are infinite in float32 or not a number, so the checkpoint is broken.",
+    ),
+    (
+        lambda weights: weights.update({f"{LAYER}fc1.bias": torch.full((64,), 1e300, dtype=torch.float64)}),
+        f"{LAYER}fc1.bias holds values that are infinite in float32 or not a number, so the checkpoint is broken.",
+    ),
+    (
+        lambda weights: weights.update({EMBEDDINGS: torch.tensor(1.0)}),
+        f"{EMBEDDINGS} has shape (), but the checkpoint's args make it (96, 32).",
     ),
 ]
 
@@ -688,6 +820,46 @@ def test_existing_output_is_not_touched(existing, tmp_path, capsys):
     assert kept.read_text() == "kept"
 
 
+def test_a_folder_by_way_of_one_that_is_not_there(tmp_path, capsys):
+    (tmp_path / "kept.txt").write_text("kept")
+    assert convert(TIED / "model.pt", tmp_path / "new" / "..") == 2
+    assert capsys.readouterr().err == f"error: {tmp_path} already exists and is not an empty folder.\n"
+    assert os.listdir(tmp_path) == ["kept.txt"]
+
+
+def test_a_name_that_is_too_long(tmp_path, capsys):
+    assert convert(TIED / "model.pt", tmp_path / ("x" * 300)) == 2
+    error = capsys.readouterr().err
+    assert "x cannot be written: " in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_parents_that_were_made_do_not_stay(monkeypatch, tmp_path, capsys, checkpoint):
+    """Neither after an error nor where the goldens differ."""
+    checkpoint["model"][f"{LAYER}fc2.bias"][0] += 1e-3
+    torch.save(checkpoint, tmp_path / "model.pt")
+    out = tmp_path / "new" / "folder" / "out"
+    assert convert(tmp_path / "model.pt", out, "--verify", str(TIED / "goldens.safetensors")) == 1
+    assert os.listdir(tmp_path) == ["model.pt"]
+    monkeypatch.setattr(LunaForMaskedLM, "save_pretrained", lambda *args, **kwargs: Path("/dev/full").write_text("x" * 9999))
+    assert convert(TIED / "model.pt", out) == 2
+    assert capsys.readouterr().err.count(f"error: {out} cannot be written: ") == 1
+    assert os.listdir(tmp_path) == ["model.pt"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_nothing_and_says_one_sentence(number, monkeypatch, tmp_path, capsys):
+    def write_a_part_and_be_stopped(model, folder, **kwargs):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(LunaForMaskedLM, "save_pretrained", write_a_part_and_be_stopped)
+    status = exit_status_when_stopped(lambda: convert(TIED / "model.pt", tmp_path / "new" / "out"))
+    assert status == 128 + number
+    assert capsys.readouterr().err == f"error: stopped by {number.name}: nothing is half-written.\n"
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_model_that_does_not_load_back_is_not_kept(monkeypatch, tmp_path, capsys):
     from_pretrained = AutoModelForMaskedLM.from_pretrained
 
@@ -781,6 +953,29 @@ def test_malicious_pickle_is_refused_by_name_and_does_not_run(
     # The pickle does what it says when it is read without care.
     torch.load(path, weights_only=False)
     assert victim.exists() != (function is shutil.rmtree)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("harmless", [True, False])
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_newer_pickles_are_refused_as_what_they_are(protocol, harmless, legacy, checkpoint, tmp_path, capsys, recwarn):
+    if not harmless:
+        checkpoint["extra_state"] = Payload(os.mkdir, str(tmp_path / "victim"))
+    path = tmp_path / "model.pt"
+    torch.save(checkpoint, path, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
+    sentence = (
+        f"{path} is refused because its pickle has protocol {protocol}, but without running code torch reads only its own "
+        "protocol, 2: it has to be saved again with that."
+    )
+    assert_refused(capsys, tmp_path, sentence, path)
+    assert not recwarn.list
+
+
+def test_protocol_3_is_read_without_a_warning(checkpoint, tmp_path, recwarn):
+    torch.save(checkpoint, tmp_path / "model.pt", pickle_protocol=3)
+    _, state_dict = load_fairseq_checkpoint(tmp_path / "model.pt")
+    assert all(torch.equal(tensor, checkpoint["model"][name]) for name, tensor in state_dict.items())
+    assert not recwarn.list
 
 
 def test_conversion_error_is_a_value_error():

@@ -5,6 +5,7 @@
 import argparse
 import json
 import os
+import signal
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from modeling_luna import (
     LunaModel,
 )
 from parity_kit import HEAD_VARIANTS, MASKED_LM_VARIANTS, find_variant, variant_params
+from stopped_command import exit_status_when_stopped
 
 # Those that build the official model.
 MODEL_ARGS = (
@@ -159,6 +161,20 @@ def test_the_content_is_what_fairseq_reads(tmp_path):
         assert type(value) is type(getattr(official["args"], name)), name
 
 
+def test_a_checkpoint_of_a_pretraining(tmp_path):
+    """It holds the state of the optimizer beside the weights."""
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "step-10")
+    state = {f"{name}.exp_avg": torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
+    save_file(state, tmp_path / "step-10" / "optimizer.safetensors")
+    (tmp_path / "step-10" / "trainer_state.json").write_text("{}")
+    model.save_pretrained(tmp_path / "folder")
+    for folder in ("step-10", "folder"):
+        assert convert_back(tmp_path / folder, tmp_path / f"{folder}.pt") == 0
+    of_step, of_folder = (load_fairseq_checkpoint(tmp_path / f"{folder}.pt")[1] for folder in ("step-10", "folder"))
+    assert same_tensors(of_step, of_folder)
+
+
 def test_half_precision_becomes_float32(tmp_path, capsys):
     model = tiny_model().bfloat16()
     model.save_pretrained(tmp_path / "folder")
@@ -281,6 +297,10 @@ WEIGHTS_AND_SENTENCE = [
         "The folder's config does not account for its weights luna.layers.2.fc1.bias.",
     ),
     (
+        lambda weights: weights.update({"luna.layers.1.fc1.bias": torch.zeros(24, dtype=torch.int8)}),
+        "luna.layers.1.fc1.bias holds int8, but weights must be one of float32, float16, bfloat16, float64.",
+    ),
+    (
         lambda weights: weights.update({"luna.layers.1.fc1.bias": torch.zeros(3)}),
         "encoder.sentence_encoder.layers.1.fc1.bias has shape (3,), but the checkpoint's args make it (24,).",
     ),
@@ -307,7 +327,7 @@ def test_refused_folders(tmp_path, capsys):
     assert convert_back(tmp_path / "folder", tmp_path / "model.pt") == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {tmp_path / 'folder'} cannot be read: ") and error.count("\n") == 1
-    path.unlink()
+    save_file({"a.exp_avg": torch.zeros(1)}, path.rename(path.with_name("optimizer.safetensors")))
     assert_refused(capsys, tmp_path, sentence)
 
 
@@ -335,4 +355,33 @@ def test_a_full_disk_leaves_nothing(error, monkeypatch, tmp_path, capsys):
         raise error
 
     monkeypatch.setattr(torch, "save", write_a_part_and_fail)
-    assert_refused(capsys, tmp_path, f"{tmp_path / 'model.pt'} cannot be written: {error}.")
+    for target in ("model.pt", "new/folder/model.pt"):
+        assert_refused(capsys, tmp_path, f"{tmp_path / target} cannot be written: {error}.", target=target)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_nothing(number, monkeypatch, tmp_path, capsys):
+    tiny_model().save_pretrained(tmp_path / "folder")
+
+    def write_a_part_and_be_stopped(checkpoint, path):
+        path.write_bytes(b"part")
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(torch, "save", write_a_part_and_be_stopped)
+    capsys.readouterr()
+    status = exit_status_when_stopped(lambda: convert_back(tmp_path / "folder", tmp_path / "new" / "model.pt"))
+    assert status == 128 + number
+    assert capsys.readouterr().err == f"error: stopped by {number.name}: nothing is half-written.\n"
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_names_that_cannot_be_written(tmp_path, capsys):
+    tiny_model().save_pretrained(tmp_path / "folder")
+    capsys.readouterr()
+    assert convert_back(tmp_path / "folder", tmp_path / ("x" * 300)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "x cannot be written: " in error and error.count("\n") == 1
+    # A link is followed.
+    (tmp_path / "link.pt").symlink_to("model.pt")
+    assert convert_back(tmp_path / "folder", tmp_path / "link.pt") == 0
+    assert (tmp_path / "link.pt").is_symlink() and (tmp_path / "model.pt").is_file()

@@ -92,6 +92,28 @@ def test_bytes_that_the_dictionary_lacks_are_unknown(bpe):
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == expected and expected.count(3) >= 2
 
 
+def test_overwritten_symbols_have_their_later_id(bpe, tmp_path):
+    """And what overwrites a special symbol does not change the ids that the official code starts with."""
+    dictionary = tmp_path / "dict.txt"
+    repeated = bpe.symbols[0]
+    flag = "#fairseq:overwrite"
+    dictionary.write_text(f"{bpe.dict.read_text()}{repeated} 1 {flag}\n<s> 1 {flag}\n")
+    symbols = read_dictionary(dictionary)
+    ids = bpe.ids | {repeated: len(bpe.ids) - 1, "<mask>": len(bpe.ids) + 1}
+    tokenizer = build_tokenizer(symbols, bpe.numbers, bpe.merges)
+    for text in TEXTS:
+        expected = [ids[str(bpe.numbers[piece])] for piece in gpt2_pieces(text, bpe.merges)]
+        assert tokenizer(text)["input_ids"] == [0, *expected, 2]
+    assert tokenizer.mask_token_id == len(bpe.ids) + 1
+    # Each id has one entry, so that the dictionary can be made of them again: fillers have the overwritten ids.
+    assert sorted(tokenizer.get_vocab().values()) == list(range(len(symbols)))
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "again.txt").write_text(recover_files(tmp_path / "tokenizer.json", len(symbols))["dict.txt"])
+    again = read_dictionary(tmp_path / "again.txt")
+    assert [again.index(symbol) for symbol in (repeated, "<s>", "<mask>")] == [ids[repeated], 0, ids["<mask>"]]
+    assert again[4] == "madeupword0002" and len(again) == len(symbols)
+
+
 def test_fill_mask_pipeline(converted_with_tokenizer):
     answers = pipeline("fill-mask", model=str(converted_with_tokenizer), device="cpu")("The moon is<mask>.")
     assert len(answers) == 5 and all(isinstance(answer["token_str"], str) for answer in answers)

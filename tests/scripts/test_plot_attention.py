@@ -2,14 +2,17 @@
 # Licensed under the Apache License, Version 2.0.
 """The picture of the packed slots: its numbers, its labels, and a sentence for each wrong input."""
 
+import os
+import warnings
+
 import pytest
 import torch
 from matplotlib import image
-from transformers import BertConfig, BertModel
 
 import plot_attention
+from load_luna import load_luna
 from luna_builders import SENTENCES, build, make_tokenizer
-from modeling_luna import LunaForMaskedLM
+from modeling_luna import LunaForMaskedLM, LunaModel
 
 TEXT = "The moon & $some$ unread naïve\nwords"
 
@@ -41,7 +44,7 @@ def test_writes_a_picture_that_grows_with_the_layers(folder, tmp_path, capsys):
 
 
 def test_attention_is_that_of_the_layers_and_heads_asked_for(folder, tokenizer):
-    model, _ = plot_attention.load(str(folder))
+    model = load_luna(str(folder), LunaModel, attn_implementation="eager")
     ids = tokenizer(SENTENCES[0])["input_ids"]
     outputs = model(torch.tensor([ids]), output_attentions=True)
     pack, unpack = plot_attention.attention(model, ids, [2, 0], [1])
@@ -78,20 +81,53 @@ def test_labels_are_the_text_of_the_tokens(tokenizer):
     assert [name for name in names if "ï" in name] == ["·ï", "·ï"]  # the two bytes of one letter
 
 
+def test_characters_that_the_font_lacks_are_escapes_without_a_warning(folder, tokenizer, tmp_path):
+    text = "日 naïve 🌛 Ω"
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    names = plot_attention.labels(text, encoded["input_ids"], encoded["offset_mapping"], tokenizer)
+    assert names[2:5] == [r"\u65e5"] * 3  # the three bytes of one character
+    assert names.count(r"\U0001f31b") + names.count(r"·\U0001f31b") == 4 and "Ω" in "".join(names)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*[Gg]lyph")
+        run(folder, text, "--output", tmp_path / "picture.png")
+        assert plot_attention.legible("日 model, ä") == r"\u65e5 model, ä"  # as in the title
+
+
+def test_upper_case_and_what_is_there_is_replaced(folder, tmp_path):
+    (tmp_path / "up.PNG").write_text("an older picture")
+    run(folder, TEXT, "--output", tmp_path / "up.PNG", "--layers", "0")
+    assert image.imread(tmp_path / "up.PNG", format="png").ndim == 3
+    assert os.listdir(tmp_path) == ["up.PNG"]
+
+
+def test_a_full_disk_keeps_the_older_picture(folder, tmp_path, monkeypatch):
+    (tmp_path / "picture.png").write_text("an older picture")
+
+    def write_a_part_and_fail(pack, unpack, names, layers, title, path):
+        path.write_text("part")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(plot_attention, "plot", write_a_part_and_fail)
+    with pytest.raises(SystemExit, match=r"picture.png', which cannot be written \(No space left on device\): choose"):
+        run(folder, TEXT, "--output", tmp_path / "picture.png")
+    assert os.listdir(tmp_path) == ["picture.png"] and (tmp_path / "picture.png").read_text() == "an older picture"
+
+
 def test_wrong_inputs_give_one_sentence(folder, tokenizer, tmp_path, capsys):
-    BertModel(BertConfig(vocab_size=8, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)).save_pretrained(
-        tmp_path / "bert"
-    )
-    plain = tmp_path / "no_tokenizer"
-    build(LunaForMaskedLM, dtype=torch.float32).save_pretrained(plain)
-    no_weights = tmp_path / "no_weights"
-    build(LunaForMaskedLM, dtype=torch.float32).config.save_pretrained(no_weights)
+    plain, damaged, small = (tmp_path / name for name in ("no_tokenizer", "damaged_tokenizer", "small_vocabulary"))
+    for path in (plain, damaged, small):
+        build(LunaForMaskedLM, dtype=torch.float32).save_pretrained(path)
+    tokenizer.save_pretrained(damaged)
+    (damaged / "tokenizer.json").write_text("{")
+    tokenizer.save_pretrained(small)
+    (tmp_path / "folder.png").mkdir()
     picture = ["--output", tmp_path / "picture.png"]
     cases = {
         "there is no model": (tmp_path / "absent", TEXT, *picture),
-        "is a bert model": (tmp_path / "bert", TEXT, *picture),
-        "no weights": (no_weights, TEXT, *picture),
         "no tokenizer": (plain, TEXT, *picture),
+        "no tokenizer that can be read": (damaged, TEXT, *picture),
+        "but the model knows 41": (small, TEXT, *picture),
+        "folder.png', which cannot be written (": (folder, TEXT, "--output", tmp_path / "folder.png"),
         "at most 38 tokens": (folder, "moon " * 60, *picture),
         "must have words": (folder, " ", *picture),
         "--layers has '3'": (folder, TEXT, *picture, "--layers", "0,3"),
