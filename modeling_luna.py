@@ -10,6 +10,7 @@ d hidden size, h heads, k head size, v vocabulary, r masked positions, c classes
 
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -374,6 +375,7 @@ class LunaPreTrainedModel(PreTrainedModel):
         "attentions": OutputRecorder(LunaAttention, index=2),
         "pack_attentions": OutputRecorder(LunaAttention, index=3),
     }
+    _card_in_folder: bytes | None = None  # while `save_pretrained` runs
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -390,20 +392,34 @@ class LunaPreTrainedModel(PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, *args, **kwargs):
-        """As in transformers, and a model card where there is none."""
-        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        card = Path(save_directory, "README.md")
-        if is_main_process and not card.exists():
-            card.write_text(model_card(self), encoding="utf-8")
+        """As in transformers, and a model card where there is none; one that is there stays, and is pushed."""
+        path = Path(save_directory, "README.md")
+        card = path.read_bytes() if is_main_process and path.is_file() else None
+        self._card_in_folder = card
+        try:
+            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        finally:
+            self._card_in_folder = None
+            if card is not None and path.read_bytes() != card:
+                path.write_bytes(card)
+        if is_main_process and not path.exists():
+            path.write_text(model_card(self), encoding="utf-8")
 
     def _upload_modified_files(self, working_dir: str | os.PathLike, repo_id: str, *args, **kwargs):
-        # The last step of `push_to_hub`, which has put a card with tags alone where the repository has none.
-        if not file_exists(repo_id, "README.md", token=kwargs.get("token")):
-            path = Path(working_dir, "README.md")
-            card = ModelCard(model_card(self, repo_id))
-            card.data.tags += [tag for tag in ModelCard.load(path).data.tags or [] if tag not in card.data.tags]
-            card.save(path)
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+        # The last step of a push: transformers has put the repository's card here, or one with tags alone where it has none.
+        path = Path(working_dir, "README.md")
+        card = None if self._card_in_folder is None else self._card_in_folder.decode()
+        if card in (None, model_card(self)):  # nobody's own words, so those of the repository come first
+            if file_exists(repo_id, "README.md", token=kwargs.get("token")):
+                return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+            generated = ModelCard(model_card(self))
+            generated.data.tags += [tag for tag in ModelCard.load(path).data.tags or [] if tag not in generated.data.tags]
+            card = str(generated)
+        path.write_bytes(named_card(card, repo_id, kwargs.get("revision")).encode())
+        try:
+            return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+        finally:
+            path.write_bytes(card.encode())
 
     def freeze_unread_parameters(self) -> None:
         """Freeze the parameters that the model's outputs do not depend on.
@@ -1128,13 +1144,42 @@ class LunaForQuestionAnswering(LunaPreTrainedModel):
 # The Hub
 
 
-def model_card(model: LunaPreTrainedModel, name: str = ".") -> str:
-    """README.md with what a model knows of itself; `name` is the folder or the Hub repository that its examples load."""
-    config, auto_name = model.config, model._auto_class
+# What the examples of a card load: the folder that it lies in, until `named_card` says where that is on the Hub.
+UNNAMED = 'name = "."  # this folder, or its name on the Hub'
+
+
+def named_card(card: str, name: str, revision: str | None = None) -> str:
+    """The card for the Hub: where it says UNNAMED, its examples load the repository `name`, and a revision other than main.
+
+    The examples hand the name on as `from_pretrained(name` or `model=name`.
+    """
+    if UNNAMED not in card:
+        return card
+    card = card.replace(UNNAMED, f'name = "{name}"')
+    if revision in (None, "main"):
+        return card
+    return re.sub(r"(from_pretrained\(|model=)name\b", lambda found: f'{found[0]}, revision="{revision}"', card)
+
+
+def use_section(program: str) -> str:
+    """The part of a card that shows a program, which loads UNNAMED with `trust_remote_code=True`."""
+    return f"""## Use
+
+With the code in these files; it needs torch and transformers:
+
+```python
+{program}```
+
+With luna-transformers installed, no code of these files runs: `import modeling_luna` first, which registers Luna with the
+Auto classes, and leave out `trust_remote_code=True`.
+"""
+
+
+def size_rows(config: LunaConfig, parameters: int) -> dict[str, object]:
+    """The rows of a card's table of sizes."""
     limit = config.max_sequence_length
-    rows = {
-        "class": f"`{type(model).__name__}`",
-        "parameters": f"{model.num_parameters():,}",
+    return {
+        "parameters": f"{parameters:,}",
         "layers": config.num_hidden_layers,
         "hidden size, heads": f"{config.hidden_size}, {config.num_attention_heads}",
         "packed vectors (l)": config.projection_length,
@@ -1142,7 +1187,19 @@ def model_card(model: LunaPreTrainedModel, name: str = ".") -> str:
         "positions": f"{config.position_embedding_type}, " + (f"up to {limit} tokens" if limit else "of any number"),
         "vocabulary": f"{config.vocab_size:,}",
     }
+
+
+def model_card(model: LunaPreTrainedModel) -> str:
+    """README.md with what a model knows of itself."""
+    auto_name = model._auto_class
+    rows = {"class": f"`{type(model).__name__}`"} | size_rows(model.config, model.num_parameters())
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    program = f"""from transformers import AutoTokenizer, {auto_name}
+
+{UNNAMED}
+tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+model = {auto_name}.from_pretrained(name, trust_remote_code=True)
+"""
     return f"""---
 library_name: transformers
 pipeline_tag: {AUTO_CLASSES[auto_name][1]}
@@ -1159,27 +1216,7 @@ A [Luna](https://arxiv.org/abs/2106.01540) model: attention through a packed seq
 |---|---|
 {table}
 
-## Use
-
-With the code in these files; it needs torch and transformers:
-
-```python
-from transformers import AutoTokenizer, {auto_name}
-
-name = "{name}"  # this folder, or its name on the Hub
-tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
-model = {auto_name}.from_pretrained(name, trust_remote_code=True)
-```
-
-With luna-transformers installed, no code of these files runs:
-
-```python
-import modeling_luna  # registers Luna with the Auto classes
-
-tokenizer = AutoTokenizer.from_pretrained(name)
-model = {auto_name}.from_pretrained(name)
-```
-
+{use_section(program)}
 ## Limits
 
 This card was written by `save_pretrained`, which knows neither the data, the results nor the licence of the weights.

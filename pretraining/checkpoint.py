@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,12 +36,14 @@ def save_checkpoint(
     tokenizer: PreTrainedTokenizerBase,
     trainer_state: dict,
     limit: int,
+    card: ModelCard | None = None,
 ) -> Path:
     """Write `folder`/step-NNNNNNNN, itself a `from_pretrained` folder, and prune all but the newest `limit`.
 
     Args:
         model: whose class and configuration to save; its own weights are not read.
         weights, optimizer_state: whole, by parameter name.
+        card: README.md, in place of the one that some models write.
 
     Raises:
         CheckpointError: the disk is full or not writable; older checkpoints are untouched.
@@ -49,7 +52,7 @@ def save_checkpoint(
     if (final / SEAL).exists():
         return final
     try:
-        write_checkpoint(final, model, weights, optimizer_state, tokenizer, trainer_state)
+        write_checkpoint(final, model, weights, optimizer_state, tokenizer, trainer_state, card)
         for old in checkpoints(folder)[:-limit]:
             # Unsealed first: a removal that is cut short must not leave a folder that looks whole.
             (old / SEAL).unlink()
@@ -62,7 +65,7 @@ def save_checkpoint(
     return final
 
 
-def write_checkpoint(final: Path, model, weights, optimizer_state, tokenizer, trainer_state: dict) -> None:
+def write_checkpoint(final: Path, model, weights, optimizer_state, tokenizer, trainer_state: dict, card) -> None:
     folder = final.parent
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
@@ -70,6 +73,8 @@ def write_checkpoint(final: Path, model, weights, optimizer_state, tokenizer, tr
     beside.mkdir()
     model.save_pretrained(beside, state_dict=weights)
     tokenizer.save_pretrained(beside)
+    if card is not None:
+        card.save(beside / "README.md")
     save_file(optimizer_state, beside / "optimizer.safetensors")
     (beside / "trainer_state.json").write_text(json.dumps(trainer_state, indent=2) + "\n", encoding="utf-8")
     files = sorted(path for path in beside.rglob("*") if path.is_file())

@@ -13,6 +13,7 @@ checkpoint when the same command is given again.
 
 import argparse
 import gc
+import importlib.metadata
 import importlib.util
 import json
 import math
@@ -30,6 +31,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object, reduce
+from huggingface_hub import ModelCard
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
@@ -40,6 +42,7 @@ from pretraining.cluster import ENGINE_NAMES
 from pretraining.data import MaskedLMDataset, Masking, collate, unigram_cross_entropy
 from pretraining.engines import ENGINES, DataParallel, NonFiniteError, has_gpu, launched_engine, make_accelerator
 from pretraining.files import hold_lock, write_json
+from pretraining.model_card import make_model_card
 from pretraining.order import MicroBatchSampler
 from pretraining.plan import Cluster, check_run, check_tokenizer, enable_gradient_checkpointing, plan
 from pretraining.plot import plot_loss
@@ -79,7 +82,7 @@ def read_manifest(recipe: Recipe) -> dict:
                 f"`dataset` is {recipe.dataset}, which is of format {manifest['format_version']}, and this version reads "
                 f"format {MANIFEST_VERSION}: prepare it anew."
             )
-        return {name: manifest[name] for name in ("sequence_length", "vocab_size", "fingerprint", "splits")}
+        return {name: manifest[name] for name in ("sequence_length", "vocab_size", "fingerprint", "splits", "sources")}
     except (ValueError, KeyError, TypeError) as error:
         raise RecipeError(f"`dataset` is {recipe.dataset}, whose manifest.json is damaged: prepare it anew.") from error
 
@@ -436,6 +439,10 @@ def train(recipe: Recipe, accelerator: Accelerator, engine_name: str, start: Sta
     def on_main_process(tensors: Iterator[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         return {name: x.cpu().contiguous() for name, x in tensors if accelerator.is_main_process}
 
+    def card(step: int, results: dict | None = None) -> ModelCard:
+        versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")}
+        return make_model_card(recipe, skeleton.config, manifest, skeleton.num_parameters(), versions, step, results)
+
     def write_checkpoint(step: int) -> None:
         weights, optimizer_state = on_main_process(engine.weights()), on_main_process(engine.optimizer_state())
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
@@ -444,7 +451,14 @@ def train(recipe: Recipe, accelerator: Accelerator, engine_name: str, start: Sta
         def write() -> None:
             if accelerator.is_main_process:
                 ckpt.save_checkpoint(
-                    output_dir / "checkpoints", skeleton, weights, optimizer_state, tokenizer, state, recipe.save_total_limit
+                    output_dir / "checkpoints",
+                    skeleton,
+                    weights,
+                    optimizer_state,
+                    tokenizer,
+                    state,
+                    recipe.save_total_limit,
+                    card(step),
                 )
 
         together(write)
@@ -555,8 +569,11 @@ def train(recipe: Recipe, accelerator: Accelerator, engine_name: str, start: Sta
             )
         skeleton.save_pretrained(output_dir / "model", state_dict=weights)
         tokenizer.save_pretrained(output_dir / "model")
+        card(recipe.max_steps, results).save(output_dir / "model" / "README.md")
         plot_loss(read_metrics(output_dir / "metrics.jsonl"), results.get("unigram_cross_entropy"), output_dir / "loss.png")
         write_json(output_dir / "results.json", results)
+        if recipe.hub_model_id is not None:
+            publish(output_dir / "model", recipe.hub_model_id, "main")
     say(f"Model and tokenizer are in {output_dir / 'model'}, the curve is in {output_dir / 'loss.png'}.")
     return 0
 

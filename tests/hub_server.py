@@ -2,8 +2,9 @@
 # Licensed under the Apache License, Version 2.0.
 """A Hub for tests: the part of the Hub's API that huggingface_hub uses for model repositories, on loopback, in memory.
 
-Repositories with branches and commits, regular and LFS files, private repositories, one token. There is no xet: its clients
-need HF_HUB_DISABLE_XET=1. What a test has to know afterwards is in `requests` and `repositories`.
+Repositories with branches and commits, regular and LFS files, private repositories, one token, a check of cards' metadata.
+There is no xet: its clients need HF_HUB_DISABLE_XET=1. What a test has to know afterwards is in `requests` and
+`repositories`; what is to be refused it puts into `failures`.
 """
 
 import base64
@@ -16,16 +17,50 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import yaml
 from huggingface_hub import constants, hf_api
 from transformers.utils import hub
 
 TOKEN = "hf_" + "x" * 8  # shorter than a real one
 LFS_SUFFIXES = (".safetensors", ".png")
+LICENSES = ("apache-2.0", "bsd-3-clause", "cc-by-4.0", "mit", "other")
 REPOSITORY = r"([\w.-]+/[\w.-]+)"
 
 
 def git_oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def metadata_errors(card: str) -> list[str]:
+    """What the Hub would say of the YAML at the start of a card, as far as the cards of this project use it."""
+    parts = card.split("---\n")
+    try:
+        data = yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0] else {}
+    except yaml.YAMLError as error:
+        return [f"Invalid YAML: {error}"]
+    is_text, errors = (lambda value: isinstance(value, str)), []
+
+    def check(is_right: bool, message: str) -> None:
+        if not is_right:
+            errors.append(message)
+
+    check(data.get("license", "mit") in LICENSES, f'"license" must be one of [{", ".join(LICENSES)}, ...]')
+    for name in ("library_name", "pipeline_tag", "base_model", "language"):
+        check(is_text(data.get(name, "")), f'"{name}" must be a string')
+    for name in ("tags", "metrics", "datasets"):
+        values = data.get(name, [])
+        check(isinstance(values, list) and all(map(is_text, values)), f'"{name}" must be an array of strings')
+    for i, model in enumerate(data.get("model-index", [])):
+        check(is_text(model.get("name")), f'"model-index[{i}].name" is required')
+        for j, result in enumerate(model["results"]):
+            where = f"model-index[{i}].results[{j}]"
+            check(is_text(result["task"].get("type")), f'"{where}.task.type" is required')
+            for name in ("type", "name"):
+                check(is_text(result["dataset"].get(name)), f'"{where}.dataset.{name}" is required')
+            for metric in result["metrics"]:
+                check(is_text(metric.get("type")), f'"{where}.metrics.type" is required')
+                check(isinstance(metric.get("value"), int | float), f'"{where}.metrics.value" must be a number')
+    return errors
 
 
 @dataclass
@@ -62,6 +97,7 @@ class Hub(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}  # LFS content by SHA-256
         self.requests: list[str] = []
+        self.failures: dict[str, HubError] = {}  # start of a request, such as "PUT /lfs/" -> the answer to it
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
@@ -99,6 +135,9 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if self.headers.get("Authorization") and not self.is_authorized:
                 raise HubError(401, message="Invalid credentials in Authorization header")
+            for start, failure in self.server.failures.items():
+                if f"{self.command} {self.path}".startswith(start):
+                    raise failure
             for methods, pattern, answer in ROUTES:
                 if self.command in methods.split() and (match := re.fullmatch(pattern, self.path)):
                     return answer(self, *map(unquote, match.groups()))
@@ -165,7 +204,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send(answer)
 
     def validate_yaml(self) -> None:
-        self.send({"errors": [], "warnings": []})
+        errors = metadata_errors(json.loads(self.body)["content"])
+        self.send({"errors": [{"message": error} for error in errors], "warnings": []}, 400 if errors else 200)
 
     def preupload(self, name: str, revision: str) -> None:
         repository = self.repository(name, write=True)

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 import export_onnx
+from hub_server import Hub
 from luna_builders import SENTENCES, build, make_tokenizer, pad_batch, random_ids
 from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification, LunaModel
 
@@ -164,7 +165,7 @@ def test_bitsandbytes_quantizes_all_but_the_head(options, layer, similarity, tmp
 
 
 @pytest.mark.parametrize("tie_key_value", [True, False])
-def test_lora_trains_merges_and_loads_as_a_plain_model(tie_key_value, tmp_path):
+def test_lora_trains_merges_and_loads_as_a_plain_model_from_folder_and_hub(tie_key_value, tmp_path, monkeypatch):
     peft = needs("peft", "peft")
     base = small(LunaForSequenceClassification, num_labels=2, tie_key_value=tie_key_value)
     base.save_pretrained(tmp_path / "base")
@@ -202,6 +203,18 @@ def test_lora_trains_merges_and_loads_as_a_plain_model(tie_key_value, tmp_path):
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "base"), tmp_path / "adapter"
     )
     torch.testing.assert_close(adapted(**batch).logits, expected, rtol=1e-5, atol=1e-5)
+
+    tokenizer = make_tokenizer()
+    with Hub() as hub:
+        hub.serve_this_process(monkeypatch, tmp_path / "cache")
+        merged.push_to_hub("org/merged")
+        tokenizer.push_to_hub("org/merged")
+        repository = hub.repositories["org/merged"]
+        files = repository.commits[repository.branches["main"]]
+        by_name = AutoModelForSequenceClassification.from_pretrained("org/merged")
+    assert {"config.json", "model.safetensors", "modeling_luna.py", "README.md", "tokenizer.json"} <= files.keys()
+    assert not [name for name in files if "adapter" in name] and b'name = "org/merged"' in files["README.md"]
+    torch.testing.assert_close(by_name(**batch).logits, expected, rtol=1e-5, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

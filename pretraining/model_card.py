@@ -1,0 +1,125 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""The model card of a pretrained model: what recipe, dataset and results say, and nothing else."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedConfig
+
+from modeling_luna import UNNAMED, size_rows, use_section
+from pretraining.recipe import Recipe
+from pretraining.sources import HUB_PREFIX
+
+# Key in results.json, the Hub's name of the metric, and how the table names it.
+METRICS = (
+    ("eval_loss", "loss", "cross-entropy, nats"),
+    ("eval_perplexity", "perplexity", "perplexity"),
+    ("eval_accuracy", "accuracy", "accuracy"),
+)
+
+
+def make_model_card(
+    recipe: Recipe,
+    config: PreTrainedConfig,
+    manifest: dict,
+    parameters: int,
+    versions: dict[str, str],
+    step: int,
+    results: dict | None = None,
+) -> ModelCard:
+    """The card as README.md of a model's folder.
+
+    Args:
+        config: the recipe's model.
+        manifest: of the dataset; `sequence_length`, `vocab_size`, `fingerprint`, `splits` and `sources` are read.
+        versions: library -> version.
+        step: how many of the recipe's steps the weights have seen.
+        results: as in results.json, of a finished run.
+    """
+    name = recipe.hub_model_id or Path(recipe.output_dir).name
+    dataset = Path(recipe.dataset).name
+    measured = [metric for metric in METRICS if results is not None and metric[0] in results]
+    sources = [describe_source(source["source"]) for source in manifest["sources"]]
+    data = ModelCardData(
+        model_name=name if measured else None,
+        library_name="transformers",
+        pipeline_tag="fill-mask",
+        datasets=[re.split("[:@]", source)[1] for source in sources if source.startswith(HUB_PREFIX)] or None,
+        tags=[config.model_type] + ["custom_code"] * (config.model_type == "luna"),
+        eval_results=[
+            EvalResult(
+                task_type="fill-mask",
+                dataset_type=dataset,
+                dataset_name=dataset,
+                dataset_split="validation",
+                metric_type=kind,
+                metric_name=title,
+                metric_value=results[key],
+            )
+            for key, kind, title in measured
+        ]
+        or None,
+    )
+    start = f"the weights of `{recipe.model_name_or_path}`" if recipe.model_name_or_path else "random weights"
+    if config.model_type == "luna":
+        sizes = size_rows(config, parameters)
+    else:
+        sizes = {"parameters": f"{parameters:,}", "vocabulary": f"{config.vocab_size:,}"}
+    rows = [
+        (source, f"{listed['documents']:,}", f"{listed['bytes']:,}" if listed["bytes"] else "unknown")
+        for source, listed in zip(sources, manifest["sources"], strict=True)
+    ]
+    splits = " and ".join(f"{of['rows']:,} rows in `{split}`" for split, of in manifest["splits"].items())
+    training = {field: value for field, value in recipe.identity().items() if field not in ("dataset", "model")}
+    body = [
+        f"# {name}",
+        f"A `{config.model_type}` masked language model after step {step:,} of {recipe.max_steps:,}, from {start}.",
+        _table(("", ""), sizes.items()),
+        _use(config.model_type),
+        "## Data",
+        _table(("source", "documents", "bytes"), rows),
+        f"Packed into {splits} of {manifest['sequence_length']} tokens, by a tokenizer with {manifest['vocab_size']:,} "
+        f"entries. Fingerprint: `{manifest['fingerprint']}`.",
+        f"## Results\n\n{_results(recipe, measured, results)}",
+        "## Training",
+        _table(("recipe", "value"), training.items()),
+        "Made with " + ", ".join(f"{library} {version}" for library, version in versions.items()) + ".",
+        "## Licence\n\nOf the weights: not stated.",
+        "## Limits\n\nOnly what is under Results was measured: no other data, domain or language, and no bias.",
+    ]
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n")
+
+
+def describe_source(source: str) -> str:
+    """A source of `pretraining.prepare`; of a file or folder its name alone, not where it lies on somebody's machine."""
+    return source if source.startswith(HUB_PREFIX) else Path(source).name
+
+
+def _table(header: tuple[str, ...], rows) -> str:
+    lines = [header, ["---"] * len(header), *([str(cell) for cell in row] for row in rows if row[1] is not None)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _use(model_type: str) -> str:
+    remote = ", trust_remote_code=True" if model_type == "luna" else ""
+    program = f"""from transformers import pipeline
+
+{UNNAMED}
+fill_mask = pipeline("fill-mask", model=name{remote})
+print(fill_mask(f"The moon goes {{fill_mask.tokenizer.mask_token}} the earth."))
+"""
+    return use_section(program).rstrip() if remote else f"## Use\n\n```python\n{program}```"
+
+
+def _results(recipe: Recipe, measured: list[tuple[str, str, str]], results: dict | None) -> str:
+    if results is None:
+        return "None: a checkpoint is saved before it is evaluated."
+    if not measured:
+        return "None: no documents were held out."
+    rows = [(title, f"{results[key]:.4f}") for key, _, title in measured]
+    if "unigram_cross_entropy" in results:
+        rows.append(("unigram cross-entropy, nats, for comparison", f"{results['unigram_cross_entropy']:.4f}"))
+    part = "" if recipe.max_eval_sequences is None else f" (at most its first {recipe.max_eval_sequences:,} rows)"
+    return f"Over the masked tokens of the validation split{part}:\n\n" + _table(("", "value"), rows)
