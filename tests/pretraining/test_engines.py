@@ -15,6 +15,7 @@ from compare_engines import (
     loads_whole,
     weight_difference,
 )
+from kill_ranks import run_and_kill
 from pretraining import engines
 from pretraining.recipe import RecipeError, recipe_from_values
 
@@ -96,6 +97,18 @@ def test_weights_with_two_names_are_divided_once(engine, kind, values, tmp_path)
     plain = launch("ddp", values, tmp_path / "plain", model=model, max_steps=3)
     assert curve(output) == pytest.approx(curve(plain), abs=TOLERANCE)
     assert weight_difference(output, plain) < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
+def test_a_killed_rank_ends_all_and_the_run_goes_on_exactly(engine, values, tmp_path):
+    values = values | {"max_steps": 20, "save_steps": 2, "eval_steps": 10}
+    undisturbed = launch(engine, values, tmp_path / "undisturbed")
+    hits = run_and_kill(engine, values, tmp_path / "killed", processes=2, kills=3, seed=1)
+    assert sum(hits.values()) == 3
+    assert curve(tmp_path / "killed") == curve(undisturbed)
+    assert weight_difference(tmp_path / "killed", undisturbed) == 0
+    assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
