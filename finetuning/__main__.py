@@ -7,14 +7,19 @@ import logging
 import os
 import sys
 
-import datasets
-import torch
-from transformers.utils import logging as transformers_logging
+try:  # loading takes seconds, in which Ctrl-C would leave a traceback
+    import datasets
+    import torch
+    from transformers.utils import logging as transformers_logging
 
-from finetuning.arguments import make_parser, parse, split_command_line
-from finetuning.errors import FinetuningError
-from finetuning.experiments import compare, sweep
-from finetuning.train import Interrupted, run
+    from finetuning.arguments import make_parser, parse, split_command_line
+    from finetuning.errors import FinetuningError, first_sentence
+    from finetuning.experiments import compare, sweep
+    from finetuning.train import Interrupted, run
+except KeyboardInterrupt:
+    sys.exit(130)
+
+logger = logging.getLogger(__name__)
 
 
 def check_launch(world_size: int) -> None:
@@ -40,8 +45,9 @@ def main(argv: list[str] | None = None) -> int:
         task_names, options = split_command_line(argv)
         if not any(token.split("=")[0] == "--output_dir" for token in options):
             options = [*options, "--output_dir", f"runs/finetuning/{'-'.join(task_names)}"]
-        arguments = parse(task_names[0], options)
+        arguments = parse(task_names[0], options, together=tuple(task_names))
         check_launch(arguments.training.world_size)
+        logger.warning("Processes: %d, on %s.", arguments.training.world_size, arguments.training.device.type)
         if arguments.training.disable_tqdm:
             datasets.disable_progress_bars()
         if arguments.run.compare and (arguments.run.sweep or arguments.run.sweep_grid):
@@ -63,7 +69,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or 'A file'} cannot be used: {error.strerror or error}.", file=sys.stderr)
+        what = f"{error.filename} cannot be used: {error.strerror}" if error.filename else first_sentence(error)
+        print(f"error: {what}.", file=sys.stderr)
         return 2
     except Interrupted:
         if is_first:

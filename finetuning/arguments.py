@@ -6,8 +6,11 @@ A YAML or JSON file holds options by name, so that everything is parsed and chec
 """
 
 import dataclasses
+import functools
+import hashlib
 import json
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,11 +18,12 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from finetuning.data import CustomFiles
+from finetuning.data import CustomFiles, local_files
 from finetuning.errors import FinetuningError
-from finetuning.tasks import TASKS, Task, custom_task
+from finetuning.tasks import CUSTOM_RECIPES, TASKS, Task, custom_task
 
 RECIPES = Path(__file__).parent / "recipes"
+KINDS = ("classification", "regression", "multiple_choice", "token_classification")
 POOLINGS = ("cls", "packed_mean", "packed_max", "packed_attention", "mean")
 
 
@@ -64,7 +68,7 @@ class DataArguments:
     kind: str | None = field(
         default=None,
         metadata={
-            "choices": [None, "classification", "regression", "multiple_choice", "token_classification"],
+            "choices": [None, *KINDS],
             "help": "What a custom task is.",
         },
     )
@@ -144,6 +148,11 @@ class FinetuningArguments(TrainingArguments):
     )
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Rows per device in evaluation."})
 
+    def __post_init__(self):
+        do_eval = self.do_eval
+        super().__post_init__()
+        self.do_eval = do_eval  # the library sets it where training evaluates; here it means afterwards
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -218,21 +227,24 @@ def find_recipe(recipe: str, task_name: str) -> Path | None:
     """The recipe's file for a task, or None for the recipe "none"."""
     if recipe == "none":
         return None
-    family = TASKS[task_name].family if task_name in TASKS else "custom"
-    for name in (task_name, family):
-        if (RECIPES / recipe / f"{name}.yaml").is_file():
-            return RECIPES / recipe / f"{name}.yaml"
-    known = {path.parent.name for name in (family, task_name) for path in RECIPES.glob(f"*/{name}.yaml")}
-    raise FinetuningError(
-        f"`recipe` is {recipe!r}, which has no values for {task_name}: choose {' or '.join(sorted(known))}, or none."
-    )
+    files = TASKS[task_name].recipes if task_name in TASKS else CUSTOM_RECIPES
+    known = {Path(file).parent.name: RECIPES / file for file in files}
+    if recipe not in known:
+        raise FinetuningError(
+            f"`recipe` is {recipe!r}, which has no values for {task_name}: choose {' or '.join(known)}, or none."
+        )
+    return known[recipe]
 
 
-def parse(task_name: str, options: list[str]) -> Arguments:
+def parse(task_name: str, options: list[str], together: tuple[str, ...] = ()) -> Arguments:
     """Options of one run to its arguments; the recipe's come first, so that every given option wins.
 
+    Args:
+        together: all tasks that share the options, of which one at least must read each.
+
     Raises:
-        FinetuningError: an unknown option, a value of the wrong type, or options that contradict each other.
+        FinetuningError: an unknown option, a value of the wrong type, options that contradict each other, or one that
+            nothing would read.
     """
     chooser = _Parser(RunArguments, allow_abbrev=False, add_help=False)
     recipe = find_recipe(chooser.parse_known_args(options)[0].recipe, task_name)
@@ -252,18 +264,16 @@ def parse(task_name: str, options: list[str]) -> Arguments:
     if unknown[0]:
         raise FinetuningError(f"{unknown[0][0]} is not an option: `python -m finetuning --help` lists them all.")
     check_ranges(model, run, training)
+    check_honoured(training)
     if model.model_name_or_path is None:
         raise FinetuningError("Give a checkpoint with --model_name_or_path: a folder, or a name on the Hub.")
-    if task_name == "custom":
-        if data.kind is None:
-            raise FinetuningError(
-                "A custom task needs --kind: classification, regression, multiple_choice or token_classification."
-            )
-        task = custom_task(data.kind, text_columns=tuple(data.text_columns))
-    else:
-        task = TASKS[task_name]
+    names = together or (task_name,)
+    if "custom" in names and data.kind is None:
+        raise FinetuningError(f"A custom task needs --kind: {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
+    tasks = {name: TASKS[name] if name in TASKS else custom_task(data.kind, tuple(data.text_columns)) for name in names}
+    check_read(given, list(tasks.values()), data, run)
     share_batch(run, training)
-    return Arguments(task, model, data, run, training, given)
+    return Arguments(tasks[task_name], model, data, run, training, given)
 
 
 AT_LEAST_ONE = (
@@ -294,6 +304,63 @@ def check_ranges(*parts: ModelArguments | RunArguments | FinetuningArguments) ->
         raise FinetuningError("`early_stopping_patience` needs evaluations: give an --eval_strategy other than no.")
 
 
+# Options of the Trainer that this program cannot honour, and why.
+NOT_HONOURED = {
+    "dataloader_drop_last": "the evaluation would lose rows",
+    "prediction_loss_only": "the metrics need the scores",
+    "batch_eval_metrics": "the metrics need all rows at once",
+    "eval_do_concat_batches": "the metrics need all rows at once",
+    "include_for_metrics": "the metrics read scores and labels alone",
+    "label_names": "every task has the one column of labels",
+    "train_sampling_strategy": "--group_by_length says how rows are batched",
+    "length_column_name": "the program counts the tokens itself",
+    "auto_find_batch_size": "the result would depend on the memory",
+    "save_only_model": "an interrupted run could not go on",
+    "resume_from_checkpoint": "the same command goes on from the newest checkpoint by itself",
+}
+
+
+def check_honoured(training: FinetuningArguments) -> None:
+    """Refuse options of the Trainer that would do nothing, or break the evaluation."""
+    parser = make_parser()
+    for name, reason in NOT_HONOURED.items():
+        value = getattr(training, name, None)  # each version of transformers has others
+        if value != parser.get_default(name):
+            raise FinetuningError(f"`{name}` is {value}, but {reason}: leave it out.")
+
+
+# Options that only custom tasks read, and options that any task reads: the kinds of task that do.
+CUSTOM_ONLY = {
+    **dict.fromkeys(("kind", "train_file", "validation_file", "test_file", "validation_fraction", "label_column"), KINDS),
+    **dict.fromkeys(("question_column", "passage_column", "option_columns"), ("multiple_choice",)),
+    "text_columns": ("classification", "regression"),
+    "class_names": ("classification", "token_classification"),
+    "words_column": ("token_classification",),
+}
+SOME_KINDS = {"max_option_length": ("multiple_choice",), "classifier_pooling": KINDS[:3]}
+
+
+def is_read(name: str, task: Task) -> bool:
+    """Whether a task reads an option."""
+    if name == "data_dir":
+        return task.name != "custom"
+    if name in CUSTOM_ONLY and task.name != "custom":
+        return False
+    return task.kind in (CUSTOM_ONLY | SOME_KINDS).get(name, KINDS)
+
+
+def check_read(given: frozenset[str], tasks: list[Task], data: DataArguments, run: RunArguments) -> None:
+    """Refuse given options that would be ignored in silence."""
+    for name in sorted(given):
+        if not any(is_read(name, task) for task in tasks):
+            kinds = " or ".join(f"{task.name} ({task.kind.replace('_', ' ')})" for task in tasks)
+            raise FinetuningError(f"`{name}` was given, but {kinds} does not read it: leave it out.")
+    if "num_seeds" in given and not (run.sweep or run.sweep_grid or run.compare):
+        raise FinetuningError("`num_seeds` was given, but only --sweep and --compare read it: leave it out.")
+    if "validation_fraction" in given and data.validation_file:
+        raise FinetuningError("`validation_fraction` was given beside `validation_file`: leave one of them out.")
+
+
 def share_batch(run: RunArguments, training: FinetuningArguments) -> None:
     """Divide `total_train_batch_size` into devices and accumulation steps, with the largest batch per device that fits."""
     total = run.total_train_batch_size
@@ -318,13 +385,17 @@ def share_batch(run: RunArguments, training: FinetuningArguments) -> None:
 # What the result of a run depends on, besides all options of the model and the data.
 TRAINING_FIELDS = (
     "seed data_seed learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps num_train_epochs max_steps "
-    "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm label_smoothing_factor optim optim_args bf16 fp16 "
-    "do_train eval_strategy eval_steps save_strategy save_steps load_best_model_at_end metric_for_best_model"
+    "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm label_smoothing_factor neftune_noise_alpha optim "
+    "optim_args bf16 fp16 do_train eval_strategy eval_steps eval_delay save_strategy save_steps load_best_model_at_end "
+    "metric_for_best_model"
 ).split()
 
 
 def describe(arguments: Arguments) -> dict:
-    """The arguments that the result depends on, as plain values: equal for runs that are the same run."""
+    """The arguments that the result depends on, as plain values: equal for runs that are the same run.
+
+    `digests` has one for the local files of each split, and one for those of the checkpoint.
+    """
     total = arguments.run.total_train_batch_size
     if total is None:
         training = arguments.training
@@ -333,4 +404,33 @@ def describe(arguments: Arguments) -> dict:
     values |= {"total_train_batch_size": total, "early_stopping_patience": arguments.run.early_stopping_patience}
     values |= {"group_by_length": arguments.run.group_by_length}
     values |= {name: getattr(arguments.training, name) for name in TRAINING_FIELDS}
+    values |= {"digests": digests(arguments)}
     return json.loads(json.dumps(values, default=str))
+
+
+def digests(arguments: Arguments) -> dict[str, str]:
+    """SHA-256 of what the run reads from the disk, by split, and of "model"; nothing for what lies on the Hub."""
+    checkpoint = Path(arguments.model.model_name_or_path)
+    patterns = ("config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer*")
+    files = {"model": [path for pattern in patterns for path in sorted(checkpoint.glob(pattern)) if path.is_file()]}
+    if arguments.task.name == "custom":
+        files |= local_files(arguments.task, custom=arguments.data.custom_files())
+    elif arguments.data.data_dir:
+        files |= local_files(arguments.task, Path(arguments.data.data_dir))
+    found = {}
+    for name, paths in files.items():
+        whole = hashlib.sha256()
+        for path in paths:
+            try:
+                whole.update(file_digest(path, os.stat(path).st_mtime_ns))
+            except OSError as error:
+                raise FinetuningError(f"{path} cannot be read ({error.strerror}): give a readable file.") from error
+        if paths:
+            found[name] = whole.hexdigest()
+    return found
+
+
+@functools.cache  # the runs of a sweep share their files
+def file_digest(path: Path, modified: int) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

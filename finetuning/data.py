@@ -9,6 +9,7 @@ list of ints, empty where hidden (token classification).
 
 import csv
 import io
+import itertools
 import json
 import logging
 import math
@@ -30,18 +31,6 @@ from finetuning.tasks import Task
 
 logger = logging.getLogger(__name__)
 
-# The columns of GLUE's own TSV files that hold the texts and, last, the label.
-GLUE_TSV_COLUMNS = {
-    "CoLA": ("sentence", "label"),
-    "SST-2": ("sentence", "label"),
-    "MRPC": ("#1 String", "#2 String", "Quality"),
-    "STS-B": ("sentence1", "sentence2", "score"),
-    "QQP": ("question1", "question2", "is_duplicate"),
-    "MNLI": ("sentence1", "sentence2", "gold_label"),
-    "QNLI": ("question", "sentence", "label"),
-    "RTE": ("sentence1", "sentence2", "label"),
-    "WNLI": ("sentence1", "sentence2", "label"),
-}
 COLA_HEADER = ["source", "label", "mark", "sentence"]  # which its training and validation files lack
 DIAGNOSTIC_FILES = ("diagnostic/diagnostic.tsv", "diagnostic.tsv", "AX/AX.tsv", "AX/diagnostic.tsv", "AX.tsv")
 CSQA_FILES = {
@@ -113,6 +102,14 @@ def load_task(task: Task, data_dir: Path | None = None, custom: CustomFiles | No
     return TaskData(task, splits)
 
 
+def local_files(task: Task, data_dir: Path | None = None, custom: CustomFiles | None = None) -> dict[str, list[Path]]:
+    """The files that `load_task` reads, by split; none where the data comes from the Hub."""
+    if custom is not None:
+        paths = {"train": custom.train_file, "validation": custom.validation_file, "test": custom.test_file}
+        return {split: [Path(path)] for split, path in paths.items() if path is not None}
+    return {} if data_dir is None else _published_files(task, Path(data_dir))
+
+
 def _dataset(task: Task, where: str, rows: list[Row]) -> Dataset:
     if not rows:
         raise FinetuningError(f"{where} holds no rows: give a file that does.")
@@ -164,6 +161,13 @@ def _find_on_hub(task: Task) -> Found:
 
 
 def _find_in_folder(task: Task, folder: Path) -> Found:
+    return {
+        split: (str(paths[0] if len(paths) == 1 else paths[0].parent), _published_rows(task, split, paths))
+        for split, paths in _published_files(task, folder).items()
+    }
+
+
+def _published_files(task: Task, folder: Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise FinetuningError(
             f"`--data_dir` {folder}: there is no such folder; give the one with the files of {task.title}."
@@ -176,16 +180,12 @@ def _find_in_folder(task: Task, folder: Path) -> Found:
             f"`--data_dir` {folder} holds {task.title} in no published format: put in the Hub's "
             f"{_parquet_pattern(task, 'train')} or the original {_original_pattern(task, 'train')}, and the other splits."
         )
-    found = {}
     for split, paths in files.items():
-        if paths:
-            where = str(paths[0] if len(paths) == 1 else paths[0].parent)
-            found[split] = where, _published_rows(task, split, paths)
-        elif split not in task.test_splits:
+        if not paths and split not in task.test_splits:
             raise FinetuningError(
                 f"`--data_dir` {folder} lacks the split {split!r} of {task.title}: add {pattern(task, split)}."
             )
-    return found
+    return {split: paths for split, paths in files.items() if paths}
 
 
 def _parquet_pattern(task: Task, split: str) -> str:
@@ -289,15 +289,19 @@ def _race_rows(path: Path) -> Iterator[Row]:
 
 
 def _glue_rows(task: Task, split: str, path: Path) -> Iterator[Row]:
-    """Rows of one of GLUE's own TSV files. As on the Hub, `index` counts all rows and the truncated ones are left out."""
+    """Rows of one of GLUE's own TSV files.
+
+    As on the Hub, `index` counts all rows and the truncated ones are left out. Test rows have the `index` of the file.
+    """
     is_test = split in task.test_splits
     lines = _tsv_lines(path)
     if task.folder == "CoLA" and not is_test:
         columns = COLA_HEADER
     else:
         columns = next(lines, Row("", {"fields": []})).columns["fields"]
-    *text_columns, label_column = GLUE_TSV_COLUMNS[task.folder]
-    needed = text_columns if is_test else [*text_columns, label_column]
+    *text_columns, label_column = task.tsv_columns
+    index_column = "id" if "id" in columns else "index"
+    needed = [index_column, *text_columns] if is_test else [*text_columns, label_column]
     _need_columns(needed, columns, str(path))
     truncated = []
     for index, (place, raw) in enumerate(lines):
@@ -305,6 +309,9 @@ def _glue_rows(task: Task, split: str, path: Path) -> Iterator[Row]:
         if not all(name in row for name in needed) or row.get(label_column) == "":
             truncated.append(place)
             continue
+        if is_test and not re.fullmatch(r"\d+", row[index_column], re.ASCII):
+            raise FinetuningError(f"{place}: the index is {row[index_column]!r}, not a whole number; download it again.")
+        index = int(row[index_column]) if is_test else index
         texts = dict(zip(task.columns, (row[name] for name in text_columns), strict=True))
         yield Row(place, {"index": index, **texts, "label": row.get(label_column)})
     if truncated and is_test:  # the server wants a prediction for every row
@@ -322,10 +329,10 @@ def _with_label_id(task: Task, row: Row, hidden_allowed: bool) -> Row:
     place, columns = row
     for name in task.columns:
         if name == "options":
-            _check_options(columns["options"], place)
+            _check_options(columns["options"], name, place)
         _check_strings(columns[name], name, place)
     label = columns["label"]
-    if label in (None, "", -1, "-1"):  # STS-B's scores are from 0 to 5
+    if label in (None, "", -1, "-1"):
         if not hidden_allowed:
             raise FinetuningError(f"{place}: the row has no label, which only test rows may lack; download the file again.")
         label = HIDDEN[task.kind]
@@ -333,6 +340,11 @@ def _with_label_id(task: Task, row: Row, hidden_allowed: bool) -> Row:
         label = _option_id(label, len(columns["options"]), place)
     elif task.kind == "regression":
         label = _number(label, place)
+        low, high = task.value_range
+        if not low <= label <= high:
+            raise FinetuningError(
+                f"{place}: the label is {label:g}, but {task.title}'s are from {low:g} to {high:g}; download the file again."
+            )
     elif label in task.labels:
         label = task.labels.index(label)
     elif str(label) in map(str, range(len(task.labels))):
@@ -348,8 +360,7 @@ def _with_label_id(task: Task, row: Row, hidden_allowed: bool) -> Row:
 
 
 def _load_custom(task: Task, files: CustomFiles) -> TaskData:
-    paths = {"train": files.train_file, "validation": files.validation_file, "test": files.test_file}
-    paths = {split: Path(path) for split, path in paths.items() if path is not None}
+    paths = {split: path for split, (path,) in local_files(task, custom=files).items()}
     if not paths:
         raise FinetuningError("The custom task has no data: give `--train_file`, `--validation_file` or `--test_file`.")
     if "train" in paths and "validation" not in paths and not 0 < files.validation_fraction < 1:
@@ -361,12 +372,21 @@ def _load_custom(task: Task, files: CustomFiles) -> TaskData:
         raise FinetuningError(f"`--text_columns` has {len(files.text_columns)} names: give one, or two for pairs of texts.")
     if task.kind == "multiple_choice" and not files.option_columns:
         raise FinetuningError("`--option_columns` is missing: name the column of each option, or the column of lists.")
+    if files.label_column in _input_columns(task, files):
+        raise FinetuningError(
+            f"`--label_column` is {files.label_column!r}, which is a column of text too: name the column of the labels."
+        )
+    for one, other in itertools.combinations(paths, 2):
+        if paths[one].resolve() == paths[other].resolve():
+            logger.warning("%s is the file of both the %s and the %s rows.", paths[one], one, other)
     task = replace(task, text_columns=files.text_columns)
     rows = {split: _custom_rows(task, files, split, path) for split, path in paths.items()}
     if task.kind in ("classification", "token_classification"):
         task = replace(task, labels=_label_names(task, files, rows.get("train")))
-        for split_rows in rows.values():
+        for split, split_rows in rows.items():
             for place, columns in split_rows:
+                if split == "test" and columns["label"] == "-1" and "-1" not in task.labels:
+                    columns["label"] = -1
                 columns["label"] = _label_ids(columns["label"], task, files.label_column, place)
     splits = {split: _dataset(task, str(paths[split]), split_rows) for split, split_rows in rows.items()}
     if "train" in paths and "validation" not in paths:
@@ -374,30 +394,45 @@ def _load_custom(task: Task, files: CustomFiles) -> TaskData:
     return TaskData(task, splits)
 
 
-def _custom_rows(task: Task, files: CustomFiles, split: str, path: Path) -> list[Row]:
-    """The rows of one file with the columns of `_dataset`; class labels are still names (None where hidden)."""
-    columns, raw_rows = _read_file(path)
-    names = {
+def _input_columns(task: Task, files: CustomFiles) -> tuple[str, ...]:
+    return {
         "multiple_choice": (files.question_column, *filter(None, [files.passage_column]), *files.option_columns),
         "token_classification": (files.words_column,),
     }.get(task.kind, files.text_columns)
-    hidden = split == "test" and files.label_column not in columns
-    needed = names if hidden else (*names, files.label_column)
+
+
+def _custom_rows(task: Task, files: CustomFiles, split: str, path: Path) -> list[Row]:
+    """The rows of one file with the columns of `_dataset`; class labels are still names, `HIDDEN` where a test row's is."""
+    columns, raw_rows = _read_file(path)
+    needed = (*_input_columns(task, files), *([] if split == "test" else [files.label_column]))
     _need_columns(needed, columns, str(path))
     rows = []
     for index, (place, raw) in enumerate(raw_rows):
         _need_columns(needed, list(raw), place)  # the rows of JSON lines may differ
         row = _custom_inputs(task, files, raw, place)
-        label = HIDDEN[task.kind] if hidden else _custom_label(task, raw[files.label_column], row, files.label_column, place)
+        value = _whole(raw.get(files.label_column))
+        hidden = split == "test" and (
+            value in (None, "", []) or value != value or (task.kind == "multiple_choice" and value in (-1, "-1"))
+        )
+        label = HIDDEN[task.kind] if hidden else _custom_label(task, value, row, files.label_column, place)
         rows.append(Row(place, {"index": index, **row, "label": label}))
     return rows
+
+
+def _whole(value: Any) -> Any:
+    """1 for 1.0, "1" for "1.0": so pandas writes a column of whole numbers where one is missing."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and DECIMAL.fullmatch(value) and float(value).is_integer():
+        return str(int(float(value)))
+    return value
 
 
 def _custom_inputs(task: Task, files: CustomFiles, raw: dict[str, Any], place: str) -> dict[str, Any]:
     if task.kind == "multiple_choice":
         names = files.option_columns
         options = raw[names[0]] if len(names) == 1 else [raw[name] for name in names]
-        _check_options(options, place)
+        _check_options(options, names[0], place)
         for name, option in zip(names * len(options) if len(names) == 1 else names, options, strict=True):
             _check_not_blank(option, name, place)
         for name in filter(None, (files.passage_column, files.question_column)):
@@ -432,13 +467,13 @@ def _custom_label(task: Task, value: Any, row: dict[str, Any], column: str, plac
         raise FinetuningError(
             f"{place}: {column!r} holds {count} labels for {len(row['words'])} words; give one for each word."
         )
-    return [_label_name(tag, column, place) for tag in tags]
+    return [_label_name(_whole(tag), column, place) for tag in tags]
 
 
 def _label_name(value: Any, column: str, place: str) -> str:
     if isinstance(value, bool):
         return str(value).lower()  # as JSON writes it
-    if isinstance(value, float) or (isinstance(value, str) and DECIMAL.fullmatch(value)):
+    if (isinstance(value, float) and value == value) or (isinstance(value, str) and DECIMAL.fullmatch(value)):
         raise FinetuningError(
             f"{place}: the label {value} in {column!r} is a decimal number; classes are names or whole numbers, and "
             "for scores there is the regression task."
@@ -465,6 +500,10 @@ def _label_names(task: Task, files: CustomFiles, train: list[Row] | None) -> tup
         raise FinetuningError(
             f"{files.train_file} has only the label {names.pop()!r} in {files.label_column!r}: training takes at least two."
         )
+    spelt = Counter(" ".join(name.split()) for name in names)
+    alike = sorted(name for name in names if spelt[" ".join(name.split())] > 1)
+    if alike:
+        logger.warning("Labels that differ in white space alone are taken as different: %s.", ", ".join(map(repr, alike)))
     if all(re.fullmatch(r"-?\d+", name, re.ASCII) for name in names):
         return tuple(sorted(names, key=int))
     return tuple(sorted(names))
@@ -535,10 +574,14 @@ def _check_not_blank(value: Any, column: str, place: str) -> None:
         raise FinetuningError(f"{place}: the text in {column!r} is empty; fill it in or leave the row out.")
 
 
-def _check_options(options: Any, place: str) -> None:
-    count = len(options) if isinstance(options, list) else 0
-    if count < 2:
-        raise FinetuningError(f"{place}: the row has {count} options to choose from; give at least two.")
+def _check_options(options: Any, column: str, place: str) -> None:
+    if not isinstance(options, list):
+        raise FinetuningError(
+            f"{place}: {column!r} holds {type(options).__name__} where a list of options must be; write a list, or name one "
+            "column for each option in `--option_columns`."
+        )
+    if len(options) < 2:
+        raise FinetuningError(f"{place}: the row has {len(options)} options to choose from; give at least two.")
 
 
 def _option_id(value: Any, count: int, place: str) -> int:

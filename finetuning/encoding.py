@@ -95,9 +95,8 @@ def _check_option_length(
     added = tokenizer.num_special_tokens_to_add(pair=True) - tokenizer.num_special_tokens_to_add(pair=False)
     if max_sequence_length <= max_option_length + added:
         raise FinetuningError(
-            f"`--max_sequence_length` is {max_sequence_length}, which leaves no room for a passage after "
-            f"`--max_option_length` {max_option_length}: raise it to {max_option_length + added + 1} or more, or lower the "
-            "other."
+            f"`--max_option_length` is {max_option_length}, which leaves no room for a passage in the {max_sequence_length} "
+            f"tokens of `--max_sequence_length`, or of the model: lower it, to {max_sequence_length // 2} for example."
         )
 
 

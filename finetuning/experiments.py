@@ -9,15 +9,16 @@ import itertools
 import logging
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from transformers import AutoConfig
 
-from finetuning.arguments import POOLINGS, Arguments, parse
-from finetuning.errors import FinetuningError
+from finetuning.arguments import POOLINGS, Arguments, describe, parse
+from finetuning.errors import FinetuningError, told
 from finetuning.tasks import TASKS
-from finetuning.train import best_key, run, write_json
+from finetuning.train import best_key, check_output_dir, choose_metric, load_config, run, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -30,20 +31,56 @@ POOLING_NAMES = {
 }
 
 
-def run_all(
-    task_name: str, options: list[str], settings: list[dict[str, str]], output_dir: Path, run_one: Callable
-) -> list[dict]:
-    """Run every setting; returns one entry per run with its setting, folder and results, in order."""
-    planned = []  # all settings are parsed before the first one runs
-    for setting in settings:
-        # The whole path of a checkpoint: pretraining calls each one "model".
-        folder = output_dir / "-".join(f"{name}_{value.strip('/').replace('/', '-')}" for name, value in setting.items())
-        tokens = [token for name, value in setting.items() for token in (f"--{name}", value)]
-        planned.append((setting, folder, parse(task_name, [*options, *tokens, "--output_dir", str(folder)])))
+@dataclass(frozen=True)
+class Planned:
+    """A run that is due."""
+
+    task_name: str
+    setting: dict[str, str]  # the options in which it differs from the others
+    arguments: Arguments
+
+
+def plan(task_names: list[str], options: list[str], settings: list[dict[str, str]]) -> list[Planned]:
+    """Every setting of every task, checked before the first one runs.
+
+    Raises:
+        FinetuningError: wrong options or a wrong checkpoint in any run, two equal runs, or an option that is set twice.
+    """
+    planned = []
+    for task_name in task_names:
+        for setting in settings:
+            base = parse(task_name, options, tuple(task_names))
+            twice = sorted(base.given & (set(setting) - {"seed", "model_name_or_path"}))
+            if twice:
+                raise FinetuningError(f"`{twice[0]}` was given, but the runs differ in it: leave it out.")
+            has_labels = base.task.name != "custom" or base.data.train_file or base.data.validation_file
+            if not (base.training.do_eval and has_labels):
+                raise FinetuningError("Runs are compared by their evaluation: give validation rows and no --no_do_eval.")
+            # The whole path of a checkpoint: pretraining calls each one "model".
+            name = "-".join(f"{name}_{value.strip('/').replace('/', '-')}" for name, value in setting.items())
+            folder = Path(base.training.output_dir, *([task_name] if len(task_names) > 1 else []), name)
+            tokens = [token for name, value in setting.items() for token in (f"--{name}", value)]
+            arguments = parse(task_name, [*options, *tokens, "--output_dir", str(folder)], tuple(task_names))
+            choose_metric(arguments)
+            load_config(arguments)
+            check_output_dir(folder, describe(arguments))
+            planned.append(Planned(task_name, setting, arguments))
+    folders = [entry.arguments.training.output_dir for entry in planned]
+    twice = next((entry for i, entry in enumerate(planned) if folders[i] in folders[:i]), None)
+    if twice is not None:
+        values = ", ".join([twice.task_name, *(f"{name} {value}" for name, value in twice.setting.items())])
+        raise FinetuningError(f"The run with {values} is there twice: leave out one of them.")
+    return planned
+
+
+def run_all(planned: list[Planned], run_one: Callable) -> list[dict]:
+    """Run what was planned; returns one entry per run with its setting, folder and results, in order."""
     entries = []
-    for number, (setting, folder, arguments) in enumerate(planned, start=1):
-        logger.warning("Run %d of %d: %s", number, len(settings), ", ".join(f"{k} {v}" for k, v in setting.items()))
-        entries.append({**setting, "folder": folder.name, "results": run_one(arguments)})
+    for number, entry in enumerate(planned, start=1):
+        described = ", ".join(f"{name} {value}" for name, value in entry.setting.items())
+        logger.warning("Run %d of %d: %s, %s", number, len(planned), entry.task_name, described)
+        folder = Path(entry.arguments.training.output_dir).name
+        entries.append({"task": entry.task_name, **entry.setting, "folder": folder, "results": run_one(entry.arguments)})
     return entries
 
 
@@ -87,15 +124,18 @@ def sweep(task_name: str, options: list[str], run_one: Callable = run) -> Path:
     Returns the table's path; `sweep.json` beside it holds the same with all results.
     """
     base = parse(task_name, options)
-    paper_grid = "qa.yaml" if base.task.family in ("race", "csqa") else "glue.yaml"
-    grid = read_grid(Path(base.run.sweep_grid or Path(__file__).parent / "grids" / paper_grid))
+    grid = read_grid(Path(base.run.sweep_grid or Path(__file__).parent / "grids" / base.task.grid))
+    config = load_config(base)
+    for name in [name for name in grid if hasattr(base.model, name) and not hasattr(config, name)]:
+        logger.warning("The grid's %s does not apply to %s, and is left out.", name, config.model_type)
+        del grid[name]
     output_dir = Path(base.training.output_dir)
     settings = [
         dict(zip(grid, values, strict=True)) | {"seed": str(base.training.seed + i)}
         for values in itertools.product(*grid.values())
         for i in range(base.run.num_seeds)
     ]
-    entries = run_all(task_name, options, settings, output_dir, run_one)
+    entries = run_all(plan([task_name], options, settings), run_one)
 
     key = best_key(base.task)
     rows = [
@@ -129,34 +169,39 @@ def save(output_dir: Path, name: str, table: str, values: dict, arguments: Argum
 # Comparison
 
 
-def contestants(arguments: Arguments) -> list[tuple[str, dict[str, str]]]:
+def contestants(bases: list[Arguments]) -> list[tuple[str, dict[str, str]]]:
     """Label and options of each contestant: the name of a head ("packed" is "packed_mean"), or a checkpoint.
 
+    Args:
+        bases: the arguments of each task.
+
     Raises:
-        FinetuningError: a head for a model without the choice, or for a task whose head reads every token.
+        FinetuningError: a name that is neither, a head for a model without the choice, or for a task whose head reads
+            every token.
     """
-    found = []
-    for name in arguments.run.compare:
+    model, found = bases[0].model, []
+    for name in bases[0].run.compare:
         pooling = "packed_mean" if name == "packed" else name
+        checkpoint = model.model_name_or_path if pooling in POOLINGS else name
+        neither = f"`compare` has {name}, which is neither a head (packed, {', '.join(POOLINGS)}) nor a checkpoint"
+        with told(neither if checkpoint == name else f"{checkpoint} cannot be read", "correct it"):
+            config = AutoConfig.from_pretrained(
+                checkpoint, revision=model.revision, trust_remote_code=model.trust_remote_code
+            )
+        label = f"Luna-{config.projection_length}" if config.model_type == "luna" else Path(checkpoint).name
         if pooling not in POOLINGS:
-            found.append((model_label(name), {"model_name_or_path": name}))
+            found.append((label, {"model_name_or_path": name}))
             continue
-        if arguments.task.kind == "token_classification":
+        if any(base.task.kind == "token_classification" for base in bases):
             raise FinetuningError(f"`compare` has {name}, but token classification reads every token: compare checkpoints.")
-        label = f"{model_label(arguments.model.model_name_or_path)}, {POOLING_NAMES[pooling]}"
-        found.append((label, {"classifier_pooling": pooling}))
+        if not hasattr(config, "classifier_pooling"):
+            raise FinetuningError(
+                f"`compare` has {name}, but {checkpoint} ({config.model_type}) has no choice of heads: compare checkpoints."
+            )
+        found.append((f"{label}, {POOLING_NAMES[pooling]}", {"classifier_pooling": pooling}))
     if len(found) < 2:
         raise FinetuningError("`compare` needs at least two heads or checkpoints, such as `--compare cls packed`.")
     return found
-
-
-def model_label(name_or_path: str) -> str:
-    """As Table 3 names a Luna, "Luna-16"; the name of any other checkpoint."""
-    try:
-        config = AutoConfig.from_pretrained(name_or_path)
-    except (OSError, ValueError):
-        return name_or_path  # the run itself says what is wrong with it
-    return f"Luna-{config.projection_length}" if config.model_type == "luna" else Path(name_or_path).name
 
 
 def compare(task_names: list[str], options: list[str], run_one: Callable = run) -> Path:
@@ -164,22 +209,22 @@ def compare(task_names: list[str], options: list[str], run_one: Callable = run) 
 
     Returns the table's path; `compare.json` beside it holds all results.
     """
-    base = parse(task_names[0], options)
-    output_dir = Path(base.training.output_dir)
-    entrants = contestants(base)
+    bases = [parse(name, options, tuple(task_names)) for name in task_names]
+    base = bases[0]
+    entrants = contestants(bases)
     labels = [label for label, _ in entrants]
     if len(set(labels)) < len(labels):  # checkpoints of one architecture
         labels = [next(iter(setting.values())) for _, setting in entrants]
     seeds = [str(base.training.seed + i) for i in range(base.run.num_seeds)]
-    runs, scores = [], {label: [] for label in labels}
-    for task_name in task_names:
-        settings = [setting | {"seed": seed} for _, setting in entrants for seed in seeds]
-        folder = output_dir / task_name if len(task_names) > 1 else output_dir
-        entries = run_all(task_name, options, settings, folder, run_one)
-        key = best_key(parse(task_name, options).task)
-        runs += [{"task": task_name, "metric": key, **entry} for entry in entries]
-        for i, label in enumerate(labels):
-            scores[label].append([entry["results"][key] for entry in entries[i * len(seeds) : (i + 1) * len(seeds)]])
+    settings = [setting | {"seed": seed} for _, setting in entrants for seed in seeds]
+    keys = {name: best_key(each.task) for name, each in zip(task_names, bases, strict=True)}
+    entries = run_all(plan(task_names, options, settings), run_one)
+    runs = [{"metric": keys[entry["task"]], **entry} for entry in entries]
+    values = iter([entry["results"][entry["metric"]] for entry in runs])
+    scores = {label: [] for label in labels}
+    for _ in task_names:
+        for label in labels:
+            scores[label].append([next(values) for _ in seeds])
 
     titles = [TASKS[name].title if name in TASKS else name for name in task_names]
     rows = []
@@ -190,8 +235,7 @@ def compare(task_names: list[str], options: list[str], run_one: Callable = run) 
             for mean, values in zip(means, scores[label], strict=True)
         ]
         rows.append([label, *cells, percent(statistics.mean(means))])
-    keys = {entry["task"]: entry["metric"] for entry in runs}
     metrics = ", ".join(f"{title}: {keys[name]}" for title, name in zip(titles, task_names, strict=True))
     table = markdown_table(["Models", *titles, "Avg."], rows)
     table += f"\n{metrics}, in %; mean{' ± standard deviation' if len(seeds) > 1 else ''} over {len(seeds)} seed(s).\n"
-    return save(output_dir, "compare", table, {"tasks": task_names, "runs": runs}, base)
+    return save(Path(base.training.output_dir), "compare", table, {"tasks": task_names, "runs": runs}, base)

@@ -2,7 +2,6 @@
 # Licensed under the Apache License, Version 2.0.
 """The model card of a fine-tuned model: what is known from the run, and nothing else."""
 
-import json
 from pathlib import Path
 from string import Template
 
@@ -11,6 +10,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from finetuning.data import TaskData
 from finetuning.metrics import ENTITY_METRICS, metric_names
+from modeling_luna import UNNAMED, use_section
 
 HUB_TASKS = {
     "classification": "text-classification",
@@ -23,12 +23,12 @@ HUB_METRICS = {"pearson": "pearsonr", "mean_squared_error": "mse", "f1_macro": "
 HUB_METRICS |= {name: name.removeprefix("entity_") for name in ENTITY_METRICS}
 
 # The parts of the examples. The inputs of multiple choice are those of `finetuning.encoding`.
-REGISTER = "import modeling_luna  # of luna-transformers; registers Luna with the Auto classes\n"
 MULTIPLE_CHOICE = Template("""import torch
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained($name)
-model = AutoModelForMultipleChoice.from_pretrained($name)
+$unnamed
+tokenizer = AutoTokenizer.from_pretrained(name$remote)
+model = AutoModelForMultipleChoice.from_pretrained(name$remote)
 $inputs
 with torch.no_grad():
     scores = model(**{name: tensor.unsqueeze(0) for name, tensor in inputs.items()}).logits[0]
@@ -60,7 +60,7 @@ def make_model_card(
     """The card as README.md of the model's folder.
 
     Args:
-        model_name: the folder or the Hub name that the examples load.
+        model_name: the card's title.
         metrics: evaluated split -> name of the metric -> value.
         hyperparameters: by name of the option; those that are None are left out.
         versions: library -> version.
@@ -81,7 +81,7 @@ def make_model_card(
         license=license,
         metrics=sorted({HUB_METRICS.get(name, name) for values in metrics.values() for name in values}),
         pipeline_tag=HUB_TASKS[task.kind],
-        tags=[model_type, task.name],
+        tags=[model_type, task.name] + ["custom_code"] * (model_type == "luna"),
         eval_results=[
             EvalResult(
                 task_type=HUB_TASKS[task.kind],
@@ -107,9 +107,12 @@ def make_model_card(
         f"## Data\n\n{data_description}\n\nRows: {rows}.{classes}",
         f"## Results\n\n{_results_table(metrics)}",
         *(f"![{Path(picture).stem.replace('_', ' ')}]({picture})" for picture in pictures),
-        f"## Use\n\n```python\n{usage(model_name, model_type, data)}```",
+        use_section(usage(model_type, data)).rstrip()
+        if model_type == "luna"
+        else f"## Use\n\n```python\n{usage(model_type, data)}```",
         f"## Training\n\n{_table(('option', 'value'), hyperparameters.items())}",
         "Made with " + ", ".join(f"{library} {version}" for library, version in versions.items()) + ".",
+        "## Licence\n\nOf the weights: " + (license or "not stated") + ".",
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(data, metrics, hyperparameters)),
     ]
     return ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n")
@@ -136,14 +139,15 @@ def _results_table(metrics: dict[str, dict[str, float]]) -> str:
     return _table(("split", *names), [(split, *row) for split, row in cells.items()])
 
 
-def usage(model_name: str, model_type: str, data: TaskData) -> str:
+def usage(model_type: str, data: TaskData) -> str:
     """A program that loads the model and applies it to one input."""
-    task, name = data.task, json.dumps(model_name, ensure_ascii=False)
-    luna = REGISTER if model_type == "luna" else ""
+    task = data.task
+    remote = ", trust_remote_code=True" if model_type == "luna" else ""
     if task.kind == "multiple_choice":
         has_passages = any(any(split["passage"]) for split in data.splits.values())
-        return luna + MULTIPLE_CHOICE.substitute(name=name, inputs=WITH_PASSAGE if has_passages else WITHOUT_PASSAGE)
-    settings = f'"{HUB_TASKS[task.kind]}", model={name}'
+        inputs = WITH_PASSAGE if has_passages else WITHOUT_PASSAGE
+        return MULTIPLE_CHOICE.substitute(unnamed=UNNAMED, remote=remote, inputs=inputs)
+    settings = f'"{HUB_TASKS[task.kind]}", model=name{remote}'
     if task.kind == "token_classification":
         text = '"Anna took the train to Rome."'
         if "entity_f1" in metric_names(task):
@@ -153,7 +157,12 @@ def usage(model_name: str, model_type: str, data: TaskData) -> str:
         if len(task.text_columns) == 2:
             text = '{"text": "The first text.", "text_pair": "The second text."}'
         settings += ", truncation=True" + (', function_to_apply="none"' if task.kind == "regression" else "")
-    return f"{luna}from transformers import pipeline\n\npredict = pipeline({settings})\nprint(predict({text}))\n"
+    return f"""from transformers import pipeline
+
+{UNNAMED}
+predict = pipeline({settings})
+print(predict({text}))
+"""
 
 
 def _limits(data: TaskData, metrics: dict[str, dict[str, float]], hyperparameters: dict[str, object]) -> list[str]:

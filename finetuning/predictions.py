@@ -4,6 +4,7 @@
 
 import argparse
 import json
+import logging
 import sys
 import zipfile
 from pathlib import Path
@@ -15,6 +16,8 @@ from finetuning.data import TaskData
 from finetuning.errors import FinetuningError
 from finetuning.metrics import decide
 from finetuning.tasks import TASKS
+
+logger = logging.getLogger(__name__)
 
 SUBMISSION = "submission"  # the folder of submission files; the zip of them lies beside it
 GLUE_FILES = tuple(
@@ -77,6 +80,24 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
+def check_submission(data: TaskData) -> None:
+    """Refuse test rows that GLUE's server would take for others, and warn where it would miss some.
+
+    Raises:
+        FinetuningError: the rows of a test split of GLUE are not in their published order, or not all there.
+    """
+    for (split, name), wanted in zip(data.task.submission_files, data.task.submission_rows, strict=False):  # GLUE's alone
+        indices = data.splits[split]["index"][:] if split in data.splits else []
+        row = next((row for row, index in enumerate(indices) if index != row), None)
+        if row is not None:
+            raise FinetuningError(
+                f"`index` of row {row + 1} of the split {split!r} is {indices[row]}, but GLUE's server wants {row}: "
+                f"predict all rows of {name} in their published order, or give --no_do_predict."
+            )
+        if indices and len(indices) != wanted:
+            logger.warning("The split %r has %d rows, but GLUE's server wants %d in %s.", split, len(indices), wanted, name)
+
+
 def write_submission(output_dir: Path, data: TaskData, logits: dict[str, np.ndarray]) -> Path:
     """Writes the submission files of a benchmark's task to `submission/`, and all of them to `submission.zip`.
 
@@ -85,13 +106,14 @@ def write_submission(output_dir: Path, data: TaskData, logits: dict[str, np.ndar
     `answer`. Equal predictions give equal bytes.
 
     Args:
+        data: whose rows `check_submission` has seen.
         logits: test split -> scores of all its rows in order, as `metrics.decide` takes them.
 
     Returns:
         The path of the zip.
 
     Raises:
-        FinetuningError: a score is NaN or infinite, or the rows of a GLUE task are not all those of the published file.
+        FinetuningError: a score is NaN or infinite.
     """
     task = data.task
     texts = {}
@@ -99,14 +121,8 @@ def write_submission(output_dir: Path, data: TaskData, logits: dict[str, np.ndar
         if split not in logits:
             continue
         indices, decided = data.splits[split]["index"][:], decide(task, logits[split])
-        if name in GLUE_FILES and indices != list(range(len(indices))):
-            row = next(row for row, index in enumerate(indices) if index != row)
-            raise FinetuningError(
-                f"`index` of row {row + 1} of the split {split!r} is {indices[row]}, but GLUE's server wants {row}: "
-                f"predict all rows of {name} in their published order."
-            )
         if task.kind == "regression":
-            answers = [f"{value:.3f}" for value in decided.clip(0, 5)]
+            answers = [f"{value:.3f}" for value in decided.clip(*task.value_range)]
         elif task.kind == "multiple_choice":
             answers = [letter(option) for option in decided]
         else:
@@ -132,8 +148,11 @@ def merge_submissions(folders: list[Path], path: Path) -> list[str]:
         The names of GLUE's eleven files that are still missing.
 
     Raises:
-        FinetuningError: a folder has no GLUE submission, or two folders have one for the same task.
+        FinetuningError: a folder has no GLUE submission, two folders have one for the same task, or the file to write
+            is no zip.
     """
+    if path.suffix != ".zip":
+        raise FinetuningError(f"{path} is not named as a zip: give a file that ends in .zip, and then the folders.")
     texts, sources = {}, {}
     for folder in folders:
         names = [name for name in GLUE_FILES if (folder / SUBMISSION / name).is_file()]
@@ -146,6 +165,7 @@ def merge_submissions(folders: list[Path], path: Path) -> list[str]:
                 raise FinetuningError(f"{sources[name]} and {folder} both have a {name}: give one run for each task.")
             sources[name] = folder
             texts[name] = (folder / SUBMISSION / name).read_text(encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
     _write_zip(path, texts)
     return [name for name in GLUE_FILES if name not in texts]
 
@@ -170,6 +190,9 @@ def main(argv: list[str] | None = None) -> int:
         missing = merge_submissions(options.folders, options.zip)
     except FinetuningError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename} cannot be used: {error.strerror}.", file=sys.stderr)
         return 2
     print(f"Wrote {options.zip}; GLUE's server also wants: {', '.join(missing) if missing else 'nothing more'}.")
     return 0

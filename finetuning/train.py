@@ -44,16 +44,16 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.utils import logging as transformers_logging
 
-import modeling_luna  # noqa: F401  registers Luna with the Auto classes
 from finetuning.arguments import TRAINING_FIELDS, Arguments, describe
 from finetuning.data import TaskData, load_task
 from finetuning.encoding import encode, make_collator
-from finetuning.errors import FinetuningError
+from finetuning.errors import FinetuningError, first_sentence, told
 from finetuning.metrics import compute_metrics, decide, metric_names
 from finetuning.model_card import make_model_card
 from finetuning.plots import plot_confusion_matrix, plot_learning_curve, plot_regression
-from finetuning.predictions import letter, write_predictions, write_submission
+from finetuning.predictions import check_submission, letter, write_predictions, write_submission
 from finetuning.tasks import Task
+from modeling_luna import named_card  # the module registers Luna with the Auto classes
 
 logger = logging.getLogger(__name__)
 
@@ -99,14 +99,9 @@ def load_config(arguments: Arguments) -> PreTrainedConfig:
                 f"`{name}` was given, but the configuration of {model.model_name_or_path} ({config.model_type}) has no such "
                 "field: leave it out."
             )
-        else:
-            logger.info("The recipe's %s does not apply to %s.", name, config.model_type)
+    if getattr(config.get_text_config(), "vocab_size", None) is None:
+        raise FinetuningError(f"{model.model_name_or_path} ({config.model_type}) reads no text: give a model that does.")
     return config
-
-
-def first_sentence(error: Exception) -> str:
-    """The start of a library's message, which goes on for lines."""
-    return str(error).strip().splitlines()[0].split(". ")[0].rstrip(".: ")
 
 
 def is_finetuned(config: PreTrainedConfig) -> bool:
@@ -176,9 +171,11 @@ def fit_config(config: PreTrainedConfig, data: TaskData, arguments: Arguments) -
 def load_model(config: PreTrainedConfig, task: Task, arguments: Arguments) -> PreTrainedModel:
     """The checkpoint under a head for the task; says which weights are new."""
     auto_class, model = AUTO_CLASSES[task.kind], arguments.model
+    kind = task.kind.replace("_", " ")
     if model.random_weights:
         logger.warning("All weights are new: random initialisation of %s.", model.model_name_or_path)
-        return auto_class.from_config(config, trust_remote_code=model.trust_remote_code)
+        with told(f"{model.model_name_or_path} ({config.model_type}) cannot do {kind}", "give another checkpoint"):
+            return auto_class.from_config(config, trust_remote_code=model.trust_remote_code)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its table of new weights says no more than the line below
     try:
@@ -190,9 +187,10 @@ def load_model(config: PreTrainedConfig, task: Task, arguments: Arguments) -> Pr
             ignore_mismatched_sizes=model.ignore_mismatched_sizes,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, AttributeError, SafetensorError) as error:
         raise FinetuningError(
-            f"The weights of {model.model_name_or_path} cannot be loaded ({first_sentence(error)}): give another checkpoint."
+            f"The weights of {model.model_name_or_path} ({config.model_type}) cannot be loaded for {kind} "
+            f"({first_sentence(error)}): give another checkpoint."
         ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -207,10 +205,10 @@ def load_model(config: PreTrainedConfig, task: Task, arguments: Arguments) -> Pr
 
 
 def load_tokenizer(config: PreTrainedConfig, arguments: Arguments) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer.
+    """The checkpoint's tokenizer; one that does not pad learns to, and `config` with it.
 
     Raises:
-        FinetuningError: there is none, or it has ids that the model does not know.
+        FinetuningError: there is none, it has ids that the model does not know, or nothing to pad with.
     """
     model = arguments.model
     try:
@@ -221,11 +219,21 @@ def load_tokenizer(config: PreTrainedConfig, arguments: Arguments) -> PreTrained
         raise FinetuningError(
             f"{model.model_name_or_path} has no tokenizer that can be loaded: save the one it was trained with beside it."
         ) from error
-    if len(tokenizer) > config.vocab_size:
+    vocab_size = config.get_text_config().vocab_size
+    if len(tokenizer) > vocab_size:
         raise FinetuningError(
-            f"The tokenizer of {model.model_name_or_path} has {len(tokenizer)} entries, but the model {config.vocab_size}: "
+            f"The tokenizer of {model.model_name_or_path} has {len(tokenizer)} entries, but the model {vocab_size}: "
             "give the two that belong together."
         )
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise FinetuningError(
+                f"The tokenizer of {model.model_name_or_path} has neither a pad token nor an end token: give it one of them."
+            )
+        logger.warning("The tokenizer has no pad token: it pads with its end token %s.", tokenizer.eos_token)
+        tokenizer.pad_token = tokenizer.eos_token
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
     return tokenizer
 
 
@@ -298,6 +306,22 @@ class FinetuningTrainer(Trainer):
         self.total_train_batch_size = total_train_batch_size
         self.write_card = write_card
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json stays
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: the library would upload pickles and no card. The finished run is pushed as a whole."""
+
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        with told(f"`optim` {self.args.optim.value} cannot be used", "correct --optim or --optim_args"):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args, **kwargs) -> torch.optim.lr_scheduler.LRScheduler:
+        name = self.args.lr_scheduler_type.value
+        with told(f"`lr_scheduler_type` {name} cannot be used", "correct it or --lr_scheduler_kwargs"):
+            return super().create_scheduler(*args, **kwargs)
+
     def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Sampler[int]:
         lengths = self.train_dataset["length"][:] if self.group_by_length else None
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -310,9 +334,20 @@ class FinetuningTrainer(Trainer):
             lambda: math.floor((self.state.epoch or 0) + 1e-6),
         )
 
+    def push_to_hub(self, *args, **kwargs):
+        """As in the library; the card names the repository there, and stays as it is in the folder."""
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        finally:
+            if self.is_world_process_zero():
+                self.write_card()
+
     def create_model_card(self, *args, **kwargs) -> None:
         if self.is_world_process_zero():
             self.write_card()
+            path = Path(self.args.output_dir, "README.md")
+            card = named_card(path.read_text(encoding="utf-8"), self.hub_model_id, self.args.hub_revision)
+            path.write_text(card, encoding="utf-8")
 
 
 class StopEarly(EarlyStoppingCallback):
@@ -374,12 +409,22 @@ class SaveOnSignal(TrainerCallback):
 # Checkpoints of an interrupted run
 
 
-def find_checkpoint(output_dir: Path, world_size: int) -> Path | None:
-    """The newest whole checkpoint; a kill while the Trainer writes one leaves it without its last file."""
-    random_states = ["rng_state.pth"] if world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(world_size)]
-    needed = ["model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", *random_states]
-    folders = sorted(output_dir.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    for folder in folders:
+def list_checkpoints(output_dir: Path) -> list[Path]:
+    """The Trainer's checkpoints, the newest first."""
+    folders = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
+
+
+def find_checkpoint(output_dir: Path, world_size: int | None = None) -> Path | None:
+    """The newest whole checkpoint; a kill while the Trainer writes one leaves it without its last file.
+
+    Args:
+        world_size: the number of processes that go on from it; None takes one of any number.
+    """
+    needed = ["model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"]
+    if world_size is not None:
+        needed += ["rng_state.pth"] if world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(world_size)]
+    for folder in list_checkpoints(output_dir):
         missing = [name for name in needed if not (folder / name).is_file()]
         try:
             json.loads((folder / "trainer_state.json").read_text())
@@ -398,7 +443,22 @@ def find_checkpoint(output_dir: Path, world_size: int) -> Path | None:
 def read_results(output_dir: Path) -> dict | None:
     """The results of a finished run, or None."""
     path = output_dir / "all_results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
+
+
+def read_json(path: Path) -> dict:
+    """A file of a run.
+
+    Raises:
+        FinetuningError: it is not a JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise FinetuningError(f"{path} is not a JSON object: choose another --output_dir, or remove the folder.")
+    return values
 
 
 def write_json(path: Path, values: dict) -> None:
@@ -409,11 +469,14 @@ def write_json(path: Path, values: dict) -> None:
 
 
 def check_output_dir(output_dir: Path, description: dict) -> None:
-    """Refuse a folder that holds another run.
+    """Refuse a folder that holds another run's checkpoints or results; of a run that failed before, nothing is lost.
 
     Raises:
-        FinetuningError: naming the first option that differs.
+        FinetuningError: naming the first option or the first files that differ.
     """
+    place = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise FinetuningError(f"--output_dir is {output_dir}, but {place} is a file: choose another --output_dir.")
     path = output_dir / "run.json"
     if not path.is_file():
         if output_dir.is_dir() and any(output_dir.iterdir()):
@@ -421,13 +484,19 @@ def check_output_dir(output_dir: Path, description: dict) -> None:
                 f"{output_dir} holds files that are not a run of this program: choose another --output_dir."
             )
         return
-    there = json.loads(path.read_text(encoding="utf-8"))
-    for name in description:
-        if there.get(name) != description[name]:
-            raise FinetuningError(
-                f"{output_dir} holds a run with {name} {there.get(name)!r}, and this one has {description[name]!r}: choose "
-                "another --output_dir, or remove the folder."
-            )
+    there = read_json(path)
+    changed = [name for name in description if there.get(name) != description[name]]
+    if not changed or (read_results(output_dir) is None and find_checkpoint(output_dir) is None):
+        return
+    remedy = "choose another --output_dir, or remove the folder"
+    if changed != ["digests"]:
+        name = changed[0]
+        raise FinetuningError(
+            f"{output_dir} holds a run with {name} {there.get(name)!r}, and this one has {description[name]!r}: {remedy}."
+        )
+    old, new = there.get("digests", {}), description["digests"]
+    name = next(name for name in old | new if old.get(name) != new.get(name))
+    raise FinetuningError(f"The files of `{name}` have changed since the run in {output_dir}: {remedy}.")
 
 
 class Interrupted(Exception):
@@ -437,33 +506,50 @@ class Interrupted(Exception):
 def run(arguments: Arguments) -> dict:
     """Train, evaluate and predict; returns the results, which `all_results.json` in the output folder holds as well.
 
-    A finished run is not run again; an interrupted one goes on from its newest checkpoint.
+    A finished run is not run again, but for evaluation or prediction that it left out; an interrupted one goes on from
+    its newest checkpoint.
 
     Raises:
         FinetuningError: wrong input, in one sentence.
         Interrupted: a signal came; the same call goes on later.
     """
     training, output_dir = arguments.training, Path(arguments.training.output_dir)
-    if "metric_for_best_model" not in arguments.given:  # the Trainer would take the loss
-        training.metric_for_best_model = best_key(arguments.task)
-    training.metric_for_best_model = f"eval_{training.metric_for_best_model.removeprefix('eval_')}"
-    if "greater_is_better" not in arguments.given:
-        training.greater_is_better = not training.metric_for_best_model.endswith(("loss", "error"))
+    if "hub_strategy" in arguments.given and training.hub_strategy != "end":
+        raise FinetuningError(
+            f"`hub_strategy` is {training.hub_strategy.value}, but only a finished run is pushed, because checkpoints hold "
+            "pickles: leave it out."
+        )
+    choose_metric(arguments)
     description = describe(arguments)
     check_output_dir(output_dir, description)
     results = read_results(output_dir)
     if training.world_size > 1:
         torch.distributed.barrier()  # all have looked before the first one writes
+    finished = set(read_json(output_dir / "run.json").get("finished", ())) if results is not None else set()
+    phases = {"evaluation": training.do_eval, "prediction": training.do_predict}
+    missing = {phase for phase, asked in phases.items() if asked} - finished
     if results is not None:
-        logger.warning("%s is finished.", output_dir)
-        return results
+        if not missing:
+            logger.warning("%s is finished.", output_dir)
+            return results
+        logger.warning("%s is finished but for: %s.", output_dir, ", ".join(sorted(missing)))
+        training.do_eval, training.do_predict = "evaluation" in missing, "prediction" in missing
+        if training.do_train:
+            saved = {"model_name_or_path": str(output_dir), "random_weights": False, "ignore_mismatched_sizes": False}
+            arguments = replace(arguments, model=replace(arguments.model, **saved))
+        training.do_train = False
 
     set_seed(training.seed)
     config = load_config(arguments)
+    unread = [name for name in arguments.model.config_overrides() if not hasattr(config, name)]
+    if unread:
+        logger.warning("The recipe's %s do not apply to %s.", ", ".join(unread), config.model_type)
     tokenizer = load_tokenizer(config, arguments)
     if arguments.task.kind == "token_classification":
         tokenizer.padding_side = "right"  # then a word's tokens are at the same place in every batch
     data = load_data(config, arguments)
+    if training.do_predict:
+        check_submission(data)
     fit_config(config, data, arguments)
     model = load_model(config, data.task, arguments)
     limit = sequence_limit(model, tokenizer)
@@ -475,13 +561,15 @@ def run(arguments: Arguments) -> dict:
         )
     length = min(length, limit)
     tokenizer.model_max_length = length  # saved with it, so that a pipeline cuts as the training did
-    encoded = encode(data, tokenizer, length, min(arguments.data.max_option_length, length))
+    encoded = encode(data, tokenizer, length, arguments.data.max_option_length)
     if training.should_save:
         output_dir.mkdir(parents=True, exist_ok=True)
-        write_json(output_dir / "run.json", description)
+    trainer = make_trainer(model, tokenizer, data, encoded, arguments, description)
+    check_forward(trainer, data.task, encoded, arguments)
+    if training.should_save:
+        write_json(output_dir / "run.json", description | {"finished": sorted(finished)})
 
-    trainer = make_trainer(model, tokenizer, data, encoded, arguments)
-    results = {}
+    results = results or {}
     if training.do_train:
         results |= train(trainer, output_dir)
     if training.do_eval:
@@ -495,8 +583,18 @@ def run(arguments: Arguments) -> dict:
                 results |= metrics
         if submitted and data.task.name != "custom" and training.should_save:
             write_submission(output_dir, data, submitted)
-    finish(trainer, data, results, description, output_dir)
+    finish(trainer, data, results, description | {"finished": sorted(finished | missing)}, output_dir)
     return results
+
+
+def choose_metric(arguments: Arguments) -> None:
+    """Name the metric that picks the best checkpoint as the Trainer logs it; by default the task's, not the loss."""
+    training = arguments.training
+    if "metric_for_best_model" not in arguments.given:
+        training.metric_for_best_model = best_key(arguments.task)
+    training.metric_for_best_model = f"eval_{training.metric_for_best_model.removeprefix('eval_')}"
+    if "greater_is_better" not in arguments.given:
+        training.greater_is_better = not training.metric_for_best_model.endswith(("loss", "error"))
 
 
 def load_data(config: PreTrainedConfig, arguments: Arguments) -> TaskData:
@@ -516,7 +614,9 @@ def load_data(config: PreTrainedConfig, arguments: Arguments) -> TaskData:
     return data
 
 
-def make_trainer(model, tokenizer, data: TaskData, encoded: dict, arguments: Arguments) -> FinetuningTrainer:
+def make_trainer(
+    model, tokenizer, data: TaskData, encoded: dict, arguments: Arguments, description: dict
+) -> FinetuningTrainer:
     task, training = data.task, arguments.training
     splits = task.validation_splits
     # With several validation splits the Trainer prefixes a metric with the split's name.
@@ -529,11 +629,13 @@ def make_trainer(model, tokenizer, data: TaskData, encoded: dict, arguments: Arg
         )
     if not training.do_train:
         training.eval_strategy = "no"  # between the epochs; the Trainer would ask for a validation split
+    if model.config.model_type == "luna" and training.ddp_find_unused_parameters is None:
+        training.ddp_find_unused_parameters = False  # its heads freeze what they do not read
     callbacks: list[TrainerCallback] = [SaveOnSignal()]
     if arguments.run.early_stopping_patience is not None and training.do_train:
         callbacks.append(StopEarly(arguments.run.early_stopping_patience))
     total = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
-    loss = make_loss(task, training.label_smoothing_factor)
+    loss = make_loss(task)
 
     def measure(prediction: EvalPrediction) -> dict[str, float]:
         """The metrics, and the loss over all rows: the Trainer's own mean depends on how they are divided into batches."""
@@ -541,21 +643,33 @@ def make_trainer(model, tokenizer, data: TaskData, encoded: dict, arguments: Arg
         whole = loss({"logits": torch.from_numpy(logits)}, torch.from_numpy(labels)).item()
         return {"loss": whole} | compute_metrics(task, logits, labels)
 
-    trainer = FinetuningTrainer(
-        model=model,
-        args=training,
-        train_dataset=encoded.get("train") if training.do_train else None,
-        eval_dataset=evaluation,
-        processing_class=tokenizer,
-        data_collator=make_collator(task, tokenizer, pad_to_multiple_of=8 if training.fp16 or training.bf16 else None),
-        compute_loss_func=loss,
-        compute_metrics=measure,
-        callbacks=callbacks,
-        group_by_length=arguments.run.group_by_length,
-        total_train_batch_size=total,
-        write_card=lambda: write_card(trainer, data, read_results(Path(training.output_dir)) or {}, describe(arguments)),
-    )
+    with told("The Trainer cannot start", "correct the options"):
+        trainer = FinetuningTrainer(
+            model=model,
+            args=training,
+            train_dataset=encoded.get("train") if training.do_train else None,
+            eval_dataset=evaluation,
+            processing_class=tokenizer,
+            data_collator=make_collator(task, tokenizer, pad_to_multiple_of=8 if training.fp16 or training.bf16 else None),
+            compute_loss_func=make_loss(task, training.label_smoothing_factor),
+            compute_metrics=measure,
+            callbacks=callbacks,
+            group_by_length=arguments.run.group_by_length,
+            total_train_batch_size=total,
+            write_card=lambda: write_card(trainer, data, read_results(Path(training.output_dir)) or {}, description),
+        )
     return trainer
+
+
+def check_forward(trainer: FinetuningTrainer, task: Task, encoded: dict, arguments: Arguments) -> None:
+    """Run the model on one row, so that one that does not take the task's inputs is refused before the training."""
+    if trainer.is_deepspeed_enabled:  # its weights are in parts until the training starts
+        return
+    model, kind = trainer.model.eval(), task.kind.replace("_", " ")
+    batch = trainer.data_collator([next(iter(encoded.values()))[0]])
+    what = f"{arguments.model.model_name_or_path} ({model.config.model_type}) cannot do {kind}"
+    with told(what, "give another checkpoint"), torch.no_grad():
+        model(**{name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"})["logits"]
 
 
 def first(predictions) -> np.ndarray:
@@ -663,8 +777,7 @@ def draw(task: Task, output_dir: Path, split: str, logits: np.ndarray, labels: n
 def finish(trainer: FinetuningTrainer, data: TaskData, results: dict, description: dict, output_dir: Path) -> None:
     """Write model, tokenizer, card, learning curve, and last `all_results.json`, which marks the run as finished."""
     if trainer.args.do_train:
-        trainer.save_model(str(output_dir))
-        (output_dir / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json says what it holds
+        trainer.save_model(str(output_dir), _internal_call=True)  # a call by a user would push, before there are results
     if trainer.is_world_process_zero():
         if trainer.args.do_train:
             trainer.state.save_to_json(str(output_dir / "trainer_state.json"))
@@ -674,15 +787,31 @@ def finish(trainer: FinetuningTrainer, data: TaskData, results: dict, descriptio
                 metric_names(data.task),
                 data.task.title,
                 best_step=trainer.state.best_global_step,
-                loss_name="squared error" if data.task.kind == "regression" else "cross-entropy (nats)",
+                loss_name=loss_name(data.task, trainer.args.label_smoothing_factor),
             )
+        if description["do_train"]:
             write_card(trainer, data, results, description)
+        write_json(output_dir / "run.json", description)
         write_json(output_dir / "all_results.json", results)
-        for checkpoint in output_dir.glob("checkpoint-*"):  # the best one is the model now
+        for checkpoint in list_checkpoints(output_dir):  # the best one is the model now
             shutil.rmtree(checkpoint)
     trainer.accelerator.wait_for_everyone()
     if trainer.args.push_to_hub:
-        trainer.push_to_hub()
+        try:
+            trainer.push_to_hub()
+        except Exception as error:  # whatever the network does, the run is finished
+            name = trainer.hub_model_id or "org/name"
+            raise FinetuningError(
+                f"The finished run in {output_dir} was not pushed ({' '.join(str(error).split())}): mend that, then upload "
+                f"it with `python scripts/push_to_hub.py {output_dir} {name}`."
+            ) from error
+
+
+def loss_name(task: Task, label_smoothing: float) -> str:
+    """The learning curve's, with its unit."""
+    if task.kind == "regression":
+        return "squared error"
+    return "cross-entropy (nats)" + (f"\nin training with label smoothing {label_smoothing:g}" if label_smoothing else "")
 
 
 def write_card(trainer: FinetuningTrainer, data: TaskData, results: dict, description: dict) -> None:
@@ -693,8 +822,11 @@ def write_card(trainer: FinetuningTrainer, data: TaskData, results: dict, descri
         values = {name: results[start + name] for name in metric_names(task) if start + name in results}
         if values:
             metrics[split] = values
-    names = ("total_train_batch_size", "group_by_length", "early_stopping_patience", *TRAINING_FIELDS, *DROPOUTS)
-    hyperparameters = {name: description[name] for name in names}
+    names = ["total_train_batch_size", "group_by_length", "early_stopping_patience", *TRAINING_FIELDS]
+    overridden = {"num_train_epochs"} if description["max_steps"] > 0 else {"max_steps"}
+    overridden |= {f"{what}_steps" for what in ("eval", "save") if description[f"{what}_strategy"] != "steps"}
+    hyperparameters = {name: description[name] for name in names if name not in overridden}
+    hyperparameters |= {name: getattr(config, name, None) for name in DROPOUTS}
     hyperparameters["max_sequence_length"] = trainer.processing_class.model_max_length
     files = [description[name] for name in ("data_dir", "train_file", "validation_file", "test_file") if description[name]]
     source = ", ".join(f"`{file}`" for file in files) or f"`{task.hub_dataset}` on the Hub"
@@ -708,6 +840,6 @@ def write_card(trainer: FinetuningTrainer, data: TaskData, results: dict, descri
         model_type=config.model_type,
         base_model=None if description["random_weights"] else description["model_name_or_path"],
         data_description=f"{task.title}, from {source}.",
-        classifier_pooling=getattr(config, "classifier_pooling", None),
+        classifier_pooling=None if task.kind == "token_classification" else getattr(config, "classifier_pooling", None),
         pictures=tuple(sorted(path.name for path in folder.glob("*.png"))),
     ).save(folder / "README.md")

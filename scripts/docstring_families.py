@@ -5,7 +5,8 @@
     python scripts/docstring_families.py
 
 Fine-tunes the quickstart's checkpoint with a [CLS] head and with a head on pooled P, from its pretrained and from random
-weights, under three seeds, and sets them beside two baselines. Finished runs are not run again.
+weights, under three seeds, and sets them beside two baselines. Finished runs are not run again. Each `--train_rows` has
+a folder of its own below `--output_dir`.
 """
 
 import argparse
@@ -18,18 +19,22 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score, f1_score
-from sklearn.pipeline import make_pipeline
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from finetuning.errors import FinetuningError  # noqa: E402
-from finetuning.experiments import POOLING_NAMES, compare, markdown_table, percent  # noqa: E402
-from finetuning.train import Interrupted, write_json  # noqa: E402
-from pretraining.sources import python_docs  # noqa: E402
+try:  # loading takes seconds, in which Ctrl-C would leave a traceback
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import accuracy_score, f1_score
+    from sklearn.pipeline import make_pipeline
+
+    from finetuning.errors import FinetuningError
+    from finetuning.experiments import POOLING_NAMES, compare, markdown_table, percent
+    from finetuning.train import Interrupted, write_json
+    from pretraining.errors import PrepareError
+    from pretraining.sources import python_docs
+except KeyboardInterrupt:
+    sys.exit(130)
 
 FAMILIES = {
     "concurrency": "asyncio multiprocessing threading concurrent subprocess queue selectors sched signal",
@@ -57,6 +62,9 @@ def make_dataset(folder: Path, seed: int, train_rows: int | None = None) -> dict
 
     A text that more than one family has, or that has less than four words, is left out; a text is taken once. With
     `train_rows`, only so many of the training rows are kept, with families as equal as they can be.
+
+    Raises:
+        FinetuningError: there are not so many training rows, or fewer than families are asked for.
     """
     families = {module: family for family, modules in FAMILIES.items() for module in modules.split()}
     found: dict[str, set[str]] = {}
@@ -79,6 +87,8 @@ def make_dataset(folder: Path, seed: int, train_rows: int | None = None) -> dict
             split = "test" if i < test else "validation" if i < test + validation else "train"
             splits[split].append({"text": text, "label": family})
     if train_rows is not None:
+        if not len(FAMILIES) <= train_rows <= len(splits["train"]):
+            raise FinetuningError(f"--train_rows is {train_rows}: give from {len(FAMILIES)} to {len(splits['train'])}.")
         by_label = [[row for row in splits["train"] if row["label"] == family] for family in FAMILIES]
         splits["train"] = [row for group in zip(*by_label, strict=True) for row in group][:train_rows]
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,29 +155,33 @@ def main() -> int:
             f"error: {options.model_name_or_path} is not there: run `python3 scripts/quickstart.py` first.", file=sys.stderr
         )
         return 2
-    data_dir = options.output_dir / "data"
-    splits = make_dataset(data_dir, seed=0, train_rows=options.train_rows)
-    scores = baselines(splits)
+    output_dir = options.output_dir / f"train-{'all' if options.train_rows is None else options.train_rows}"
+    data_dir = output_dir / "data"
     runs = {}
     try:
+        splits = make_dataset(data_dir, seed=0, train_rows=options.train_rows)
+        scores = baselines(splits)
         for start, flag in (("pretrained", "false"), ("random", "true")):
-            folder = options.output_dir / start
+            folder = output_dir / start
             arguments = [*OPTIONS, *overrides, "--model_name_or_path", options.model_name_or_path, "--random_weights", flag]
             for split in splits:
                 arguments += [f"--{split}_file", str(data_dir / f"{split}.jsonl")]
             arguments += ["--seed", "0", "--num_seeds", str(options.num_seeds), "--output_dir", str(folder)]
             compare(["custom"], [*arguments, "--compare", *options.heads])
             runs[start] = json.loads((folder / "compare.json").read_text(encoding="utf-8"))["runs"]
-    except FinetuningError as error:
+    except (FinetuningError, PrepareError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename} cannot be used: {error.strerror}.", file=sys.stderr)
         return 2
     except (Interrupted, KeyboardInterrupt):
         print("Interrupted: give the same command again to go on.", file=sys.stderr)
         return 130
     table = report(splits, scores, runs, options.num_seeds)
-    write_json(options.output_dir / "results.json", {"baselines": scores, "runs": runs})
-    (options.output_dir / "table.md").write_text(table, encoding="utf-8")
-    print(f"\n{table}\nSaved in {options.output_dir}.")
+    write_json(output_dir / "results.json", {"baselines": scores, "runs": runs})
+    (output_dir / "table.md").write_text(table, encoding="utf-8")
+    print(f"\n{table}\nSaved in {output_dir}.")
     return 0
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, T5EncoderModel
 
 import modeling_luna  # noqa: F401  registers Luna with the Auto classes
 from finetuning import __main__ as program
 from finetuning.arguments import parse
+from finetuning.tasks import TASKS
 from finetuning.train import run
 from published_files import write_published, write_tokenizer
 
@@ -27,13 +28,17 @@ ARCHITECTURES = {
     "roberta": {"max_position_embeddings": 98, "type_vocab_size": 1},
     "modernbert": {"max_position_embeddings": 96, "cls_token_id": 0, "sep_token_id": 2},
 }
+OTHERS = {  # with the class of their pretrained checkpoints
+    "gpt2": (AutoModelForCausalLM, {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 96, "pad_token_id": None}),
+    "t5": (T5EncoderModel, {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}),
+    "vit": (AutoModel, {"image_size": 8, "patch_size": 4}),
+}
 FAST = {
     "recipe": "none",
     "num_train_epochs": 2,
     "per_device_train_batch_size": 8,
     "learning_rate": 1e-3,
     "max_sequence_length": 96,
-    "max_option_length": 40,
     "use_cpu": True,
     "disable_tqdm": True,
     "report_to": "none",
@@ -50,6 +55,25 @@ def write_checkpoint(folder, architecture="luna", seed=0, **changes):
     config = AutoConfig.for_model(architecture, **values)
     AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
     return folder
+
+
+def write_other(folder, architecture):
+    """A checkpoint of `OTHERS` with a tokenizer; GPT-2's has no pad token."""
+    write_tokenizer(folder)
+    auto_class, sizes = OTHERS[architecture]
+    text = {} if architecture == "vit" else {"vocab_size": len(AutoTokenizer.from_pretrained(folder)), "eos_token_id": 2}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(architecture, **(SIZES if architecture == "vit" else {}) | text | sizes)
+    make = getattr(auto_class, "from_config", auto_class)
+    make(config).save_pretrained(folder)
+    if architecture == "gpt2":
+        change_json(folder / "tokenizer_config.json", pad_token=None)
+    return folder
+
+
+def change_json(path, **changes):
+    """Set some values of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @cache
@@ -72,6 +96,8 @@ def to_options(**values):
 
 
 def arguments_of(task_name, **values):
+    if "multiple_choice" in (values.get("kind"), task_name in TASKS and TASKS[task_name].kind):
+        values = {"max_option_length": 40} | values
     return parse(task_name, to_options(**(FAST | values)))
 
 

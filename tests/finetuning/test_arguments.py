@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0.
 """Recipes against the numbers of the paper and the official repository, and the order in which options win."""
 
+import itertools
 import json
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from finetuning.arguments import RECIPES, FinetuningArguments, describe, file_to_options, parse, split_command_line
 from finetuning.errors import FinetuningError
-from finetuning.tasks import TASKS
+from finetuning.tasks import TASKS, custom_task
 
 MODEL = ["--model_name_or_path", "somewhere"]
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
@@ -86,9 +87,8 @@ def test_the_official_recipe(task_name):
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_recipe_parses_for_every_task_it_serves(path):
-    served = [name for name, task in TASKS.items() if path.stem in (name, task.family)]
-    if path.stem == "custom":
-        served = ["custom"]
+    file = f"{path.parent.name}/{path.name}"
+    served = [name for name, task in (TASKS | {"custom": custom_task("regression")}).items() if file in task.recipes]
     assert served
     for name in served:
         arguments = parsed(name, "--recipe", path.parent.name)
@@ -112,17 +112,22 @@ def test_no_recipe_leaves_the_trainer_s_defaults():
 
 @pytest.mark.parametrize("suffix", [".yaml", ".json"])
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_recipe(tmp_path, suffix):
-    values = {"learning_rate": 3e-4, "weight_decay": 0.3, "do_predict": False, "text_columns": ["a", "b"], "data_dir": None}
+    values = {"learning_rate": 3e-4, "weight_decay": 0.3, "do_predict": False, "class_names": ["a", "b"], "data_dir": None}
     path = tmp_path / f"options{suffix}"
     path.write_text(yaml.safe_dump(values) if suffix == ".yaml" else json.dumps(values))
-    tasks, options = split_command_line(["sst2", str(path), "--learning_rate", "7e-4"])
-    arguments = parse(*tasks, [*options, *MODEL])
+    tasks, options = split_command_line(["custom", str(path), "--learning_rate", "7e-4"])
+    arguments = parse(*tasks, [*options, *MODEL, "--kind", "classification"])
     assert arguments.training.learning_rate == 7e-4
     assert arguments.training.weight_decay == 0.3
     assert arguments.training.do_predict is False
-    assert arguments.data.text_columns == ["a", "b"] and arguments.data.data_dir is None
+    assert arguments.data.class_names == ["a", "b"] and arguments.data.data_dir is None
     assert arguments.training.adam_beta2 == 0.98
     assert {"learning_rate", "weight_decay", "do_predict"} <= arguments.given and "adam_beta2" not in arguments.given
+
+
+def test_every_recipe_file_is_some_task_s():
+    named = {file for task in (*TASKS.values(), custom_task("regression")) for file in task.recipes}
+    assert named == {str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml")}
 
 
 def test_a_negated_option_counts_as_given():
@@ -161,6 +166,35 @@ def test_runs_are_the_same_however_the_batch_is_divided():
     assert whole == divided == json.loads(json.dumps(whole))
     assert describe(parsed("sst2", "--total_train_batch_size", "16")) != whole
     assert describe(parsed("sst2", "--seed", "1")) != whole
+
+
+def test_the_digests_are_those_of_what_is_read(tmp_path):
+    for name in ("train.csv", "test.csv", "model.safetensors", "config.json", "README.md"):
+        (tmp_path / name).write_text(name)
+    files = [f"--{split}_file={tmp_path / split}.csv" for split in ("train", "test")]
+    seen = []
+    for name, text in ((None, ""), ("train.csv", "new"), ("model.safetensors", "new"), ("README.md", "new")):
+        if name:
+            (tmp_path / name).write_text(text)
+        seen.append(describe(parsed("custom", "--model_name_or_path", str(tmp_path), *files))["digests"])
+    assert [set(digests) for digests in seen] == [{"train", "test", "model"}] * 4
+    changed = [{name for name in old if old[name] != new[name]} for old, new in itertools.pairwise(seen)]
+    assert changed == [{"train"}, {"model"}, set()]
+    with pytest.raises(FinetuningError, match=r"nowhere\.csv cannot be read \(No such file or directory\): give"):
+        describe(parsed("custom", "--train_file", str(tmp_path / "nowhere.csv")))
+
+
+@pytest.mark.parametrize("do_eval", [True, False])
+def test_the_user_decides_on_the_last_evaluation(do_eval):
+    assert parsed("sst2", "--do_eval", str(do_eval)).training.do_eval is do_eval
+
+
+def test_options_that_one_of_the_tasks_reads_are_for_all():
+    options = [*MODEL, "--kind", "regression", "--train_file", "a.csv", "--data_dir", "glue", "--max_option_length", "9"]
+    tasks = ("sst2", "custom", "race")
+    assert [parse(name, options, tasks).task.name for name in tasks] == list(tasks)
+    with pytest.raises(FinetuningError, match="`max_option_length` was given, but sst2 .* or custom .* does not read it"):
+        parse("sst2", options, tasks[:2])
 
 
 def test_an_indivisible_batch_is_refused(monkeypatch):

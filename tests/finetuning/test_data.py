@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from finetuning import data
 from finetuning.data import CustomFiles, load_task
 from finetuning.errors import FinetuningError
+from finetuning.predictions import check_submission
 from finetuning.tasks import TASKS, custom_task
 from published_files import write_published
 
@@ -167,6 +168,19 @@ def test_truncated_training_rows_are_left_out_with_one_warning(tmp_path, caplog)
     )
 
 
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.grid == "glue.yaml"])
+def test_the_index_of_test_rows_is_the_file_s(tmp_path, name):
+    write_published(name, tmp_path, "original", rows=12)
+    for path in tmp_path.glob("*/test*.tsv"):
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        path.write_text("\n".join(lines[:2] + lines[3:]))
+    loaded = load_task(TASKS[name], tmp_path)
+    split = TASKS[name].test_splits[0]
+    assert loaded.splits[split]["index"][:] == [0, 2, 3, 4, 5]
+    with pytest.raises(FinetuningError, match=f"`index` of row 2 of the split '{split}' is 2, but GLUE's server wants 1"):
+        check_submission(loaded)
+
+
 @pytest.mark.parametrize("place", ["diagnostic/diagnostic.tsv", "AX/AX.tsv", "AX.tsv", "MNLI/diagnostic.tsv"])
 def test_the_diagnostic_set_is_optional(tmp_path, place):
     write_published("mnli", tmp_path, "original", rows=9)
@@ -299,6 +313,24 @@ WRONG_PUBLISHED = {
         "original",
         _edit("STS-B/dev.tsv", b".800", b".x"),
         "dev.tsv, line 2: the label is '0.x', but regression takes",
+    ),
+    "score out of range": (
+        "stsb",
+        "original",
+        _edit("STS-B/train.tsv", b"\t4.800", b"\t9.9"),
+        "the label is 9.9, but STS-B's are from 0 to 5; download",
+    ),
+    "index that is text": (
+        "qqp",
+        "original",
+        _edit("QQP/test.tsv", b"\n3\t", b"\nx\t"),
+        "test.tsv, line 5: the index is 'x', not a whole number",
+    ),
+    "test rows without an index": (
+        "rte",
+        "original",
+        _edit("RTE/test.tsv", b"index", b"number"),
+        "test.tsv has no column 'index'",
     ),
     "score that is NaN": (
         "stsb",
@@ -474,6 +506,60 @@ def test_order_of_labels(tmp_path):
     assert labels(["b", "a"], class_names=("b", "c", "a")) == (("b", "c", "a"), [0, 2])
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_whole_numbers_that_pandas_made_decimal(tmp_path, suffix):
+    """A column with one missing value: its whole numbers become 0.0, 1.0."""
+    train = _write_rows(tmp_path / f"a{suffix}", [{"text": "x", "label": value} for value in (0.0, 1.0, 1.0)])
+    loaded = load_task(custom_task("classification"), custom=CustomFiles(train, train, text_columns=("text",)))
+    assert (loaded.task.labels, loaded.splits["train"]["label"][:]) == (("0", "1"), [0, 1, 1])
+    rows = [{"question": "x", "a": "y", "b": "z", "label": value} for value in (0.0, 1.0)]
+    choice = _write_rows(tmp_path / f"choice{suffix}", rows)
+    loaded = load_task(custom_task("multiple_choice"), custom=CustomFiles(choice, choice, option_columns=("a", "b")))
+    assert loaded.splits["train"]["label"][:] == [0, 1]
+
+
+HIDDEN_LABELS = {  # kind -> the column of labels of a test file; what is read
+    "classification": ([None, "", -1, "-1", -1.0, math.nan, "b"], [-1] * 6 + [1]),
+    "regression": ([None, "", math.nan, -1], ["NaN"] * 3 + [-1.0]),
+    "multiple_choice": ([None, "", -1, "-1", -1.0, math.nan, "B"], [-1] * 6 + [1]),
+    "token_classification": ([None, "", [], "b"], [[], [], [], [1]]),
+}
+
+
+@pytest.mark.parametrize("kind", HIDDEN_LABELS)
+def test_hidden_labels_in_a_test_file(tmp_path, kind):
+    values, expected = HIDDEN_LABELS[kind]
+    rows = [{"text": "x", "words": "x", "question": "x", "options": ["x", "y"], "label": value} for value in values]
+    test = _write_rows(tmp_path / "a.jsonl", [*rows, {k: v for k, v in rows[0].items() if k != "label"}])
+    names = ("a", "b") if "classification" in kind else None
+    files = CustomFiles(test_file=test, text_columns=("text",), option_columns=("options",), class_names=names)
+    loaded = load_task(custom_task(kind), custom=files)
+    assert [row["label"] for row in _rows(loaded.splits["test"])] == [*expected, expected[0]]
+
+
+def test_minus_one_is_a_label_where_it_is_trained_on(tmp_path):
+    path = _write_rows(tmp_path / "a.csv", [{"text": "x", "label": value} for value in (-1, 0, 1)])
+    loaded = load_task(custom_task("classification"), custom=CustomFiles(path, path, path, text_columns=("text",)))
+    assert loaded.splits["test"]["label"][:] == [0, 1, 2]
+
+
+def test_rows_of_two_splits_in_one_file_are_told(tmp_path, caplog):
+    path = _write_rows(tmp_path / "a.csv", [{"text": "x", "label": 0.5}, {"text": "y", "label": 0.7}])
+    (tmp_path / "link.csv").symlink_to(path)
+    files = CustomFiles(path, tmp_path / "link.csv", text_columns=("text",))
+    load_task(custom_task("regression"), custom=files)
+    assert caplog.messages == [f"{path} is the file of both the train and the validation rows."]
+
+
+def test_labels_that_differ_in_white_space_are_told(tmp_path, caplog):
+    path = _write_rows(tmp_path / "a.csv", [{"text": "x", "label": label} for label in ("a b", "c", "a  b", "a b ")])
+    loaded = load_task(
+        custom_task("classification"), custom=CustomFiles(path, text_columns=("text",), validation_fraction=0.5)
+    )
+    assert loaded.task.labels == ("a  b", "a b", "a b ", "c")
+    assert caplog.messages == ["Labels that differ in white space alone are taken as different: 'a  b', 'a b', 'a b '."]
+
+
 def test_only_a_test_file_takes_the_given_names(tmp_path):
     path = _write_rows(tmp_path / "a.csv", [{"first": "x", "second": "y"}])
     files = CustomFiles(test_file=path, text_columns=("first", "second"), class_names=("no", "yes"))
@@ -632,7 +718,42 @@ WRONG_CUSTOM = {
         "line 1: the label None in 'label' is no",
     ),
     "float label": ("classification", "a.jsonl", '{"text": "x", "label": 1.5}', {}, "the label 1.5 in 'label' is a decimal"),
-    "float label in CSV": ("classification", "a.csv", "text,label\nx,1.0\n", {}, "the label 1.0 in 'label' is a decimal"),
+    "float label in CSV": ("classification", "a.csv", "text,label\nx,1.5\n", {}, "the label 1.5 in 'label' is a decimal"),
+    "missing among whole numbers": (
+        "classification",
+        "a.csv",
+        "text,label\nx,0.0\ny,1.0\nz,\n",
+        {},
+        "line 4: the label '' in 'label' is no name; fill it in",
+    ),
+    "NaN label": (
+        "classification",
+        "a.jsonl",
+        '{"text": "x", "label": NaN}',
+        {},
+        "line 1: the label nan in 'label' is no name",
+    ),
+    "labels as text": (
+        "classification",
+        "a.csv",
+        CSV,
+        {"label_column": "text"},
+        "`--label_column` is 'text', which is a column",
+    ),
+    "labels as options": (
+        "multiple_choice",
+        "a.csv",
+        "question,a,b\nx,y,z\n",
+        {"option_columns": ("a", "b"), "label_column": "b"},
+        "`--label_column` is 'b', which is a column of text too: name",
+    ),
+    "text as options": (
+        "multiple_choice",
+        "a.csv",
+        "question,options,label\nx,y z,A\n",
+        CHOICE,
+        "line 2: 'options' holds str where a list of options must be; write a list, or name one column for each",
+    ),
     "one class": ("classification", "a.csv", "text,label\nx,a\ny,a\n", {}, "has only the label 'a' in 'label'"),
     "label not given": (
         "classification",

@@ -297,7 +297,7 @@ PASSAGE = CHOICE | {"passage": "The cat"}
             RACE,
             PASSAGE,
             (130, 128),
-            r"`--max_sequence_length` is 130, .* `--max_option_length` 128: raise it to 131 .*\.",
+            r"`--max_option_length` is 128, which leaves .* in the 130 tokens of .* or of the model: lower it, to 65 .*\.",
         ),
         (RACE, PASSAGE, (130, 2), r"`--max_option_length` is 2, which leaves no room for text: raise it\."),
         (CSQA, CHOICE, (7, 128), r"`--max_option_length` is 128 and `--max_sequence_length` is 7: give at least 8\."),

@@ -21,7 +21,15 @@ GRIDS = Path(__file__).parents[2] / "finetuning" / "grids"
 @pytest.fixture
 def options(checkpoint, sst2, tmp_path):
     values = FAST | {"model_name_or_path": checkpoint, "data_dir": sst2, "output_dir": tmp_path / "out"}
-    return to_options(**values)
+    return to_options(**values | {"learning_rate": None})  # which the grids set
+
+
+@pytest.fixture
+def several(checkpoint, tmp_path):
+    """The options of a comparison on many GLUE tasks, whose files lie in one folder."""
+    for name in ("cola", "sst2", "mrpc", "stsb"):
+        write_published(name, tmp_path / "glue", "original", rows=8)
+    return to_options(model_name_or_path=checkpoint, data_dir=tmp_path / "glue", output_dir=tmp_path / "out")
 
 
 class FakeRuns:
@@ -67,7 +75,7 @@ def test_the_grids_are_the_paper_s(task_name, settings, checkpoint, tmp_path, ca
 def test_the_table_has_every_run_and_each_setting_s_median_and_maximum(options, tmp_path, capsys):
     grid = tmp_path / "g.yaml"
     grid.write_text("learning_rate: [1e-3, 2e-3]\n")
-    scores = [0.5, 0.9, 0.1, 0.6, 0.61, 0.62]
+    scores = [0.5, 0.9, 0.2, 0.6, 0.61, 0.67]  # no median is a mean
     runs = FakeRuns(scores)
     path = sweep("sst2", [*options, "--sweep_grid", str(grid), "--num_seeds", "3", "--seed", "5"], runs)
     assert [a.training.seed for a in runs.calls] == [5, 6, 7] * 2
@@ -80,7 +88,7 @@ def test_the_table_has_every_run_and_each_setting_s_median_and_maximum(options, 
         for folder, rate, seed, score in zip(folders, ["1e-3"] * 3 + ["2e-3"] * 3, "567567", scores, strict=True)
     ]
     assert rows[8] == ["learning_rate", "median", "maximum"]
-    assert rows[10:] == [["2e-3", "61.00", "62.00"], ["1e-3", "50.00", "90.00"]]
+    assert rows[10:] == [["2e-3", "61.00", "67.00"], ["1e-3", "50.00", "90.00"]]
     assert path.read_text() in capsys.readouterr().out
     saved = json.loads((tmp_path / "out" / "sweep.json").read_text())
     assert [entry["results"]["eval_accuracy"] for entry in saved["runs"]] == scores
@@ -89,7 +97,7 @@ def test_the_table_has_every_run_and_each_setting_s_median_and_maximum(options, 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(options, tmp_path, monkeypatch, capsys):
     grid = tmp_path / "g.yaml"
     grid.write_text("learning_rate: [1e-3, 1e-2]\n")
-    options = [*options, "--sweep_grid", str(grid), "--num_seeds", "2", "--num_train_epochs", "1"]
+    options = [*options, "--sweep_grid", str(grid), "--num_seeds", "3", "--num_train_epochs", "1"]
     trained = []
 
     def run_one(arguments, limit=3):
@@ -103,16 +111,32 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(options, tmp_path, monkey
         sweep("sst2", options, run_one)
     before = {folder: outcome(folder) for folder in trained}
     path = sweep("sst2", options, lambda arguments: run_one(arguments, limit=9))
-    assert len(trained) == len(set(trained)) == 4
+    assert len(trained) == len(set(trained)) == 6
     assert {folder: outcome(folder) for folder in before} == before
     scores = [read_results(folder)["eval_accuracy"] for folder in trained]
     rows = table_rows(path.read_text())
-    assert [row[3] for row in rows[2:6]] == [f"{100 * score:.2f}" for score in scores]
+    assert [row[3] for row in rows[2:8]] == [f"{100 * score:.2f}" for score in scores]
     expected = {
-        rate: [f"{100 * f(scores[i : i + 2]):.2f}" for f in (statistics.median, max)]
-        for rate, i in (("1e-3", 0), ("1e-2", 2))
+        rate: [f"{100 * f(scores[i : i + 3]):.2f}" for f in (statistics.median, max)]
+        for rate, i in (("1e-3", 0), ("1e-2", 3))
     }
-    assert {row[0]: row[1:] for row in rows[8:]} == expected
+    assert {row[0]: row[1:] for row in rows[10:]} == expected
+
+
+def test_what_the_model_does_not_have_is_left_out_of_the_grid(checkpoints, tmp_path, capsys, caplog):
+    """ModernBERT calls its dropouts otherwise."""
+    runs = FakeRuns([0.5] * 6)
+    path = sweep("race", to_options(model_name_or_path=checkpoints["modernbert"], output_dir=tmp_path), runs)
+    assert {(a.run.total_train_batch_size, a.training.learning_rate) for a in runs.calls} == {
+        (b, r) for b in (16, 32) for r in (1e-5, 2e-5, 3e-5)
+    }
+    assert caplog.messages[0] == "The grid's hidden_dropout_prob does not apply to modernbert, and is left out."
+    assert table_rows(path.read_text())[0] == ["run", "total_train_batch_size", "learning_rate", "seed", "eval_accuracy"]
+
+
+def test_an_option_that_the_grid_sets_is_refused(options):
+    with pytest.raises(FinetuningError, match="^`learning_rate` was given, but the runs differ in it: leave it out"):
+        sweep("sst2", [*options, "--sweep", "--learning_rate", "1"], FakeRuns([]))
 
 
 def test_a_wrong_value_anywhere_in_the_grid_is_refused_before_the_first_run(options, tmp_path):
@@ -133,10 +157,10 @@ def test_published_grids_are_read(path):
 # Comparison
 
 
-def test_heads_are_compared_in_the_layout_of_table_3(options, tmp_path, capsys):
+def test_heads_are_compared_in_the_layout_of_table_3(several, tmp_path, capsys):
     scores = [0.1, 0.2, 0.3, 0.5, 0.2, 0.4, 0.6, 0.8]  # cola: cls twice, P twice; then sst2
     runs = FakeRuns(scores)
-    path = compare(["cola", "sst2"], [*options, "--compare", "cls", "packed", "--num_seeds", "2"], runs)
+    path = compare(["cola", "sst2"], [*several, "--compare", "cls", "packed", "--num_seeds", "2"], runs)
     made = [(a.task.name, a.model.classifier_pooling, a.training.seed) for a in runs.calls]
     assert made == [
         (task, pooling, seed) for task in ("cola", "sst2") for pooling in ("cls", "packed_mean") for seed in (42, 43)
@@ -153,8 +177,8 @@ def test_heads_are_compared_in_the_layout_of_table_3(options, tmp_path, capsys):
     assert text in capsys.readouterr().out
 
 
-def test_each_task_is_named_with_its_own_metric(options, capsys):
-    path = compare(["sst2", "mrpc", "stsb"], [*options, "--compare", "cls", "mean"], FakeRuns([0.5] * 6))
+def test_each_task_is_named_with_its_own_metric(several, capsys):
+    path = compare(["sst2", "mrpc", "stsb"], [*several, "--compare", "cls", "mean"], FakeRuns([0.5] * 6))
     assert "SST-2: eval_accuracy, MRPC: eval_accuracy, STS-B: eval_pearson, in %; mean over 1 seed(s)." in path.read_text()
 
 
@@ -171,6 +195,64 @@ def test_checkpoints_are_compared_whatever_their_folders_are_called(options, tmp
     runs = FakeRuns([0.1, 0.2])
     path = compare(["sst2"], [*options, "--compare", *map(str, models[1:])], runs)
     assert [row[0] for row in table_rows(path.read_text())[2:]] == ["Luna-4", "model"]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "changes", "sentence"),
+    [
+        (
+            ["sst2"],
+            ["--compare", "cls", "pcked"],
+            r"`compare` has pcked, which is neither a head \(packed, cls.* nor a check",
+        ),
+        (["sst2"], ["--compare", "cls", "cls"], "run with sst2, classifier_pooling cls, seed 42 is there twice: leave out"),
+        (["sst2"], ["--compare", "packed", "packed_mean"], "classifier_pooling packed_mean, seed 42 is there twice: leave"),
+        (["sst2"], ["--compare", "{luna}", "{luna}/"], "is there twice: leave out one of them"),
+        (["sst2", "sst2"], ["--compare", "cls", "mean"], "run with sst2, classifier_pooling cls, seed 42 is there twice"),
+        (["sst2", "custom"], ["--compare", "cls", "mean"], "A custom task needs --kind: classification, regression, mult"),
+        (["sst2", "rte"], ["--compare", "cls", "mean"], "holds RTE in no published format"),
+        (
+            ["sst2", "custom"],
+            ["--compare", "cls", "mean", "--kind", "classification", "--train_file", "nowhere.csv"],
+            "nowhere.csv cannot be read",
+        ),
+        (
+            ["sst2", "custom"],
+            ["--compare", "cls", "mean", "--kind", "token_classification"],
+            "`compare` has cls, but token classification reads every token",
+        ),
+        (
+            ["sst2"],
+            ["--compare", "cls", "mean", "--model_name_or_path", "{roberta}"],
+            r"`compare` has cls, but .*roberta \(roberta\) has no choice of heads: compare checkpoints",
+        ),
+        (
+            ["sst2"],
+            ["--compare", "cls", "packed", "--model_name_or_path", "{modernbert}"],
+            "`classifier_pooling` is 'packed_mean', which modernbert refuses",
+        ),
+        (
+            ["sst2"],
+            ["--compare", "cls", "mean", "--classifier_pooling", "cls"],
+            "`classifier_pooling` was given, but the runs differ in it",
+        ),
+        (["sst2"], ["--compare", "cls", "mean", "--no_do_eval"], "Runs are compared by their evaluation: give"),
+    ],
+)
+def test_a_wrong_comparison_is_refused_before_the_first_run(tasks, changes, sentence, options, checkpoints):
+    runs = FakeRuns([])
+    with pytest.raises(FinetuningError, match=sentence):
+        compare(tasks, [*options, *(change.format(**checkpoints) for change in changes)], runs)
+    assert not runs.calls
+
+
+def test_a_folder_that_holds_another_run_is_refused_before_the_first_run(options, tmp_path):
+    (tmp_path / "out" / "classifier_pooling_mean-seed_42").mkdir(parents=True)
+    (tmp_path / "out" / "classifier_pooling_mean-seed_42" / "thesis.txt").touch()
+    runs = FakeRuns([])
+    with pytest.raises(FinetuningError, match="seed_42 holds files that are not a run of this program"):
+        compare(["sst2"], [*options, "--compare", "cls", "mean"], runs)
+    assert not runs.calls
 
 
 def test_real_contestants_train_under_equal_seeds(options, checkpoint, tmp_path, capsys):

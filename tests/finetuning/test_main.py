@@ -3,12 +3,12 @@
 """The command line: wrong input in one sentence, and the real program in processes that are many, stopped, or killed."""
 
 import contextlib
-import json
 import random
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -22,7 +22,9 @@ from finetuning import __main__ as program
 from finetuning.errors import FinetuningError
 from finetuning_builders import (
     FAST,
+    OTHERS,
     ROOT,
+    change_json,
     command,
     environment,
     launch,
@@ -33,6 +35,7 @@ from finetuning_builders import (
     run_main,
     run_task,
     to_options,
+    write_other,
 )
 from modeling_luna import LunaForQuestionAnswering
 from published_files import write_published
@@ -84,7 +87,10 @@ MODEL = ("--model_name_or_path", "{luna}")
         ([*SST2, "--model_name_or_path", "{base}/nowhere"], "nowhere is neither a folder with a checkpoint nor a model"),
         ([*SST2, "--model_name_or_path", "{no_tokenizer}"], "no_tokenizer has no tokenizer that can be loaded: save"),
         ([*SST2, "--model_name_or_path", "{other_tokenizer}"], "has 3.. entries, but the model 100: give the two that"),
-        ([*SST2, "--model_name_or_path", "{broken}"], r"The weights of .*broken cannot be loaded \(.*\): give another"),
+        (
+            [*SST2, "--model_name_or_path", "{broken}"],
+            r"The weights of .*broken \(luna\) cannot be loaded for classification \(",
+        ),
         (["mnli", "--data_dir", "{mnli}", "--model_name_or_path", "{tuned_sst2}"], "for 2 labels, but mnli has 3 .*: start"),
         (
             ["rte", "--data_dir", "{rte}", "--model_name_or_path", "{tuned_sst2}"],
@@ -139,7 +145,7 @@ MODEL = ("--model_name_or_path", "{luna}")
         ),
         (
             [*RACE, *MODEL, "--recipe", "best"],
-            "`recipe` is 'best', which has no values for race: choose official or table9",
+            "`recipe` is 'best', which has no values for race: choose table9 or official",
         ),
         (["sst2", "{base}/broken.yaml"], "broken.yaml is not valid YAML or JSON at line 2: correct it"),
         (["sst2", "{base}/list.yaml"], "list.yaml must hold `option: value` lines"),
@@ -179,6 +185,76 @@ MODEL = ("--model_name_or_path", "{luna}")
             [*SST2, *MODEL, "--no_do_train"],
             "has no weights for classifier.dense.bias, so it cannot predict sst2 without",
         ),
+        ([*SST2, *MODEL, "--output_dir", "{base}/rows.csv"], "--output_dir is .*rows.csv, but .*rows.csv is a file: choose"),
+        ([*SST2, *MODEL, "--output_dir", "{base}/rows.csv/run"], "run, but .*rows.csv is a file: choose another"),
+        (
+            ["csqa", "--data_dir", "{csqa}", "--model_name_or_path", "{gpt2}"],
+            r"gpt2 \(gpt2\) cannot be loaded for multiple ch",
+        ),
+        (
+            ["csqa", "--data_dir", "{csqa}", "--model_name_or_path", "{gpt2}", "--random_weights"],
+            r"gpt2 \(gpt2\) cannot do multiple choice \(Unrecognized configuration .*\): give another",
+        ),
+        (
+            [*SST2, "--model_name_or_path", "{t5}"],
+            r"t5 \(t5\) cannot do classification \(.*decoder_start_token_id.*\): give",
+        ),
+        ([*SST2, "--model_name_or_path", "{vit}"], r"vit \(vit\) reads no text: give a model that does"),
+        ([*SST2, "--model_name_or_path", "{no_end}"], "no_end has neither a pad token nor an end token: give it one of"),
+        (
+            [*RACE, *MODEL],
+            "`--max_option_length` is 128, which leaves no room .* 96 tokens .* or of the model: lower it, to 48",
+        ),
+        (
+            [*SST2, *MODEL, "--report_to", "paper"],
+            r"The Trainer cannot start \(paper is not supported, .*\): correct the opt",
+        ),
+        ([*SST2, *MODEL, "--push_to_hub"], r"The Trainer cannot start \(Cannot reach .*\): correct the options"),
+        (
+            [*SST2, *MODEL, "--lr_scheduler_kwargs", '{{"foo": 0}}'],
+            "`lr_scheduler_type` linear cannot be used .*'foo'.*: correct it or --lr_scheduler_kwargs",
+        ),
+        ([*SST2, *MODEL, "--optim_args", "foo"], r"`optim` adamw_torch.* cannot be used \(.*\): correct --optim or"),
+        (
+            [*SST2, *MODEL, "--dataloader_drop_last"],
+            "`dataloader_drop_last` is True, but the evaluation would lose rows: leave",
+        ),
+        (
+            [*SST2, *MODEL, "--label_names", "foo"],
+            r"`label_names` is \['foo'\], but every task has the one column of labels",
+        ),
+        (
+            [*SST2, *MODEL, "--prediction_loss_only", "true"],
+            "`prediction_loss_only` is True, but the metrics need the scores",
+        ),
+        (
+            [*SST2, *MODEL, "--batch_eval_metrics", "true"],
+            "`batch_eval_metrics` is True, but the metrics need all rows at once",
+        ),
+        (
+            [*SST2, *MODEL, "--resume_from_checkpoint", "nodir/checkpoint-5"],
+            "`resume_from_checkpoint` is nodir/checkpoint-5, but the same command goes on from the newest checkpoint",
+        ),
+        (
+            [*SST2, *MODEL, "--train_file", "c/train.csv"],
+            r"`train_file` was given, but sst2 \(classification\) does not read",
+        ),
+        ([*SST2, *MODEL, "--text_columns", "foo", "--kind", "regression"], "`kind` was given, but sst2"),
+        ([*SST2, *MODEL, "--max_option_length", "9"], "`max_option_length` was given, but sst2"),
+        (
+            ["custom", *MODEL, "--kind", "regression", "--data_dir", "d"],
+            r"`data_dir` was given, but custom \(regression\) does",
+        ),
+        (["custom", *MODEL, "--kind", "regression", "--class_names", "a", "b"], "`class_names` was given, but custom"),
+        (
+            ["custom", *MODEL, "--kind", "token_classification", "--classifier_pooling", "packed_mean"],
+            r"`classifier_pooling` was given, but custom \(token classification\) does not read it: leave it out",
+        ),
+        (
+            ["custom", *MODEL, "--kind", "regression", "--validation_file", "a.csv", "--validation_fraction", "0.2"],
+            "`validation_fraction` was given beside `validation_file`: leave",
+        ),
+        ([*SST2, *MODEL, "--num_seeds", "3"], "`num_seeds` was given, but only --sweep and --compare read it: leave"),
         (["custom", *MODEL], "A custom task needs --kind: classification, regression"),
         (
             ["custom", *MODEL, "--kind", "classification", "--test_file", "{base}/rows.csv", "--class_names", "a", "b"],
@@ -203,13 +279,14 @@ def wrong(tuned, checkpoints, base):
     """Name -> a folder or file that the cases above speak of."""
     places = {"base": base, **checkpoints} | {f"tuned_{name}": folder for name, folder in tuned.items()}
     places |= {name: published(name, "hub", base) for name in ("sst2", "race", "mnli", "rte", "stsb", "csqa")}
-    for name in ("no_tokenizer", "other_tokenizer", "broken", "answers"):
+    for name in ("no_tokenizer", "other_tokenizer", "broken", "answers", "no_end"):
         places[name] = base / name
         shutil.copytree(checkpoints["luna"], base / name)
+    places |= {name: write_other(base / name, name) for name in OTHERS}
+    change_json(base / "no_end" / "tokenizer_config.json", pad_token=None, eos_token=None)
     for path in (base / "no_tokenizer").glob("tokenizer*"):
         path.unlink()
-    config = json.loads((base / "other_tokenizer" / "config.json").read_text())
-    (base / "other_tokenizer" / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
+    change_json(base / "other_tokenizer" / "config.json", vocab_size=100)
     (base / "broken" / "model.safetensors").write_bytes(b"nothing")
     LunaForQuestionAnswering(LunaConfig.from_pretrained(base / "answers")).save_pretrained(base / "answers")
     places["foreign"] = base / "foreign"
@@ -227,6 +304,38 @@ def test_processes_that_do_not_know_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(FinetuningError, match="2 processes were launched, but the Trainer sees 1: on CPU, launch with"):
         program.check_launch(1)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError("Cannot reach the Hub: offline.\nMore."), "Cannot reach the Hub: offline."),
+        (OSError(28, "No space left on device", "/run/model"), "/run/model cannot be used: No space left on device."),
+    ],
+)
+def test_what_the_system_refuses_is_told_in_its_words(error, sentence, values, monkeypatch, capsys):
+    def run(arguments):
+        raise error
+
+    monkeypatch.setattr(program, "run", run)
+    assert run_main("sst2", *to_options(**values)) == 2
+    assert capsys.readouterr().err == f"error: {sentence}\n"
+
+
+@pytest.mark.parametrize(
+    ("stub", "tokens"), [("datasets", ["-m", "finetuning"]), ("sklearn", [f"{ROOT}/scripts/docstring_families.py"])]
+)
+def test_ctrl_c_while_libraries_load_is_no_traceback(stub, tokens, tmp_path):
+    (tmp_path / f"{stub}.py").write_text("raise KeyboardInterrupt\n")
+    env = environment() | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, *tokens], capture_output=True, text=True, env=env, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_the_number_of_processes_is_told(values, caplog):
+    """`accelerate launch --num_processes 2` starts one process on CPU, and says nothing."""
+    assert run_main("sst2", *to_options(**values | {"max_steps": 1})) == 0
+    assert caplog.messages[0] == "Processes: 1, on cpu."
 
 
 def test_help_names_the_tasks_and_the_options(capsys):
@@ -311,6 +420,7 @@ def test_two_processes_train_as_one(task_name, values, base, tmp_path):
         "attention_probs_dropout_prob": 0.0,
     }
     values |= {"total_train_batch_size": 8, "learning_rate": 0.1, "optim": "sgd"}
+    values |= {"max_option_length": 40} if task_name == "race" else {}
     said = {}
     for processes in (1, 2):
         options = to_options(**values | {"output_dir": tmp_path / f"{processes}"})
@@ -319,6 +429,7 @@ def test_two_processes_train_as_one(task_name, values, base, tmp_path):
     assert two == pytest.approx(one, rel=1e-5)
     assert one["train_steps"] == 8
     assert said[2][0].count("Saved in") == 1 and said[2][1].count("New weights") == 1
+    assert said[2][1].count("Processes: 2, on cpu.") == 1 and "find_unused_parameters" not in said[2][1]
 
 
 @pytest.mark.slow

@@ -12,7 +12,14 @@ from scipy.special import softmax
 
 from finetuning.data import TaskData
 from finetuning.errors import FinetuningError
-from finetuning.predictions import GLUE_FILES, main, merge_submissions, write_predictions, write_submission
+from finetuning.predictions import (
+    GLUE_FILES,
+    check_submission,
+    main,
+    merge_submissions,
+    write_predictions,
+    write_submission,
+)
 from finetuning.tasks import TASKS, custom_task
 
 GLUE = [task for task in TASKS.values() if task.hub_config is not None and task.hub_dataset == "nyu-mll/glue"]
@@ -103,11 +110,21 @@ def test_equal_predictions_make_equal_zips(tmp_path, monkeypatch):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_glue_wants_every_row_in_order(tmp_path):
+def test_glue_wants_every_row_in_order(caplog):
     data = _data(TASKS["rte"], rows=3, index=[0, 2, 1])
     message = r"^`index` of row 2 of the split 'test' is 2, but GLUE's server wants 1: predict all rows of RTE\.tsv"
     with pytest.raises(FinetuningError, match=message):
-        write_submission(tmp_path, data, {"test": np.eye(2)[[0, 1, 0]]})
+        check_submission(data)
+    check_submission(_data(TASKS["wnli"], rows=146))
+    check_submission(_data(TASKS["race"], rows=3, index=["b7", "a1", "c2"]))
+    assert not caplog.records
+    check_submission(_data(TASKS["mnli"], ("test_matched", "diagnostic"), rows=1104))
+    assert caplog.messages == ["The split 'test_matched' has 1104 rows, but GLUE's server wants 9796 in MNLI-m.tsv."]
+
+
+@pytest.mark.parametrize("task", GLUE, ids=lambda task: task.name)
+def test_every_glue_file_has_its_number_of_rows(task):
+    assert len(task.submission_rows) == len(task.submission_files) and min(task.submission_rows) >= 146
 
 
 def test_merged_submissions(tmp_path):
@@ -129,8 +146,20 @@ def test_merging_from_the_command_line(tmp_path, capsys):
     assert capsys.readouterr().out.endswith(
         "wants: CoLA.tsv, SST-2.tsv, MRPC.tsv, STS-B.tsv, QQP.tsv, QNLI.tsv, RTE.tsv, WNLI.tsv.\n"
     )
-    assert main([str(tmp_path / "glue.zip"), str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path} has no GLUE submission")
+    assert main([str(tmp_path / "new" / "folder" / "glue.zip"), str(tmp_path / "mnli")]) == 0
+    assert (tmp_path / "new" / "folder" / "glue.zip").read_bytes() == (tmp_path / "glue.zip").read_bytes()
+
+
+def test_wrong_command_lines_of_merging(tmp_path, capsys):
+    _submit(tmp_path / "mnli", TASKS["mnli"])
+    (tmp_path / "a_folder.zip").mkdir()
+    for path, folder, sentence in (
+        ("glue.zip", "", f"{tmp_path} has no GLUE submission in `submission/`: give the output folder of a GLUE run."),
+        ("mnli", "mnli", f"{tmp_path}/mnli is not named as a zip: give a file that ends in .zip, and then the folders."),
+        ("a_folder.zip", "mnli", f"{tmp_path}/a_folder.zip cannot be used: Is a directory."),
+    ):
+        assert main([str(tmp_path / path), str(tmp_path / folder)]) == 2
+        assert capsys.readouterr().err == f"error: {sentence}\n"
 
 
 def test_submissions_that_cannot_be_merged(tmp_path):

@@ -5,8 +5,10 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,15 +18,23 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from scipy import stats
 from sklearn import metrics as sk
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, EarlyStoppingCallback, TrainerControl, TrainerState
 
 from finetuning import train
 from finetuning.data import load_task
 from finetuning.encoding import encode, make_collator
 from finetuning.errors import FinetuningError
 from finetuning.tasks import TASKS
-from finetuning.train import AUTO_CLASSES, EpochSampler, FinetuningTrainer, Interrupted, make_loss
-from finetuning_builders import outcome, published, read_lines, read_results, run_task
+from finetuning.train import (
+    AUTO_CLASSES,
+    EpochSampler,
+    FinetuningTrainer,
+    Interrupted,
+    StopEarly,
+    evaluations_since_best,
+    make_loss,
+)
+from finetuning_builders import change_json, outcome, published, read_lines, read_results, run_task, write_other
 
 LEFTOVERS = ("checkpoint-*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.tmp")
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
@@ -95,7 +105,7 @@ def check_submission(task, folder):
         assert (folder / "submission" / name).read_text() == texts[name]
         header, *rows = csv.reader(texts[name].splitlines(), delimiter="," if name.endswith(".csv") else "\t")
         lines = read_lines(folder / f"predictions_{split}.jsonl")
-        assert header == (["index", "prediction"] if task.family == "glue" else ["id", "answer"])
+        assert header == (["index", "prediction"] if task.grid == "glue.yaml" else ["id", "answer"])
         assert [row[0] for row in rows] == [str(line["index"]) for line in lines]
         if task.kind == "regression":
             clipped = [min(max(line["prediction"], 0), 5) for line in lines]
@@ -193,6 +203,110 @@ def test_a_finished_run_is_not_run_again(checkpoint, sst2, tmp_path, monkeypatch
     assert run_task("sst2", **values) == results
     with pytest.raises(FinetuningError, match="holds a run with learning_rate 0.001, and this one has 0.002: choose"):
         run_task("sst2", **values | {"learning_rate": 2e-3})
+
+
+def test_results_of_other_files_are_refused(checkpoint, sst2, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "model")
+    shutil.copytree(sst2, tmp_path / "data")
+    values = {"model_name_or_path": tmp_path / "model", "data_dir": tmp_path / "data", "output_dir": tmp_path / "run"}
+    run_task("sst2", **values, num_train_epochs=1)
+    (tmp_path / "model" / "README.md").write_text("This is not read.")
+    run_task("sst2", **values, num_train_epochs=1)
+    for path, name in (
+        (tmp_path / "model" / "config.json", "model"),
+        (tmp_path / "data" / "sst2" / "test-00000-of-00001.parquet", "test"),
+    ):
+        before = path.read_bytes()
+        path.write_bytes(before + b"\n")
+        with pytest.raises(
+            FinetuningError, match=f"^The files of `{name}` have changed since the run in .*run: choose anot"
+        ):
+            run_task("sst2", **values, num_train_epochs=1)
+        path.write_bytes(before)
+    run_task("sst2", **values, num_train_epochs=1)
+
+
+def test_a_run_that_left_nothing_behind_does_not_hold_its_folder(checkpoint, sst2, tmp_path):
+    values = {"model_name_or_path": checkpoint, "data_dir": sst2, "output_dir": tmp_path / "run"}
+    with pytest.raises(FinetuningError, match="lower learning_rate"):
+        run_task("sst2", **values, learning_rate=1e6)
+    run_task("sst2", **values, learning_rate=1e-4)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["learning_rate"] == 1e-4
+
+
+def test_checkpoints_hold_their_folder(checkpoint, sst2, tmp_path, monkeypatch):
+    values = {"model_name_or_path": checkpoint, "data_dir": sst2, "output_dir": tmp_path / "run"}
+    with monkeypatch.context() as patch:
+        interrupt(patch, "signal", 1)
+        with pytest.raises(Interrupted):
+            run_task("sst2", **values)
+    with pytest.raises(FinetuningError, match="holds a run with learning_rate 0.001, and this one has 0.002: choose"):
+        run_task("sst2", **values, learning_rate=2e-3)
+    (tmp_path / "run" / "checkpoint-2" / "rng_state.pth").rename(tmp_path / "run" / "checkpoint-2" / "rng_state_0.pth")
+    with pytest.raises(FinetuningError, match="holds a run with learning_rate"):  # one of several processes
+        run_task("sst2", **values, learning_rate=2e-3)
+
+
+@pytest.mark.parametrize("left_out", [["do_predict"], ["do_eval"], ["do_eval", "do_predict"]])
+def test_what_a_run_left_out_is_run_later_from_its_model(left_out, checkpoint, sst2, tmp_path, monkeypatch):
+    values = {"model_name_or_path": checkpoint, "data_dir": sst2, "classifier_pooling": "packed_mean"}
+    run_task("sst2", output_dir=tmp_path / "whole" / "run", **values)
+    first = run_task("sst2", output_dir=tmp_path / "run", **values, **dict.fromkeys(left_out, False))
+    assert ("eval_accuracy" in first) == ("do_eval" not in left_out)
+    assert (tmp_path / "run" / "submission.zip").exists() == ("do_predict" not in left_out)
+    monkeypatch.setattr(train, "train", None)
+    run_task("sst2", output_dir=tmp_path / "run", **values)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole" / "run")
+    cards = [(folder / "run" / "README.md").read_text() for folder in (tmp_path, tmp_path / "whole")]
+    assert cards[0] == cards[1]
+    monkeypatch.setattr(train, "load_config", None)
+    assert run_task("sst2", output_dir=tmp_path / "run", **values) == read_results(tmp_path / "run")
+
+
+def test_a_folder_of_the_user_s_among_the_checkpoints_stays(checkpoint, sst2, tmp_path, monkeypatch):
+    values = {"model_name_or_path": checkpoint, "data_dir": sst2, "output_dir": tmp_path / "run"}
+    with monkeypatch.context() as patch:
+        interrupt(patch, "crash", 5)
+        with pytest.raises(Crash):
+            run_task("sst2", **values)
+    (tmp_path / "run" / "checkpoint-best").mkdir()
+    run_task("sst2", **values)
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-best"]
+
+
+@pytest.mark.parametrize("name", ["run.json", "all_results.json"])
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_broken_file_of_a_run_is_named(name, text, checkpoint, sst2, tmp_path):
+    values = {"model_name_or_path": checkpoint, "data_dir": sst2, "output_dir": tmp_path, "max_steps": 1}
+    run_task("sst2", **values)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(FinetuningError, match=f"{name} is not a JSON object: choose another --output_dir, or remove"):
+        run_task("sst2", **values)
+
+
+def test_checkpoints_within_an_epoch(checkpoint, sst2, tmp_path, monkeypatch):
+    """The options that the docs name for it."""
+    values = {"model_name_or_path": checkpoint, "data_dir": sst2, "output_dir": tmp_path / "run"}
+    values |= {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3}
+    with monkeypatch.context() as patch:
+        interrupt(patch, "crash", 7)
+        with pytest.raises(Crash):
+            run_task("sst2", **values)
+    assert (tmp_path / "run" / "checkpoint-6").is_dir()
+    run_task("sst2", **values)
+    run_task("sst2", **values | {"output_dir": tmp_path / "whole"})
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_misplaced_test_rows_are_refused_before_the_training(checkpoint, tmp_path, monkeypatch):
+    shutil.copytree(published("rte", "original", tmp_path), tmp_path / "data")
+    path = tmp_path / "data" / "RTE" / "test.tsv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:4] + lines[5:]))
+    monkeypatch.setattr(train, "load_model", None)
+    values = {"model_name_or_path": checkpoint, "data_dir": tmp_path / "data", "output_dir": tmp_path / "run"}
+    with pytest.raises(FinetuningError, match="`index` of row 4 of the split 'test' is 4, but GLUE's server wants 3"):
+        run_task("rte", **values)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -345,6 +459,19 @@ def test_grouping_puts_rows_of_similar_length_together():
     assert list(EpochSampler(800, lengths, 8, 0, lambda: 0)) != list(EpochSampler(800, lengths, 8, 0, lambda: 1))
 
 
+def test_early_stopping_counts_the_split_that_picks_the_checkpoint(monkeypatch):
+    """MNLI has two validation splits, and the Trainer tells of both."""
+    counted = []
+    monkeypatch.setattr(EarlyStoppingCallback, "on_evaluate", lambda *args, **kwargs: counted.append(args[-1]))
+    args = SimpleNamespace(metric_for_best_model="eval_validation_matched_accuracy")
+    log = [{f"eval_validation_{split}_accuracy": 0.5} for split in ("matched", "mismatched")]
+    for metrics in log:
+        StopEarly(2).on_evaluate(args, TrainerState(), TrainerControl(), metrics=metrics)
+    assert counted == log[:1]
+    state = TrainerState(log_history=[entry | {"step": step} for step in (4, 8, 12) for entry in log], best_global_step=4)
+    assert evaluations_since_best(state, args.metric_for_best_model) == 2
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Your own data
 
@@ -416,6 +543,26 @@ def test_custom_data_trains_and_the_model_predicts_alone(kind, suffix, checkpoin
     assert not (tmp_path / "alone" / "model.safetensors").exists()
 
 
+def test_the_best_checkpoint_has_the_smallest_error(checkpoint, tmp_path):
+    rows = write_rows(tmp_path / "rows.csv", custom_rows("regression", 40))
+    values = {"kind": "regression", "train_file": rows, "metric_for_best_model": "mean_squared_error", "learning_rate": 0.05}
+    results = run_task("custom", model_name_or_path=checkpoint, output_dir=tmp_path / "run", num_train_epochs=6, **values)
+    errors = [entry["eval_mean_squared_error"] for entry in evaluations(tmp_path / "run")]
+    assert len(errors) == 6 and results["eval_mean_squared_error"] == min(errors) < max(errors)
+
+
+def test_tags_lie_at_their_words_whatever_the_side_of_padding(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "left")
+    change_json(tmp_path / "left" / "tokenizer_config.json", padding_side="left")
+    assert AutoTokenizer.from_pretrained(tmp_path / "left").padding_side == "left"
+    rows = write_rows(tmp_path / "rows.jsonl", custom_rows("token_classification", 40))
+    values = {"kind": "token_classification", "train_file": rows, "learning_rate": 2e-2, "num_train_epochs": 8}
+    results = run_task("custom", model_name_or_path=tmp_path / "left", output_dir=tmp_path / "run", **values)
+    lines = read_lines(tmp_path / "run" / "predictions_validation.jsonl")
+    right = [pair[0] == pair[1] for line in lines for pair in zip(line["prediction"], line["label"], strict=True)]
+    assert np.mean(right) == pytest.approx(results["eval_accuracy"]) and np.mean(right) > 0.95
+
+
 def test_a_fine_tuned_model_is_evaluated_on_labelled_rows(checkpoint, sst2, tmp_path):
     trained = run_task("sst2", model_name_or_path=checkpoint, data_dir=sst2, output_dir=tmp_path / "run")
     alone = {"do_train": False, "do_predict": False, "output_dir": tmp_path / "alone"}
@@ -431,13 +578,18 @@ def test_a_fine_tuned_model_is_evaluated_on_labelled_rows(checkpoint, sst2, tmp_
     ("architecture", "task_name"),
     [("roberta", "mrpc"), ("modernbert", "race"), slow("roberta", "race"), slow("modernbert", "mrpc")],
 )
-def test_any_auto_model_runs(architecture, task_name, checkpoints, base, tmp_path, logits):
+def test_any_auto_model_runs(architecture, task_name, checkpoints, base, tmp_path, logits, caplog):
     task, folder = TASKS[task_name], tmp_path / "run"
     data_dir = published(task_name, "hub", base)
     values = {"recipe": "table9", "num_train_epochs": 1, "max_steps": 4, "total_train_batch_size": 8}
     run_task(task_name, model_name_or_path=checkpoints[architecture], data_dir=data_dir, output_dir=folder, **values)
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == architecture and "activation_dropout" not in config
+    card = (folder / "README.md").read_text()
+    assert "| max_steps | 4 |" in card and "num_train_epochs" not in card and "eval_steps" not in card
+    assert "activation_dropout" not in card and ("| hidden_dropout_prob | 0.1 |" in card) == (architecture == "roberta")
+    unread = {"modernbert": "hidden_dropout_prob, attention_probs_dropout_prob, "}.get(architecture, "")
+    assert f"The recipe's {unread}activation_dropout do not apply to {architecture}." in caplog.messages
     check_metrics(task, folder, logits)
     again = np.array(reloaded_scores(load_task(task, data_dir), folder, "test"))
     assert again.reshape(logits["test"].shape) == pytest.approx(logits["test"], abs=1e-4)
@@ -449,6 +601,16 @@ def test_token_classification_with_any_model(architecture, checkpoints, tmp_path
     values = {"kind": "token_classification", "train_file": rows, "learning_rate": 2e-2, "num_train_epochs": 8}
     results = run_task("custom", model_name_or_path=checkpoints[architecture], output_dir=tmp_path / "run", **values)
     assert results["eval_accuracy"] > 0.95
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "classifier_pooling" not in card and "| num_train_epochs | 8" in card and "max_steps" not in card
+
+
+def test_a_model_without_a_pad_token(sst2, tmp_path, logits):
+    checkpoint = write_other(tmp_path / "gpt2", "gpt2")
+    run_task("sst2", model_name_or_path=checkpoint, data_dir=sst2, output_dir=tmp_path / "run")
+    check_metrics(TASKS["sst2"], tmp_path / "run", logits)
+    again = np.array(reloaded_scores(load_task(TASKS["sst2"], sst2), tmp_path / "run", "test"))
+    assert again == pytest.approx(logits["test"], abs=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["luna", "roberta", slow("modernbert")])
@@ -483,6 +645,28 @@ def test_the_loss_is_that_of_torch():
     torch.testing.assert_close(smooth, 0.7 * expected - 0.3 * logits.log_softmax(-1)[labels >= 0].mean())
     values, targets = torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 4.0])
     assert make_loss(TASKS["stsb"])({"logits": values}, targets).item() == 2.5
+
+
+def test_the_evaluation_is_not_smoothed(checkpoint, sst2, tmp_path, logits, monkeypatch):
+    values = {"model_name_or_path": checkpoint, "data_dir": sst2, "label_smoothing_factor": 0.5, "max_steps": 2}
+    drawn = {}
+    monkeypatch.setattr(train, "plot_learning_curve", lambda *args, **kwargs: drawn.update(kwargs))
+    results = run_task("sst2", output_dir=tmp_path / "run", **values)
+    labels = torch.tensor(load_task(TASKS["sst2"], sst2).splits["validation"]["label"][:])
+    scores = torch.from_numpy(logits["validation"])
+    assert results["eval_loss"] == pytest.approx(make_loss(TASKS["sst2"])({"logits": scores}, labels).item(), rel=1e-6)
+    assert results["eval_loss"] != pytest.approx(make_loss(TASKS["sst2"], 0.5)({"logits": scores}, labels).item(), rel=1e-6)
+    assert drawn["loss_name"] == "cross-entropy (nats)\nin training with label smoothing 0.5"
+
+
+@pytest.mark.parametrize(("architecture", "expected"), [("luna", False), ("roberta", None)])
+def test_luna_needs_no_search_for_unused_parameters(architecture, expected, checkpoints, sst2, tmp_path, monkeypatch):
+    """Its heads freeze what they do not read; with two processes, the search would warn of finding none."""
+    seen = []
+    monkeypatch.setattr(train, "check_forward", lambda trainer, *args: seen.append(trainer.args))
+    values = {"model_name_or_path": checkpoints[architecture], "data_dir": sst2, "output_dir": tmp_path / "run"}
+    run_task("sst2", **values, max_steps=1)
+    assert seen[0].ddp_find_unused_parameters is expected
 
 
 def test_random_weights_are_those_of_a_new_model(checkpoint, sst2, tmp_path):
