@@ -20,6 +20,7 @@ from pretraining.order import permute
 # The "epoch" under which validation rows are masked: the same masks at every evaluation, shared with no training epoch.
 VALIDATION_EPOCH = 2**64 - 1
 
+
 @dataclass(frozen=True)
 class Masking:
     """How tokens are masked: 80 % of the chosen ones become the mask token, 10 % a random one, 10 % stay."""

@@ -61,12 +61,18 @@ class SplitWriter:
         self.documents = state["documents"]
         self.rows = state["rows"]  # written
         self.shards: list[dict] = list(state["shards"])  # finished: file, rows, bytes
+        self._shards_at_checkpoint = len(self.shards)
         self._open_rows = state["open_rows"]
         self._file = None
         pending = np.frombuffer(base64.b64decode(state["pending"]), dtype=self.dtype)
         self._pending = [pending]  # not yet written
         self._pending_tokens = len(pending)
         self._restore(state["open_bytes"])
+
+    @property
+    def due(self) -> bool:
+        """Whether a shard was finished since the last checkpoint."""
+        return len(self.shards) > self._shards_at_checkpoint
 
     def _restore(self, open_bytes: int) -> None:
         for shard in self.shards:
@@ -95,6 +101,18 @@ class SplitWriter:
                 self._pending.append(np.array([self.end_id], dtype=self.dtype))
                 self._pending_tokens += 1
             self.documents += 1
+        self._pending.append(tokens.astype(self.dtype))
+        self._pending_tokens += len(tokens)
+        self._write_rows(self._rows_per_batch)
+
+    def add_stream(self, tokens: np.ndarray, documents: int) -> None:
+        """Appends tokens in which `documents` documents start, each after an `end_id`.
+
+        With documents, the tokens start with one; without, they are the next part of what was added last.
+        """
+        if documents and not self.documents:
+            tokens = tokens[1:]  # the id stands between documents, not before the first
+        self.documents += documents
         self._pending.append(tokens.astype(self.dtype))
         self._pending_tokens += len(tokens)
         self._write_rows(self._rows_per_batch)
@@ -142,6 +160,7 @@ class SplitWriter:
         """Makes what is written safe on disk and returns the state, fit for JSON, to go on from."""
         if self._file is not None:
             self._sync()
+        self._shards_at_checkpoint = len(self.shards)
         return {
             "documents": self.documents,
             "rows": self.rows,

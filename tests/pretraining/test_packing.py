@@ -129,3 +129,29 @@ def test_a_shard_that_is_not_as_it_was(tmp_path, small_batches, harm, name):
         path.write_bytes(path.read_bytes()[:10])
     with pytest.raises(FileNotFoundError, match=name):
         _writer(tmp_path, 5, 9, state=state)
+
+
+@given(DOCUMENTS, st.data())
+@settings(deadline=None, max_examples=60)
+def test_streams_give_the_same_bytes_as_documents(tmp_path_factory, documents, data):
+    """However the stream is cut up, if only documents are counted with the chunk that starts with one."""
+    one, other = (tmp_path_factory.mktemp(name) for name in ("documents", "streams"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "BATCH_BYTES", 60)
+        writer = _writer(one, 8, 5)
+        for tokens, starts in _slices(documents):
+            writer.add(tokens, starts)
+        dropped = writer.finish()
+
+        writer = _writer(other, 8, 5)
+        while documents:
+            count = data.draw(st.integers(1, len(documents)), label="documents")
+            stream = np.array([END, *_stream(documents[:count])], dtype=np.uint16)
+            cut = data.draw(st.integers(1, len(stream)), label="cut")
+            writer.add_stream(stream[:cut], count)
+            writer.add_stream(stream[cut:], 0)
+            documents = documents[count:]
+        assert writer.finish() == dropped
+    assert {path.name: path.read_bytes() for path in other.iterdir()} == {
+        path.name: path.read_bytes() for path in one.iterdir()
+    }

@@ -20,7 +20,11 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from pretraining import prepare as module
-from pretraining.prepare import PrepareConfig, PrepareError, main, parse_arguments, prepare, split_of
+from pretraining import shards, stages
+from pretraining.documents import list_inputs, sample_text, split_of
+from pretraining.errors import PrepareError
+from pretraining.prepare import main, parse_arguments, prepare
+from pretraining.prepare_config import PrepareConfig
 from pretraining.sources import python_docs
 
 ROOT = Path(__file__).parents[2]
@@ -167,8 +171,8 @@ def test_several_sources_and_formats_have_the_same_stream(corpus, complete, tmp_
 
 def _sample_of(corpus, tmp_path, **options):
     config = _config(tmp_path / "out", corpus, **options)
-    inputs, _ = module._list_inputs(config, tmp_path / "out")
-    return list(module._sample(config, inputs))
+    inputs, _ = list_inputs(config, tmp_path / "out")
+    return list(sample_text(config, inputs))
 
 
 def test_tokenizer_sample_is_limited_and_spread(corpus, tmp_path):
@@ -253,7 +257,7 @@ class _Killed(BaseException):
 
 def _kill_at_write(monkeypatch, count):
     """Ends the run before its `count`-th write of the progress or the manifest."""
-    write = module.write_json
+    write = stages.write_json
     calls = iter(range(count))
 
     def dying(path, value, indent=None):
@@ -262,7 +266,8 @@ def _kill_at_write(monkeypatch, count):
             raise _Killed
         write(path, value, indent)
 
-    monkeypatch.setattr(module, "write_json", dying)
+    for part in (module, shards, stages):
+        monkeypatch.setattr(part, "write_json", dying)
 
 
 @pytest.mark.parametrize("num_proc", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -438,7 +443,7 @@ def test_interrupted_while_the_tokenizer_is_trained(large_corpus, tmp_path):
 def test_two_runs_at_once(corpus, tmp_path):
     output = tmp_path / "out"
     output.mkdir()
-    with module._locked(output), pytest.raises(PrepareError, match="out: another run is writing here; wait for it"):
+    with stages.locked(output), pytest.raises(PrepareError, match="out: another run is writing here; wait for it"):
         prepare(_config(output, corpus))
 
 
@@ -547,7 +552,7 @@ def test_skipped_and_ignored_are_told(corpus, tmp_path, capsys):
 
 
 def test_names_of_the_skipped_are_limited(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MAX_NAMES", 5)
+    monkeypatch.setattr(stages, "MAX_NAMES", 5)
     (tmp_path / "a.jsonl").write_text("\n".join(["[]"] * 30))
     options = DEFAULTS | {"on_error": "skip"}
     (tmp_path / "a.jsonl").write_text("\n".join(["[]"] * 30 + ['{"text": "x"}']))

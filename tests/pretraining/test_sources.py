@@ -7,18 +7,31 @@ import gzip
 import json
 import os
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pretraining import sources
 from pretraining.errors import PrepareError
-from pretraining.sources import Fault, Slice, cut_up, find_inputs, python_docs, read_input
+from pretraining.sources import (
+    Fault,
+    FinalFault,
+    Part,
+    Slice,
+    cut_up,
+    divide,
+    find_inputs,
+    measure_input,
+    no_text,
+    python_docs,
+    read_input,
+)
 
 TEXTS = ["One document.\nOf two lines.", "Zwei: äöü 漢字", "three"]
 
@@ -393,3 +406,171 @@ def test_hub_dataset_that_cannot_be_reached(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(PrepareError, match=r"^--source hub:some/name: the dataset cannot be read \(.*\); check the name"):
         _read("hub:some/name")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parts
+
+
+PIECES = ("word ", "a", "\n", "\n\n", "\r\n", "\r", " \n", "\u3000\n", "ä漢", "\x0c", "long word by word by word ")
+LINES = (
+    *('{"text": "one"}', '{"text": "zwei ä"}', '{"text": ""}', ""),
+    *('{"body": 1}', "no JSON", "[1]", '{"text": 5}', '{"text": "\\ud800"}'),
+)
+SIZES = st.lists(st.tuples(st.integers(1, 50), st.integers(0, 1000)), min_size=1, max_size=8)
+
+
+@st.composite
+def divisible_files(draw):
+    """The name and the bytes of a file that can be divided, faults included, and the document separator."""
+    separator = draw(st.sampled_from(["line", "blank_line"]))
+    if draw(st.booleans()):
+        pieces = draw(st.lists(st.sampled_from([piece.encode() for piece in PIECES] * 3 + [b"\xff", b"\xe4"]), max_size=40))
+        return "a.txt", draw(st.sampled_from([b"", b"\xef\xbb\xbf"])) + b"".join(pieces), separator
+    lines = draw(st.lists(st.sampled_from([line.encode() for line in LINES] + [b'{"text": "\xff"}']), max_size=20))
+    return "a.jsonl", b"\n".join(lines) + draw(st.sampled_from([b"", b"\n"])), separator
+
+
+def _read_parts(one, parts, separator):
+    """The items of the parts, without those after a fault that ends the input."""
+    items = []
+    for part in parts:
+        items += read_input(one, "text", separator, None if part.start is None else (part.start, part.stop))
+        if items and isinstance(items[-1], FinalFault):
+            break
+    return items
+
+
+@given(divisible_files(), st.integers(1, 9), st.sampled_from([2**20, 8]))
+@example(("a.txt", b"word \n\xff", "line"), 2, 2**20)
+@example(("a.txt", b"word\n\n\xff", "blank_line"), 2, 2**20)
+@settings(deadline=None, max_examples=400)
+def test_parts_of_a_file_are_the_file(tmp_path_factory, file, num_shards, slice_chars):
+    name, data, separator = file
+    path = tmp_path_factory.mktemp("parts") / name
+    path.write_bytes(data)
+    [one], _ = find_inputs(str(path))
+    units, size, version = measure_input(one, separator)
+    assert (units, size, version) == (max(1, len(data)), len(data), one.version)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "SLICE_CHARS", slice_chars)
+        patch.setattr(sources, "CUT_WINDOW_CHARS", 4)
+        whole = list(read_input(one, "text", separator))
+        parts = [part for share in divide([(units, size)], num_shards) for part in share]
+        items = _read_parts(one, parts, separator)
+    if parts != [Part(0)] and whole[-1:] == [no_text(one)]:  # only the whole can tell that
+        del whole[-1]
+    assert items == whole
+
+
+@pytest.mark.parametrize("row_group_size", [1, 3, 100])
+def test_parts_of_parquet_are_row_groups(tmp_path, row_group_size):
+    texts = [None if i == 17 else f"text {i}" for i in range(40)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=row_group_size)
+    [one], _ = find_inputs(str(tmp_path / "a.parquet"))
+    units, size, _ = measure_input(one, "file")
+    assert units == -(-40 // row_group_size) and size > 0
+    whole = list(read_input(one, "text", "file"))
+    assert whole[17] == Fault(f"{tmp_path}/a.parquet:18", "has no string in 'text' (--text_column) but NoneType")
+    for num_shards in (1, 2, 7):
+        parts = [part for share in divide([(units, size)], num_shards) for part in share]
+        assert _read_parts(one, parts, "file") == whole
+
+
+def test_rows_before_a_damaged_row_group_are_kept(tmp_path):
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": [f"text {'a document' if i > 20 else i}" for i in range(30)]})
+    pq.write_table(table, path, row_group_size=10, write_page_checksum=True, compression="none", use_dictionary=False)
+    path.write_bytes(path.read_bytes().replace(b"document", b"dokument"))
+    items = _read(path)
+    assert [item.text for item in items[:-1]] == [f"text {i}" for i in range(20)]
+    assert isinstance(items[-1], FinalFault)
+
+
+def test_parts_of_a_hub_dataset_are_its_files(tmp_path):
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    for file, rows in enumerate([3, 0, 1, 5]):
+        lines = [json.dumps({"text": None if (file, i) == (3, 2) else f"{file} {i}"}) for i in range(rows)]
+        (folder / f"train-{file}.jsonl").write_text("\n".join(lines))
+    [one], _ = find_inputs(f"hub:{folder}")
+    units, size, version = measure_input(one, "file")
+    assert (units, size) == (4, sum(path.stat().st_size for path in folder.iterdir()))
+    whole = list(read_input(one, "text", "file"))
+    reason = "has no string in 'text' (--text_column) but NoneType"
+    assert [item for item in whole if isinstance(item, Fault)] == [Fault(f"hub:{folder}, file 4 of 4:3", reason)]
+    assert [item.text for item in whole if isinstance(item, Slice)] == [
+        "0 0",
+        "0 1",
+        "0 2",
+        "2 0",
+        "3 0",
+        "3 1",
+        "3 3",
+        "3 4",
+    ]
+    for num_shards in (1, 2, 3, 9):
+        parts = [part for share in divide([(units, size)], num_shards) for part in share]
+        assert _read_parts(replace(one, version=version), parts, "file") == whole
+    with pytest.raises(PrepareError, match="^--source hub:.*: the dataset has changed since the work was divided"):
+        list(read_input(replace(one, version="other"), "text", "file", (0, 1)))
+
+
+def test_revision_of_a_hub_dataset():
+    assert sources._hub_parts("hub:a/b@refs/convert/parquet:c:d") == ("a/b", "refs/convert/parquet", "c", "d")
+    assert sources._hub_parts("hub:a/b") == ("a/b", None, None, "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "units", "size"),
+    [
+        ("a.txt", "file", 1, 100),
+        ("a.txt", "line", 100, 100),
+        ("a.md", "blank_line", 100, 100),
+        ("a.txt.gz", "line", 1, 300),
+        ("a.jsonl", "file", 100, 100),
+        ("a.jsonl.zst", "file", 1, 300),
+        ("a.parquet", "file", 1, 100),  # not one, which reading it tells
+    ],
+)
+def test_what_can_be_divided(tmp_path, name, separator, units, size):
+    (tmp_path / name).write_bytes(b"x" * 100)
+    [one], _ = find_inputs(str(tmp_path / name))
+    assert measure_input(one, separator) == (units, size, one.version)
+
+
+@given(SIZES, st.integers(1, 20))
+def test_shares_are_contiguous_and_complete(measures, num_shards):
+    shares = divide(measures, num_shards)
+    assert len(shares) == num_shards
+    place = [0] * len(measures)
+    flat = [part for share in shares for part in share]
+    assert [part.input for part in flat] == sorted(part.input for part in flat)
+    for part in flat:
+        units = measures[part.input][0]
+        start, stop = (0, units) if part.start is None else (part.start, part.stop)
+        assert start == place[part.input] and start < stop <= units
+        place[part.input] = stop
+    assert place == [units for units, _ in measures]
+
+
+@given(st.lists(st.integers(1, 10**12), min_size=1, max_size=8), st.integers(1, 64))
+def test_shares_are_balanced(sizes, num_shards):
+    """Where every byte is a unit, the shares differ by rounding alone."""
+    for share in divide([(size, size) for size in sizes], num_shards):
+        work = sum(sizes[part.input] if part.start is None else part.stop - part.start for part in share)
+        assert abs(work - sum(sizes) / num_shards) <= 2
+
+
+def test_a_document_starts_with_its_first_slice_that_is_not_blank(tmp_path, short_slices):
+    path = _write(tmp_path / "a.txt", b"first\n\n" + b" " * 2500 + b"second\n")
+    items = _read(path, document_separator="blank_line")
+    assert [(item.text.strip(), item.first) for item in items] == [("first", True), ("", True), ("", True), ("second", True)]
+
+
+@pytest.mark.parametrize(("separator", "kept"), [("line", ["one", "", "two", "three"]), ("blank_line", ["one", "two"])])
+def test_documents_before_a_line_that_does_not_decode_are_kept(tmp_path, separator, kept):
+    path = _write(tmp_path / "a.txt", b"one\n \ntwo\n\nthree\nfo\xffr\nfive")
+    *items, fault = _read(path, document_separator=separator)
+    assert [item.text for item in items] == kept
+    assert fault == Fault(f"{path}:6", "is not UTF-8 (invalid start byte)")
