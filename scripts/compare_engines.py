@@ -23,6 +23,7 @@ from transformers import AutoModelForMaskedLM
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the program of this clone, installed or not
+os.environ["DS_ACCELERATOR"] = "cpu"  # otherwise DeepSpeed says on stdout that it found no GPU
 
 import modeling_luna  # noqa: E402, F401  (registers Luna with the Auto classes)
 from pretraining import checkpoint as ckpt  # noqa: E402
