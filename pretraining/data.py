@@ -14,8 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import load_from_disk
+from tqdm import tqdm
 
+from pretraining.files import sha256
 from pretraining.order import permute
+from pretraining.recipe import RecipeError
 
 # The "epoch" under which validation rows are masked: the same masks at every evaluation, shared with no training epoch.
 VALIDATION_EPOCH = 2**64 - 1
@@ -61,6 +64,21 @@ def mask_tokens(input_ids_n: np.ndarray, masking: Masking, seed: int, epoch: int
     masked = np.where(chosen & (action < 0.8), masking.mask_token_id, ids)
     masked = np.where(chosen & (action >= 0.8) & (action < 0.9), random_ids, masked)
     return masked, labels
+
+
+def verify_shards(dataset: Path, splits: dict, process_index: int, num_processes: int) -> None:
+    """Compare a share of a prepared dataset's files with the SHA-256 in its manifest; all processes together check all.
+
+    Raises:
+        RecipeError: naming the file that is missing or damaged.
+    """
+    files = [(dataset / split / shard["file"], shard["sha256"]) for split, of in splits.items() for shard in of["shards"]]
+    for path, expected in tqdm(files[process_index::num_processes], desc="Checking the dataset", delay=2, mininterval=1):
+        if not path.exists() or sha256(path) != expected:
+            raise RecipeError(
+                f"{path} is missing or not as it was prepared (its SHA-256 is another): copy it again, or prepare the "
+                "dataset anew."
+            )
 
 
 class MaskedLMDataset(torch.utils.data.Dataset):

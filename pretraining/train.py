@@ -39,7 +39,7 @@ from transformers.utils import logging as transformers_logging
 
 from pretraining import checkpoint as ckpt
 from pretraining.cluster import ENGINE_NAMES
-from pretraining.data import MaskedLMDataset, Masking, collate, unigram_cross_entropy
+from pretraining.data import MaskedLMDataset, Masking, collate, unigram_cross_entropy, verify_shards
 from pretraining.engines import ENGINES, DataParallel, NonFiniteError, has_gpu, launched_engine, make_accelerator
 from pretraining.files import hold_lock, write_json
 from pretraining.model_card import make_model_card
@@ -47,7 +47,14 @@ from pretraining.order import MicroBatchSampler
 from pretraining.plan import Cluster, check_run, check_tokenizer, enable_gradient_checkpointing, plan
 from pretraining.plot import plot_loss
 from pretraining.publish import publish, wait_for_uploads
-from pretraining.recipe import Recipe, RecipeError, differing_field, load_recipe, model_config
+from pretraining.recipe import (
+    CHANGEABLE_ON_RESUME,
+    Recipe,
+    RecipeError,
+    differing_field,
+    load_recipe,
+    model_config,
+)
 from pretraining.throughput import TOO_LONG_A_WAIT, Profiler, Throughput
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -314,6 +321,19 @@ def check_resumable(state: dict, recipe: Recipe, manifest: dict, source: Path) -
         )
 
 
+def allowed_changes(recipe: Recipe) -> list[str]:
+    """A sentence for each value that the run had at its last start and that alters neither weights nor data."""
+    path = Path(recipe.output_dir) / "recipe.yaml"
+    if not path.exists():
+        return []
+    old, new = yaml.safe_load(path.read_text(encoding="utf-8")), asdict(recipe)
+    return [
+        f"warning: `{name}` is {new[name]!r} now and was {old[name]!r} when the run was last started."
+        for name in CHANGEABLE_ON_RESUME
+        if name in old and old[name] != new[name] and name != "output_dir"
+    ]
+
+
 class Metrics:
     """metrics.jsonl: one line per logged step and per evaluation. Only the main process writes."""
 
@@ -398,6 +418,8 @@ def train(recipe: Recipe, accelerator: Accelerator, engine_name: str, start: Sta
     say = accelerator.print
     tokenizer = AutoTokenizer.from_pretrained(Path(recipe.dataset) / "tokenizer")
     together(lambda: check_tokenizer(recipe, model_config(recipe), tokenizer))
+    processes = (accelerator.process_index, accelerator.num_processes)
+    together(lambda: verify_shards(Path(recipe.dataset), manifest["splits"], *processes))
     masking = Masking(
         recipe.mlm_probability, tokenizer.mask_token_id, tuple(sorted(tokenizer.all_special_ids)), manifest["vocab_size"]
     )
@@ -408,6 +430,8 @@ def train(recipe: Recipe, accelerator: Accelerator, engine_name: str, start: Sta
 
     if start.checkpoint is not None:
         say(f"Going on from {start.checkpoint}.")
+        for sentence in allowed_changes(recipe):
+            say(sentence)
     model = together(lambda: build_model(recipe, start.checkpoint)).to(accelerator.device).train()
     with torch.device("meta"):
         skeleton = type(model)(model.config)  # what is saved, with weights from the engine: an engine changes the model
