@@ -175,6 +175,25 @@ def test_a_loss_that_is_no_number_on_one_rank_ends_all(recipe_file, tmp_path):
     assert launch(["-m", "pretraining.train", str(recipe_file)], processes=2).returncode == 0
 
 
+# Runs the program with an output folder that rank 1 has for itself, as on nodes without a file system in common.
+APART = """
+import os, sys
+from pretraining import train
+sys.exit(train.main([*sys.argv[1:], f"output_dir={os.environ['FOLDER']}-{os.environ['RANK']}"]))
+"""
+
+
+def test_ranks_that_see_different_files_are_told(recipe_file, tmp_path, monkeypatch):
+    assert run_program(recipe_file, f"output_dir={tmp_path / 'run-1'}") == 0
+    program = tmp_path / "apart.py"
+    program.write_text(APART, encoding="utf-8")
+    monkeypatch.setenv("FOLDER", str(tmp_path / "run"))
+    done = launch([str(program), str(recipe_file)], processes=2)
+    found = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode != 0 and len(found) == 1
+    assert "The processes see different files in `output_dir`" in found[0] and "file system that all nodes share" in found[0]
+
+
 @pytest.mark.parametrize("name", ["optimizer.safetensors", "config.json"])
 def test_a_checkpoint_without_a_file_ends_all_ranks_with_one_sentence(name, recipe_values, recipe_file, tmp_path):
     assert run_program(recipe_file) == 0
