@@ -2,7 +2,7 @@
 # A pretraining run on SLURM, from the project's folder:
 #   sbatch --nodes 8 pretraining/launch/slurm.sh pretraining/launch/64gpu_ddp.yaml luna_base_16gb [name=value ...]
 # Two minutes before the time limit the run saves and the job is queued again, and so it is after a failure, as long as there are
-# new checkpoints. Logs: logs/JOB.out, and logs/JOB/RUN/node-N.log for each node.
+# new checkpoints. Logs: logs/JOB.out; logs/JOB/RUN/node-N.log for each node, node-N/.../RANK/*.log for each rank.
 #SBATCH --job-name=luna
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
@@ -29,7 +29,8 @@ before=$(newest)
 
 srun --kill-on-bad-exit=1 --output "$logs/node-%n.log" bash -c 'exec accelerate launch --config_file "$0" \
     --num_machines "$SLURM_NNODES" --num_processes $((8 * SLURM_NNODES)) --machine_rank "$SLURM_NODEID" \
-    --main_process_ip '"$first"' --main_process_port 29400 -m pretraining.train "$@"' "$config" "$@" &
+    --main_process_ip '"$first"' --main_process_port 29400 --tee 3 --log_dir '"$logs"'/node-$SLURM_NODEID \
+    -m pretraining.train "$@"' "$config" "$@" &
 step=$!
 trap 'kill -TERM "$step"' TERM
 wait "$step"

@@ -123,7 +123,8 @@ def test_slurm_starts_one_launcher_a_node(cluster):
     assert finish(started) == 0, started.stderr.read()
     call = next(line for line in log.read_text().splitlines() if line.startswith("accelerate"))
     expected = f"accelerate launch --config_file {CONFIG} --num_machines 2 --num_processes 16 --machine_rank 1 "
-    assert call == f"{expected}--main_process_ip n1 --main_process_port 29400 -m pretraining.train {' '.join(RECIPE)}"
+    expected += "--main_process_ip n1 --main_process_port 29400 --tee 3 --log_dir logs/7/0/node-1 "
+    assert call == f"{expected}-m pretraining.train {' '.join(RECIPE)}"
     assert "requeue" not in log.read_text()
 
 
@@ -160,15 +161,29 @@ def test_slurm_says_what_is_wrong_with_the_recipe_before_it_starts(cluster):
     assert "srun" not in log.read_text()
 
 
-def test_nodes_are_started_by_ssh_and_again_after_a_failure(cluster):
+@pytest.mark.parametrize(("engine", "environment"), [("ddp", ""), ("zero2", "ACCELERATE_USE_DEEPSPEED=true")])
+def test_pdsh_starts_torchrun_on_all_nodes_and_again_after_a_failure(cluster, engine, environment):
     folder, command, run = cluster
-    command("ssh", "[ -e again ] && exit 0; [ $2 = n2 ] && { sleep 0.5; touch again; }; exit 1")
-    started, log = run("nodes.sh", "n1,n2", CONFIG, *RECIPE)
+    (folder / ".venv/bin").mkdir(parents=True)
+    (folder / ".venv/bin/activate").touch()
+    command("pdsh", 'bash -c "${@: -1}"')  # on this machine
+    command("torchrun", "[ -e again ] && exit 0; touch again; exit 1")
+    started, log = run("pdsh.sh", "n1,n2", engine, *RECIPE)
     assert finish(started) == 0, started.stderr.read()
-    calls = [line for line in log.read_text().splitlines() if line.startswith("ssh")]
-    assert len(calls) == 4
-    assert sorted(line.split()[2] for line in calls) == ["n1", "n1", "n2", "n2"]
-    ranks = {line.split()[2]: line.split("--machine_rank ")[1].split()[0] for line in calls}
-    assert ranks == {"n1": "0", "n2": "1"}
-    assert all("--num_machines 2 --num_processes 16" in line and "--main_process_ip n1" in line for line in calls)
-    assert all(" ".join(RECIPE) in line for line in calls)
+    calls = [line for line in log.read_text().splitlines() if line.startswith("torchrun")]
+    assert len(calls) == 2
+    for attempt, call in enumerate(calls):
+        assert "--nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint n1:29400" in call
+        assert f"--rdzv_id luna-{attempt} " in call and f"--log-dir logs/pdsh/{attempt}/" in call
+        assert call.endswith(f"-m pretraining.train {' '.join(RECIPE)}")
+    started_by = [line for line in log.read_text().splitlines() if line.startswith("pdsh")]
+    assert all("-S -w n1,n2" in line and environment in line for line in started_by)
+
+
+def test_pdsh_refuses_an_engine_that_is_none(cluster):
+    folder, command, run = cluster
+    command("pdsh", "exit 0")
+    started, log = run("pdsh.sh", "n1", "zero4", *RECIPE)
+    assert finish(started) == 2
+    assert "the engine is zero4: choose ddp, fsdp2, zero1, zero2 or zero3" in started.stderr.read()
+    assert not log.exists()
