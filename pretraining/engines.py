@@ -125,6 +125,9 @@ def make_accelerator(recipe: Recipe, engine: str) -> Accelerator:
     Raises:
         RecipeError: a launch that this program does not support, or whose processes do not know each other.
     """
+    if engine == "deepspeed" and recipe.mixed_precision == "fp16":
+        # Its autocast scales the loss, but clips the gradients before they are scaled back.
+        raise RecipeError("`mixed_precision` is fp16, which clips wrongly under DeepSpeed: use ddp or fsdp2, or bf16.")
     handlers = []
     if engine == "deepspeed" and not has_gpu():
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -295,9 +298,8 @@ class ZeRO(DataParallel):
             "gradient_accumulation_steps": accumulation,
             "gradient_clipping": recipe.max_grad_norm,
         }
-        if recipe.mixed_precision != "no":
-            dtype = {"bf16": "bfloat16", "fp16": "float16"}[recipe.mixed_precision]
-            config["torch_autocast"] = {"enabled": True, "dtype": dtype}
+        if recipe.mixed_precision == "bf16":
+            config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
         self.module, self.prepared_optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
         self.zero = self.module.optimizer
 
@@ -314,8 +316,7 @@ class ZeRO(DataParallel):
             group["lr"] = learning_rate
         self.module.step()  # clips, updates and clears
         norm = float(self.module.get_global_grad_norm())
-        if self.recipe.mixed_precision != "fp16":
-            require_finite(norm)
+        require_finite(norm)
         return norm
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -345,8 +346,10 @@ class ZeRO(DataParallel):
     def optimizer_state(self) -> Iterator[tuple[str, torch.Tensor]]:
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        self.link_optimizer_state()
         state = self.zero.optimizer.state
+        if not state:  # before the first update
+            return
+        self.link_optimizer_state()
         step = state[self.flat_partitions()[0]]["step"].detach().cpu()
         for name, parameter in self.parameters.items():
             if parameter.requires_grad:
@@ -357,6 +360,8 @@ class ZeRO(DataParallel):
     def load_optimizer_state(self, tensors: dict[str, torch.Tensor]) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
+        if not tensors:
+            return
         # All parameters have made the same number of steps. DeepSpeed makes the state at the first step, so it is made here.
         step = next(value for name, value in tensors.items() if name.endswith(".step"))
         for flat in self.flat_partitions():

@@ -155,7 +155,7 @@ def cost_lines(
         line += (
             f"; at {cluster.tflops:g} TFLOP/s a device {seconds:.3f} s, "
             f"{recipe.global_batch_size * sequence_length / seconds:,.0f} tokens/s, "
-            f"{seconds * recipe.max_steps / 86400:.1f} days in all"
+            f"{seconds * recipe.max_steps / 86400:.1f} days of computation in all"
         )
     sent = bytes_sent(cluster.engine, parameters, cluster.num_processes, micro_batches)
     lines = [line, f"Communication: each device sends {sent / 1e9:.2f} GB a step"]

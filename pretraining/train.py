@@ -20,6 +20,7 @@ import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -209,16 +210,23 @@ def validation_baseline(dataset: MaskedLMDataset, token_counts: np.ndarray, reci
 
 
 class StopRequest:
-    """Remembers SIGTERM or SIGINT until the step is done; a second signal acts at once."""
+    """Remembers SIGTERM or SIGINT until the step is done; a second Ctrl-C acts at once.
+
+    Launchers pass on to their ranks what a scheduler or a terminal has sent to the ranks, too: repeated signals that come
+    together are one.
+    """
 
     def __init__(self):
-        self.signal_number = 0
+        self.signal_number, self.received_at = 0, 0.0
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.receive)
 
     def receive(self, number: int, frame) -> None:
-        self.signal_number = number
-        signal.signal(number, signal.SIG_DFL)
+        now = time.monotonic()
+        if number == signal.SIGINT and self.signal_number and now - self.received_at > 2:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.signal_number, self.received_at = self.signal_number or number, now
 
 
 @contextmanager
@@ -326,7 +334,10 @@ def allowed_changes(recipe: Recipe) -> list[str]:
     path = Path(recipe.output_dir) / "recipe.yaml"
     if not path.exists():
         return []
-    old, new = yaml.safe_load(path.read_text(encoding="utf-8")), asdict(recipe)
+    try:
+        old, new = dict(yaml.safe_load(path.read_text(encoding="utf-8"))), asdict(recipe)
+    except (yaml.YAMLError, TypeError, ValueError):  # it is only a copy
+        return []
     return [
         f"warning: `{name}` is {new[name]!r} now and was {old[name]!r} when the run was last started."
         for name in CHANGEABLE_ON_RESUME
@@ -454,7 +465,9 @@ def train(recipe: Recipe, accelerator: Accelerator, engine_name: str, start: Sta
             DataLoader(train_set, batch_sampler=sampler, collate_fn=collate, num_workers=recipe.dataloader_num_workers)
         )
     if accelerator.is_main_process:
-        (output_dir / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe), sort_keys=False), encoding="utf-8")
+        beside = output_dir / ".tmp-recipe.yaml"
+        beside.write_text(yaml.safe_dump(asdict(recipe), sort_keys=False), encoding="utf-8")
+        beside.rename(output_dir / "recipe.yaml")
     if recipe.report_to:
         accelerator.init_trackers("luna-pretraining", config={k: str(v) for k, v in asdict(recipe).items()})
     metrics = Metrics(output_dir / "metrics.jsonl", start_step, accelerator)
@@ -543,6 +556,7 @@ def train(recipe: Recipe, accelerator: Accelerator, engine_name: str, start: Sta
             try:
                 loss, grad_norm = train_step(accelerator, engine, micro_batches, num_masked, recipe, step)
             except NonFiniteError as error:
+                profiler.write()
                 good = ckpt.checkpoints(output_dir / "checkpoints")
                 kept = f"the last good checkpoint is {good[-1]}" if good else "no checkpoint had been saved yet"
                 raise NonFiniteError(
@@ -580,6 +594,7 @@ def train(recipe: Recipe, accelerator: Accelerator, engine_name: str, start: Sta
                 if recipe.hub_model_id is not None and accelerator.is_main_process:
                     publish(ckpt.checkpoints(output_dir / "checkpoints")[-1], recipe.hub_model_id)
 
+        profiler.write()
         figures = evaluate_and_log(recipe.max_steps) if validation_set is not None else {}
     weights = on_main_process(engine.weights())
     results = {**identity, "steps": recipe.max_steps, "parameters": skeleton.num_parameters(), **figures}

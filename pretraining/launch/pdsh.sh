@@ -26,7 +26,7 @@ here=$(pwd)
 for attempt in 0 1 2 3; do
     pdsh -R ssh -S -w "$hosts" "cd $(printf %q "$here") && source .venv/bin/activate && mkdir -p logs/pdsh/$attempt/\$(hostname) && \
 env $environment torchrun --nnodes ${#host[@]} --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint ${host[0]}:29400 \
---rdzv_id luna-$attempt --redirects 3 --log-dir logs/pdsh/$attempt/\$(hostname) -m pretraining.train $(printf '%q ' "$@")"
+--rdzv_id luna-$attempt --shutdown-timeout 110 --redirects 3 --log-dir logs/pdsh/$attempt/\$(hostname) -m pretraining.train $(printf '%q ' "$@")"
     status=$?
     [ "$status" -eq 0 ] && exit 0
     echo "Attempt $attempt ended with status $status; the logs are in logs/pdsh/$attempt." >&2

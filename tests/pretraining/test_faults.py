@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0.
 """What goes wrong on real machines: each ends with one sentence, and nothing is lost. Others are in test_train.py."""
 
+import itertools
 import json
 import os
 import resource
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
@@ -118,9 +120,8 @@ def test_changes_that_are_allowed_on_resume_are_told(recipe_file, tmp_path, capf
 
 def test_a_clock_that_jumps_changes_nothing(recipe_file, tmp_path, monkeypatch):
     assert run_program(recipe_file) == 0
-    jumps = iter(range(0, 10**12, 10**6))
-    real = time.time
-    monkeypatch.setattr(time, "time", lambda: real() - 1e9 + next(jumps) * (-1) ** next(jumps))
+    jumps, real = itertools.cycle([0, 1e6, -1e6, 5e8]), time.time
+    monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
     assert run_program(recipe_file, f"output_dir={tmp_path / 'jumped'}") == 0
     rows = [
         [{name: row[name] for name in row if name not in ("tokens_per_second", "data_wait")} for row in read_metrics(path)]
@@ -148,6 +149,47 @@ def test_a_disk_that_takes_no_more_ends_the_run_and_loses_nothing(recipe_values,
     assert last_checkpoint(run) == 4
     assert launch(["-m", "pretraining.train", str(recipe_file)]).returncode == 0
     assert weights(run) == weights(whole)
+
+
+def test_a_signal_to_launcher_and_ranks_saves_once(recipe_values, tmp_path):
+    """As schedulers send it: to every process of a step. The launcher passes it on to the ranks, who have it twice."""
+    recipe = tmp_path / "long.yaml"
+    recipe.write_text(yaml.safe_dump(recipe_values | {"max_steps": 4000, "save_steps": 4000}), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen(
+        [*command, "-m", "pretraining.train", str(recipe)],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while len(read_metrics(metrics)) < 3:
+        assert run.poll() is None
+        time.sleep(0.05)
+    launcher = psutil.Process(run.pid)
+    for process in [*launcher.children(recursive=True), launcher]:
+        process.terminate()
+    assert run.wait(timeout=120) != 0
+    steps = [row["step"] for row in read_metrics(metrics) if "loss" in row]
+    assert last_checkpoint(tmp_path / "run") == steps[-1]
+
+
+def test_a_trace_of_the_last_steps_is_kept(recipe_file, tmp_path):
+    done = launch(["-m", "pretraining.train", str(recipe_file), "profile_step=8"])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "run" / "profile" / "rank-0.json").read_text())["traceEvents"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_a_damaged_copy_of_the_recipe_is_no_obstacle(content, recipe_file, tmp_path):
+    assert run_program(recipe_file) == 0
+    run = tmp_path / "run"
+    (run / "results.json").unlink()
+    shutil.rmtree(ckpt.checkpoints(run / "checkpoints")[-1])
+    (run / "recipe.yaml").write_text(content, encoding="utf-8")
+    assert run_program(recipe_file) == 0
 
 
 # Runs the program with a loss on rank 1 that is no number from step 6 on.

@@ -117,7 +117,7 @@ CONFIG = "pretraining/launch/64gpu_ddp.yaml"
 @pytest.mark.slow
 def test_slurm_starts_one_launcher_a_node(cluster):
     folder, command, run = cluster
-    command("srun", 'shift 3; exec "$@"')
+    command("srun", 'shift 4; exec "$@"')
     command("accelerate", "exit 0")
     started, log = run("slurm.sh", CONFIG, *RECIPE)
     assert finish(started) == 0, started.stderr.read()
