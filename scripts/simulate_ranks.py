@@ -4,6 +4,7 @@
 
     python scripts/simulate_ranks.py                            # an epoch of 10^6 sequences over 64 ranks
     python scripts/simulate_ranks.py --every_place 1000000000   # besides, every place of an index of 10^9
+    python scripts/simulate_ranks.py --dataset data/python-docs # besides, real rows, masks and batches
 
 The first part runs the real `MicroBatchSampler` of every rank, step by step, until the epoch is over, and compares each
 global batch with that of one rank. The second proves that an epoch of so many sequences reads each of them once: the row at
@@ -57,6 +58,50 @@ def simulate_epoch(global_batch: int, micro_batch: int, sequences: int, processe
     return {"steps": steps, "readings": dict(zip(counts.tolist(), occurrences.tolist(), strict=True))}
 
 
+def simulate_steps(dataset, global_batch: int, micro_batch: int, processes: int, steps: int) -> int:
+    """Steps with their real rows, masks and batches: together the ranks have the tensors of one rank, bit for bit.
+
+    The loss of a step is a sum over all masked tokens divided by their number, so with the tensors both are the same too.
+
+    Returns:
+        The number of masked tokens.
+
+    Raises:
+        AssertionError: a tensor differs.
+    """
+    from torch.utils.data import DataLoader
+
+    from pretraining.data import collate
+
+    def batches(rank: int, ranks: int):
+        sampler = MicroBatchSampler(0, steps, global_batch, micro_batch, rank, ranks)
+        return iter(DataLoader(dataset, batch_sampler=sampler, collate_fn=collate))
+
+    one, many, masked = batches(0, 1), [batches(rank, processes) for rank in range(processes)], 0
+    for step in tqdm(range(steps), desc="real batches", unit="step", mininterval=1):
+        for _ in range(global_batch // (micro_batch * processes)):
+            for rank in many:
+                alone, mine = next(one), next(rank)
+                assert all(alone[name].equal(mine[name]) for name in alone), f"step {step}: a rank has another batch"
+                masked += int((mine["labels"] != -100).sum())
+    return masked
+
+
+def check_schedule(recipe) -> None:
+    """Every learning rate of the recipe is that of the paper's schedule: a straight rise, then a straight fall to 0.
+
+    Raises:
+        AssertionError: at the first update that is not.
+    """
+    from pretraining.train import learning_rate_at
+
+    for step in range(recipe.max_steps):
+        rise = recipe.learning_rate * (step + 1) / (recipe.warmup_steps + 1)
+        fall = recipe.learning_rate * (recipe.max_steps - step) / (recipe.max_steps - recipe.warmup_steps)
+        expected = rise if step < recipe.warmup_steps else fall
+        assert abs(learning_rate_at(step, recipe) - expected) < 1e-12, f"update {step + 1}: not the schedule's learning rate"
+
+
 def check_places(first: int, last: int, sequences: int, seed: int) -> int:
     """How many of the places `first` to `last` - 1 hold a row of the index that leads back to them."""
     good = 0
@@ -92,6 +137,8 @@ def main() -> int:
     parser.add_argument("--recipe", default="luna_base_160gb_tied")
     parser.add_argument("--sequences", type=int, default=10**6)
     parser.add_argument("--num_processes", type=int, default=64)
+    parser.add_argument("--dataset", type=Path, help="a prepared dataset, to take its rows through the ranks as well")
+    parser.add_argument("--steps", type=int, default=4, help="steps of --dataset")
     parser.add_argument("--every_place", type=int, metavar="SEQUENCES", help="check an index of so many sequences too")
     parser.add_argument("--num_proc", type=int, default=os.cpu_count(), help="processes for --every_place")
     args = parser.parse_args()
@@ -122,9 +169,24 @@ def main() -> int:
         f"Epoch of {args.sequences:,} over {args.num_processes} ranks: {result['steps']:,} global batches of {sizes[0]:,}, "
         f"each that of one rank; sequences by the times they were read: {result['readings']}."
     )
+    check_schedule(recipe)
     rates = {step: learning_rate_at(step, recipe) for step in (0, recipe.warmup_steps, recipe.max_steps - 1)}
     shown = ", ".join(f"{rate:.3g} at update {step + 1:,}" for step, rate in rates.items())
-    print(f"Learning rate: {shown}.")
+    print(f"Learning rate: {shown}; every update's is that of the schedule.")
+    if args.dataset is not None:
+        from transformers import AutoTokenizer
+
+        from pretraining.data import MaskedLMDataset, Masking
+
+        tokenizer = AutoTokenizer.from_pretrained(args.dataset / "tokenizer")
+        specials = tuple(sorted(tokenizer.all_special_ids))
+        masking = Masking(recipe.mlm_probability, tokenizer.mask_token_id, specials, len(tokenizer))
+        rows = MaskedLMDataset(args.dataset / "train", masking, recipe.seed, shuffle=True)
+        masked = simulate_steps(rows, *sizes, args.num_processes, args.steps)
+        print(
+            f"{args.steps} steps with the rows of {args.dataset}: the batches of {args.num_processes} ranks are those of "
+            f"one, masks and {masked:,} labels included."
+        )
     return 0 if result["readings"] == {1: args.sequences} else 1
 
 

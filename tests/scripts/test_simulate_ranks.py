@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import simulate_ranks
+from pretraining import train
+from pretraining.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +54,34 @@ def test_the_command_shows_both_parts():
     assert "Index of 500,000: 500,000 places hold rows that lead back to them" in done.stdout
     assert "Epoch of 20,000 over 4 ranks: 3 global batches of 8,192, each that of one rank" in done.stdout
     assert "{1: 20000}" in done.stdout
-    assert "Learning rate: 2.5e-08 at update 1, 0.0006 at update 24,001, 1.26e-09 at update 500,000." in done.stdout
+    assert "Learning rate: 2.5e-08 at update 1, 0.0006 at update 24,001, 1.26e-09 at update 500,000;" in done.stdout
+
+
+def test_real_batches_are_those_of_one_rank():
+    class Rows(list):
+        def __getitems__(self, places):
+            return [(np.arange(4) + place, np.where(np.arange(4) == place % 4, place, -100)) for place in places]
+
+    assert simulate_ranks.simulate_steps(Rows(range(64)), 32, 2, 8, steps=2) == 64
+
+    class Unsteady(Rows):
+        calls = 0
+
+        def __getitems__(self, places):
+            Unsteady.calls += 1
+            return super().__getitems__([place + (Unsteady.calls == 20) for place in places])
+
+    with pytest.raises(AssertionError, match="a rank has another batch"):
+        simulate_ranks.simulate_steps(Unsteady(range(64)), 32, 2, 8, steps=2)
+
+
+def test_a_schedule_that_is_another_is_found_out(monkeypatch):
+    recipe = load_recipe("quickstart", [])
+    simulate_ranks.check_schedule(recipe)
+    real = train.learning_rate_at
+    monkeypatch.setattr(train, "learning_rate_at", lambda step, recipe: real(step, recipe) * (1 + 1e-6 * (step == 777)))
+    with pytest.raises(AssertionError, match="update 778"):
+        simulate_ranks.check_schedule(recipe)
 
 
 def test_a_number_of_processes_that_does_not_divide_is_refused(capsys, monkeypatch):
