@@ -33,6 +33,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object, reduce
 from huggingface_hub import ModelCard
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
@@ -257,10 +258,9 @@ def together(action: Callable):
     return result
 
 
-def file_error(error: OSError) -> str:
-    return (
-        f"{error.filename or 'A file'} can't be used ({error.strerror or error}): mend that and give the same command again."
-    )
+def file_error(error: OSError | SafetensorError) -> str:
+    name, reason = getattr(error, "filename", None) or "A file", getattr(error, "strerror", None) or error
+    return f"{name} can't be used ({reason}): mend that and give the same command again."
 
 
 @dataclass
@@ -576,6 +576,7 @@ def train(recipe: Recipe, accelerator: Accelerator, engine_name: str, start: Sta
                     "epoch": done * recipe.global_batch_size / len(train_set),
                     **throughput.figures(),
                 }
+                row["data_wait"] = max(gather_object([row["data_wait"]]))  # the others wait for the slowest process
                 metrics.write(row)
                 bar.set_postfix_str(
                     f"loss {row['loss']:.3f}, lr {row['learning_rate']:.1e}, {row['tokens_per_second']:,.0f} tokens/s",
@@ -645,10 +646,13 @@ def main(arguments: list[str] | None = None) -> int:
         status = run(recipe, make_accelerator(recipe, engine_name), engine_name)
         wait_for_uploads()
         return status
-    except (RecipeError, ckpt.CheckpointError, NonFiniteError, OSError) as error:
+    except (RecipeError, ckpt.CheckpointError, NonFiniteError) as error:
         # Once a node: all processes stop with the same sentence.
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {file_error(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (OSError, SafetensorError) as error:  # of this process alone
+        print(f"error: {file_error(error)}", file=sys.stderr)
         return 2
 
 

@@ -161,13 +161,16 @@ def test_slurm_says_what_is_wrong_with_the_recipe_before_it_starts(cluster):
     assert "srun" not in log.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("engine", "environment"), [("ddp", ""), ("zero2", "ACCELERATE_USE_DEEPSPEED=true")])
 def test_pdsh_starts_torchrun_on_all_nodes_and_again_after_a_failure(cluster, engine, environment):
     folder, command, run = cluster
     (folder / ".venv/bin").mkdir(parents=True)
     (folder / ".venv/bin/activate").touch()
     command("pdsh", 'bash -c "${@: -1}"')  # on this machine
-    command("torchrun", "[ -e again ] && exit 0; touch again; exit 1")
+    command(
+        "torchrun", "[ -e runs/x/checkpoints/step-00000002 ] && exit 0; mkdir -p runs/x/checkpoints/step-00000002; exit 1"
+    )
     started, log = run("pdsh.sh", "n1,n2", engine, *RECIPE)
     assert finish(started) == 0, started.stderr.read()
     calls = [line for line in log.read_text().splitlines() if line.startswith("torchrun")]
@@ -178,6 +181,29 @@ def test_pdsh_starts_torchrun_on_all_nodes_and_again_after_a_failure(cluster, en
         assert call.endswith(f"-m pretraining.train {' '.join(RECIPE)}")
     started_by = [line for line in log.read_text().splitlines() if line.startswith("pdsh")]
     assert all("-S -w n1,n2" in line and environment in line for line in started_by)
+
+
+@pytest.mark.slow
+def test_pdsh_gives_up_without_a_new_checkpoint_and_passes_signals_on(cluster):
+    folder, command, run = cluster
+    (folder / ".venv/bin").mkdir(parents=True)
+    (folder / ".venv/bin/activate").touch()
+    command("pdsh", 'bash -c "${@: -1}"')
+    command("torchrun", "exit 1")
+    started, log = run("pdsh.sh", "n1,n2", "ddp", *RECIPE)
+    assert finish(started) == 1
+    assert log.read_text().count("\ntorchrun --nnodes") == 1
+
+    saved = "mkdir -p runs/x/checkpoints/step-00000004; exit 1"
+    command("pkill", "kill -TERM $(cat pid)")
+    command("torchrun", f"echo $$ >pid; trap '{saved}' TERM; touch started; while true; do sleep 0.1; done")
+    started, log = run("pdsh.sh", "n1,n2", "ddp", *RECIPE)
+    while not (folder / "started").exists():
+        assert started.poll() is None, started.stderr.read()
+    started.terminate()
+    assert finish(started) == 1
+    assert (folder / "runs/x/checkpoints/step-00000004").exists()
+    assert "pkill -TERM -f torchrun --nnodes 2 .*--rdzv_id luna-" in log.read_text()
 
 
 def test_pdsh_refuses_an_engine_that_is_none(cluster):
