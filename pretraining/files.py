@@ -19,13 +19,18 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, values: dict, indent: int | None = 2) -> None:
-    """Write a JSON file: whenever the run is killed, the file is the old one or the new one."""
+def write_text(path: Path, text: str) -> None:
+    """Write a text file: whenever the run is killed, the file is the old one or the new one."""
     beside = path.with_name(f"{path.name}.tmp")
-    beside.write_text(json.dumps(values, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.write_text(text, encoding="utf-8")
     flush(beside)
     os.replace(beside, path)
     flush(path.parent)
+
+
+def write_json(path: Path, values: dict, indent: int | None = 2) -> None:
+    """Write a JSON file as `write_text` does."""
+    write_text(path, json.dumps(values, indent=indent, ensure_ascii=False) + "\n")
 
 
 def sha256(path: Path) -> str:

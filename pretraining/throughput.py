@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedConfig
 
 from pretraining.cluster import flops_per_sequence
-from pretraining.recipe import Recipe, model_config
+from pretraining.recipe import Recipe
 
 PROFILED_STEPS = 3
 TOO_LONG_A_WAIT = 0.05  # of the time of a step
@@ -21,11 +22,11 @@ class Throughput:
     computes again, divided by the time and by the peak of all devices.
     """
 
-    def __init__(self, recipe: Recipe, sequence_length: int, num_processes: int):
+    def __init__(self, recipe: Recipe, config: PreTrainedConfig, sequence_length: int, num_processes: int):
         self.tokens_per_step = recipe.global_batch_size * sequence_length
         self.peak_share_per_second = None
         if recipe.peak_tflops is not None:
-            flops = flops_per_sequence(recipe, model_config(recipe), sequence_length) * recipe.global_batch_size
+            flops = flops_per_sequence(recipe, config, sequence_length) * recipe.global_batch_size
             self.peak_share_per_second = flops / (recipe.peak_tflops * 1e12 * num_processes)
         self.start()
 

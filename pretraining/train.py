@@ -43,7 +43,7 @@ from pretraining import checkpoint as ckpt
 from pretraining.cluster import ENGINE_NAMES
 from pretraining.data import MaskedLMDataset, Masking, collate, unigram_cross_entropy, verify_shards
 from pretraining.engines import ENGINES, DataParallel, NonFiniteError, has_gpu, launched_engine, make_accelerator
-from pretraining.files import hold_lock, write_json
+from pretraining.files import hold_lock, write_json, write_text
 from pretraining.model_card import make_model_card
 from pretraining.order import MicroBatchSampler
 from pretraining.plan import Cluster, check_run, check_tokenizer, enable_gradient_checkpointing, plan
@@ -358,9 +358,7 @@ class Metrics:
                 for row in read_metrics(path)
                 if row["step"] < start_step or (row["step"] == start_step and "loss" in row)
             ]
-            beside = path.with_name(f".tmp-{path.name}")
-            beside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-            beside.rename(path)
+            write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
             self.file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, row: dict) -> None:
@@ -465,9 +463,7 @@ def train(recipe: Recipe, accelerator: Accelerator, engine_name: str, start: Sta
             DataLoader(train_set, batch_sampler=sampler, collate_fn=collate, num_workers=recipe.dataloader_num_workers)
         )
     if accelerator.is_main_process:
-        beside = output_dir / ".tmp-recipe.yaml"
-        beside.write_text(yaml.safe_dump(asdict(recipe), sort_keys=False), encoding="utf-8")
-        beside.rename(output_dir / "recipe.yaml")
+        write_text(output_dir / "recipe.yaml", yaml.safe_dump(asdict(recipe), sort_keys=False))
     if recipe.report_to:
         accelerator.init_trackers("luna-pretraining", config={k: str(v) for k, v in asdict(recipe).items()})
     metrics = Metrics(output_dir / "metrics.jsonl", start_step, accelerator)
@@ -516,7 +512,7 @@ def train(recipe: Recipe, accelerator: Accelerator, engine_name: str, start: Sta
         f"{recipe.micro_batch_size} sequences x {sampler.accumulation_steps} micro-batches a step on "
         f"{accelerator.device}, precision {recipe.mixed_precision}."
     )
-    throughput = Throughput(recipe, manifest["sequence_length"], accelerator.num_processes)
+    throughput = Throughput(recipe, skeleton.config, manifest["sequence_length"], accelerator.num_processes)
     profiler = Profiler(recipe, output_dir, accelerator.process_index)
     has_warned = False
     with tqdm(

@@ -7,12 +7,21 @@ import sys
 
 import pytest
 import yaml
+from accelerate.state import AcceleratorState
 
 from pretraining.prepare import PrepareConfig, prepare
 
 VOCAB_SIZE = 600
 SEQUENCE_LENGTH = 32
 TEXT_MODULES = ("argparse", "collections", "datetime", "decimal", "functools", "inspect", "logging", "pathlib", "random")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Each run in this process is a launch of its own; Accelerate keeps its state per process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

@@ -24,13 +24,6 @@ from pretraining.train import read_metrics
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def run_program(*arguments) -> int:
     AcceleratorState._reset_state(reset_partial_state=True)
     return train.main([str(argument) for argument in arguments])

@@ -22,13 +22,6 @@ FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tok
 CODE_FILES = {"configuration_luna.py", "modeling_luna.py"}
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def rows_of(run):
     rows = train.read_metrics(run / "metrics.jsonl")
     return [{name: value for name, value in row.items() if name not in ("tokens_per_second", "data_wait")} for row in rows]

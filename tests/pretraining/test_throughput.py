@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from pretraining import throughput, train
 from pretraining.cluster import flops_per_sequence
@@ -26,16 +25,9 @@ def clock(monkeypatch):
     return Clock
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def test_figures_are_those_of_the_clock(recipe_values, clock):
     recipe = recipe_from_values(recipe_values | {"peak_tflops": 2.0}, "")
-    counted = throughput.Throughput(recipe, sequence_length=32, num_processes=4)
+    counted = throughput.Throughput(recipe, model_config(recipe), sequence_length=32, num_processes=4)
     for _ in range(5):
         counted.begin_step()
         clock.now += 0.5

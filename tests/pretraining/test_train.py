@@ -33,13 +33,6 @@ ROOT = Path(__file__).parents[2]
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Each run in this process is a launch of its own; Accelerate keeps its state per process."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def run_program(*arguments):
     AcceleratorState._reset_state(reset_partial_state=True)
     return train.main([str(argument) for argument in arguments])
