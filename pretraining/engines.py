@@ -8,6 +8,7 @@ and gives weights and optimizer state back whole, so a run may change engine and
 
 import importlib.util
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -119,6 +120,16 @@ def check_deepspeed_config(path: Path) -> None:
             )
 
 
+def leave_out_shared_memory_collectives() -> None:
+    """Keep DeepSpeed from compiling, on a CPU, collectives that only its inference uses.
+
+    Their processes wait for each other in busy loops, which hang where there are fewer cores than processes.
+    """
+    from deepspeed import ops
+
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
 def make_accelerator(recipe: Recipe, engine: str) -> Accelerator:
     """Accelerate as the engine needs it, on CPU too.
 
@@ -131,6 +142,7 @@ def make_accelerator(recipe: Recipe, engine: str) -> Accelerator:
     handlers = []
     if engine == "deepspeed" and not has_gpu():
         os.environ["DS_ACCELERATOR"] = "cpu"
+        leave_out_shared_memory_collectives()
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
     if engine == "fsdp2":
         del os.environ["ACCELERATE_USE_FSDP"]  # Accelerate makes the process group, and `FSDP2` divides the model
@@ -232,7 +244,7 @@ class DataParallel:
 
 
 def require_finite(grad_norm: float) -> None:
-    if not torch.isfinite(torch.tensor(grad_norm)):
+    if not math.isfinite(grad_norm):
         raise NonFiniteError(f"The gradient norm is {grad_norm}")
 
 
@@ -300,7 +312,7 @@ class ZeRO(DataParallel):
         }
         if recipe.mixed_precision == "bf16":
             config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-        self.module, self.prepared_optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
+        self.module, _ = accelerator.prepare(model, build_optimizer(model, recipe))
         self.zero = self.module.optimizer
 
     @contextmanager

@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0.
 """Data parallelism, FSDP2 and ZeRO 1, 2, 3 are the same run, really run on two CPU processes and more."""
 
+import os
 import re
 import subprocess
 import sys
@@ -108,6 +109,20 @@ def test_weights_with_two_names_are_divided_once(engine, kind, values, tmp_path)
     plain = launch("ddp", values, tmp_path / "plain", model=model, max_steps=3)
     assert curve(output) == pytest.approx(curve(plain), abs=TOLERANCE)
     assert weight_difference(output, plain) < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system can't bind processes to a core")
+@pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
+def test_more_processes_than_cores(engine, values, plain, tmp_path):
+    """Processes that wait for each other in busy loops would hang."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        output = launch(engine, values, tmp_path / "run")
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert curve(output) == pytest.approx(curve(plain), abs=TOLERANCE)
 
 
 @pytest.mark.slow
