@@ -136,9 +136,12 @@ def make_accelerator(recipe: Recipe, engine: str) -> Accelerator:
     Raises:
         RecipeError: a launch that this program does not support, or whose processes do not know each other.
     """
-    if engine == "deepspeed" and recipe.mixed_precision == "fp16":
-        # Its autocast scales the loss, but clips the gradients before they are scaled back.
-        raise RecipeError("`mixed_precision` is fp16, which clips wrongly under DeepSpeed: use ddp or fsdp2, or bf16.")
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", recipe.mixed_precision):
+        raise RecipeError(
+            f"The launcher asks for mixed precision {launched}, but the recipe's `mixed_precision` is "
+            f"{recipe.mixed_precision}: say mixed_precision={launched} in the recipe or behind it on the command line."
+        )
     handlers = []
     if engine == "deepspeed" and not has_gpu():
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -149,7 +152,7 @@ def make_accelerator(recipe: Recipe, engine: str) -> Accelerator:
     accelerator = Accelerator(
         # Without this, torchrun on a machine without an accelerator starts copies that do not know each other.
         cpu=not has_gpu() and engine != "deepspeed",
-        # DeepSpeed's own bf16 mode would round weights and checkpoints; its autocast is set in `ZeRO`.
+        # DeepSpeed's own half-precision modes would round weights and checkpoints; its autocast is set in `ZeRO`.
         mixed_precision="no" if engine == "deepspeed" else recipe.mixed_precision,
         step_scheduler_with_optimizer=False,
         log_with=recipe.report_to or None,
@@ -183,6 +186,7 @@ class DataParallel:
     def __init__(self, accelerator: Accelerator, model: PreTrainedModel, recipe: Recipe):
         self.accelerator = accelerator
         self.recipe = recipe
+        self.scaler = accelerator.scaler
         self.prepare(model)
 
     def prepare(self, model: PreTrainedModel) -> None:
@@ -210,7 +214,7 @@ class DataParallel:
             group["lr"] = learning_rate
         norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.recipe.max_grad_norm)
         norm = self.whole(norm).item()
-        if self.accelerator.scaler is None:
+        if self.scaler is None:
             require_finite(norm)
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad()
@@ -293,6 +297,38 @@ class FSDP2(DataParallel):
 # DeepSpeed
 
 
+class LossScaler:
+    """The loss scale of fp16 for an engine that scales and updates by itself: the rule and the state of `GradScaler`.
+
+    A step whose gradients overflow is left out and halves the scale; 2,000 steps in a row without one double it.
+    """
+
+    initial_scale, growth_factor, backoff_factor, growth_interval = 65536.0, 2.0, 0.5, 2000
+
+    def __init__(self):
+        self.scale, self.growth_tracker = self.initial_scale, 0
+
+    def update(self, has_overflowed: bool) -> None:
+        self.growth_tracker = 0 if has_overflowed else self.growth_tracker + 1
+        if has_overflowed:
+            self.scale *= self.backoff_factor
+        elif self.growth_tracker == self.growth_interval:
+            self.scale *= self.growth_factor
+            self.growth_tracker = 0
+
+    def state_dict(self) -> dict:
+        return {
+            "scale": self.scale,
+            "growth_factor": self.growth_factor,
+            "backoff_factor": self.backoff_factor,
+            "growth_interval": self.growth_interval,
+            "_growth_tracker": self.growth_tracker,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.scale, self.growth_tracker = state["scale"], state["_growth_tracker"]
+
+
 class ZeRO(DataParallel):
     """DeepSpeed's ZeRO: stage 1 divides the optimizer state over the processes, 2 the gradients too, 3 the weights too."""
 
@@ -310,10 +346,15 @@ class ZeRO(DataParallel):
             "gradient_accumulation_steps": accumulation,
             "gradient_clipping": recipe.max_grad_norm,
         }
-        if recipe.mixed_precision == "bf16":
-            config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        if recipe.mixed_precision != "no":
+            dtype = {"bf16": "bfloat16", "fp16": "float16"}[recipe.mixed_precision]
+            config["torch_autocast"] = {"enabled": True, "dtype": dtype}
         self.module, _ = accelerator.prepare(model, build_optimizer(model, recipe))
         self.zero = self.module.optimizer
+        if recipe.mixed_precision == "fp16":
+            # DeepSpeed's scaler for autocast would clip the gradients before they are scaled back.
+            self.zero.torch_autocast_gradscaler = None
+            self.scaler = LossScaler()
 
     @contextmanager
     def micro_batch(self, is_last: bool) -> Iterator[None]:
@@ -321,14 +362,19 @@ class ZeRO(DataParallel):
         yield
 
     def backward(self, loss: torch.Tensor) -> None:
+        if self.scaler is not None:
+            self.zero.override_loss_scale(self.scaler.scale)
         self.module.backward(loss, scale_wrt_gas=False)
 
     def update(self, learning_rate: float) -> float:
         for group in self.zero.param_groups:
             group["lr"] = learning_rate
-        self.module.step()  # clips, updates and clears
+        self.module.step()  # clips, updates and clears, but leaves out the update if the norm is not finite
         norm = float(self.module.get_global_grad_norm())
-        require_finite(norm)
+        if self.scaler is None:
+            require_finite(norm)
+        else:
+            self.scaler.update(has_overflowed=not math.isfinite(norm))
         return norm
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:

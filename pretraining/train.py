@@ -447,8 +447,8 @@ def train(recipe: Recipe, accelerator: Accelerator, engine_name: str, start: Sta
     engine = together(lambda: ENGINES[engine_name](accelerator, model, recipe))
     if start.checkpoint is not None:
         engine.load_optimizer_state(ckpt.load_optimizer_state(start.checkpoint))
-        if start.state["scaler"] is not None and accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(start.state["scaler"])
+        if start.state["scaler"] is not None and engine.scaler is not None:
+            engine.scaler.load_state_dict(start.state["scaler"])
 
     sampler = MicroBatchSampler(
         start_step,
@@ -478,7 +478,7 @@ def train(recipe: Recipe, accelerator: Accelerator, engine_name: str, start: Sta
 
     def write_checkpoint(step: int) -> None:
         weights, optimizer_state = on_main_process(engine.weights()), on_main_process(engine.optimizer_state())
-        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+        scaler = engine.scaler.state_dict() if engine.scaler is not None else None
         state = {"step": step, **identity, "scaler": scaler}
 
         def write() -> None:

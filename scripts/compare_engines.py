@@ -7,7 +7,6 @@
 Every cell of the table is really run: `torchrun` starts `pretraining.train` in the environment of `accelerate launch`.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -60,30 +59,32 @@ VALUES = {
 NO_DROPOUT = VALUES["model"] | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
-def environment(engine: str, folder: Path) -> dict[str, str]:
-    """As `accelerate launch` sets it for the processes."""
+def environment(engine: str) -> dict[str, str]:
+    """As `accelerate launch` sets it for the processes, with the configurations of `pretraining/launch`."""
     own = {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     if engine == "fsdp2":
         own |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     elif engine.startswith("zero"):
-        path = folder / f"{engine}.json"
-        path.write_text(json.dumps({"zero_optimization": {"stage": int(engine[-1])}}), encoding="utf-8")
-        own |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
-    return os.environ | own
+        config = ROOT / "pretraining" / "launch" / f"{engine}.json"
+        own |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(config)}
+    return os.environ | own | {"PYTHONPATH": str(ROOT)}
+
+
+def command(recipe: Path, processes: int, program: tuple[str, ...] = ("-m", "pretraining.train")) -> list[str]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*torchrun, "--monitor-interval=0.1", *program, str(recipe)]
+
+
+def write_recipe(values: dict, output: Path) -> Path:
+    recipe = output.parent / f"{output.name}.yaml"
+    recipe.write_text(yaml.safe_dump(values | {"output_dir": str(output)}), encoding="utf-8")
+    return recipe
 
 
 def launch(engine: str, values: dict, output: Path, processes: int = 2, **changes) -> Path:
     """Run the program under an engine. Returns `output`, the run's folder."""
-    recipe = output.parent / f"{output.name}.yaml"
-    recipe.write_text(yaml.safe_dump(values | {"output_dir": str(output)} | changes), encoding="utf-8")
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "pretraining.train"]
-    done = subprocess.run(
-        [sys.executable, *command, str(recipe)],
-        env=environment(engine, output.parent),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    started = command(write_recipe(values | changes, output), processes)
+    done = subprocess.run(started, env=environment(engine), cwd=ROOT, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{engine} on {processes} processes failed:\n{done.stderr[-3000:]}")
     return output

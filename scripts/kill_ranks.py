@@ -19,13 +19,25 @@ import time
 from pathlib import Path
 
 import psutil
-import yaml
 from tqdm import tqdm
 
-from compare_engines import ROOT, SEQUENCE_LENGTH, VALUES, VOCAB_SIZE, curve, environment, launch
+from compare_engines import (
+    ROOT,
+    SEQUENCE_LENGTH,
+    VALUES,
+    VOCAB_SIZE,
+    command,
+    curve,
+    environment,
+    launch,
+    write_recipe,
+)
 from pretraining.cluster import ENGINE_NAMES
 from pretraining.prepare import main as prepare
 from pretraining.train import read_metrics
+
+# Seconds, at random up to these, from a logged step or the start of a save to the kill: about two steps, and a save.
+DELAY = {"training": 0.1, "saving": 0.03}
 
 
 def ranks_of(launcher: psutil.Process) -> list[psutil.Process]:
@@ -47,28 +59,26 @@ def run_and_kill(engine: str, values: dict, output: Path, processes: int, kills:
         RuntimeError: the run ended before it was killed often enough, did not end when a rank was killed, or failed.
     """
     chooser = random.Random(seed)
-    recipe = output.parent / f"{output.name}.yaml"
-    recipe.write_text(yaml.safe_dump(values | {"output_dir": str(output)}), encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command += ["--monitor-interval=0.1", "-m", "pretraining.train", str(recipe)]
+    started = command(write_recipe(values, output), processes)
     hits = {"training": 0, "saving": 0}
     for _ in tqdm(range(kills), desc="kills", unit="kill"):
         wanted, steps, started_at = chooser.choice(list(hits)), chooser.randint(1, 4), last_step(output)
         with (output.parent / f"{output.name}.log").open("w", encoding="utf-8") as log:
-            own = environment(engine, output.parent)
-            process = subprocess.Popen(command, cwd=ROOT, env=own, stdout=log, stderr=log)
+            process = subprocess.Popen(started, cwd=ROOT, env=environment(engine), stdout=log, stderr=log)
         ranks = []
         while process.poll() is None:
             is_saving = any((output / "checkpoints").glob(".tmp-step-*"))
             if (wanted == "training" or is_saving) and last_step(output) >= started_at + steps:
                 ranks = ranks_of(psutil.Process(process.pid))
+                time.sleep(chooser.uniform(0, DELAY[wanted]))
                 break
             time.sleep(0.001)
         if not ranks:
             raise RuntimeError(f"the run ended with {process.wait()} after {sum(hits.values())} kills, see {log.name}")
+        is_saving = any((output / "checkpoints").glob(".tmp-step-*"))
         with contextlib.suppress(psutil.NoSuchProcess):
             chooser.choice(ranks).kill()
-            hits[wanted] += 1
+            hits["saving" if is_saving else "training"] += 1
         if process.wait(timeout=300) == 0 or psutil.wait_procs(ranks, timeout=60)[1]:
             raise RuntimeError(f"a rank was killed, but the others went on, see {log.name}")
     launch(engine, values, output, processes)

@@ -2,26 +2,28 @@
 # Licensed under the Apache License, Version 2.0.
 """Data parallelism, FSDP2 and ZeRO 1, 2, 3 are the same run, really run on two CPU processes and more."""
 
+import math
 import os
 import re
 import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from compare_engines import (
     NO_DROPOUT,
     ROOT,
     VALUES,
+    command,
     curve,
     cut_back,
     environment,
     launch,
     loads_whole,
     weight_difference,
+    write_recipe,
 )
 from kill_ranks import run_and_kill
 from pretraining import checkpoint as ckpt
@@ -90,10 +92,70 @@ def test_another_number_of_processes_goes_on_with_the_same_run(engine, values, t
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", DIVIDED)
 def test_bf16_computes_in_half_precision_and_keeps_weights_whole(engine, values, plain, tmp_path):
-    output = launch(engine, values, tmp_path / "run", mixed_precision="bf16")
+    is_half_precision(launch(engine, values, tmp_path / "run", mixed_precision="bf16"), plain)
+
+
+def is_half_precision(output: Path, plain: Path) -> None:
     assert curve(output) == pytest.approx(curve(plain), rel=1e-2)
     assert curve(output) != pytest.approx(curve(plain), abs=TOLERANCE)
     assert {x.dtype for x in load_file(output / "model" / "model.safetensors").values()} == {torch.float32}
+
+
+# Runs the program in fp16 on a CPU, which Accelerate refuses although PyTorch can: as Accelerate prepares it for a GPU.
+FP16_ON_CPU = """
+import dataclasses, sys, torch
+from pretraining import engines, train
+INITIAL_SCALE = {scale}
+def make_accelerator(recipe, engine):
+    if engine == "deepspeed":
+        return real(recipe, engine)
+    accelerator = real(dataclasses.replace(recipe, mixed_precision="no"), engine)
+    accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=INITIAL_SCALE)
+    return accelerator
+real, train.make_accelerator, train.has_gpu = engines.make_accelerator, make_accelerator, lambda: True
+engines.LossScaler.initial_scale = INITIAL_SCALE
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def launch_fp16(engine: str, values: dict, output: Path, scale: float) -> None:
+    program = output.parent / "fp16.py"
+    program.write_text(FP16_ON_CPU.format(scale=scale), encoding="utf-8")
+    recipe = write_recipe(values | {"mixed_precision": "fp16"}, output)
+    done = subprocess.run(
+        command(recipe, 2, (str(program),)), env=environment(engine), cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def scaler_state(output: Path, step: int) -> dict:
+    return ckpt.load_trainer_state(output / "checkpoints" / f"step-{step:08}")["scaler"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", *DIVIDED])
+def test_fp16_scales_the_loss_and_clips_what_is_scaled_back(engine, values, plain, tmp_path):
+    output = tmp_path / "run"
+    launch_fp16(engine, values, output, scale=2.0**16)
+    is_half_precision(output, plain)
+    assert (scaler_state(output, 6)["scale"], scaler_state(output, 6)["_growth_tracker"]) == (2.0**16, 6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["fsdp2", "zero1", "zero3"])
+def test_fp16_leaves_out_steps_that_overflow(engine, values, tmp_path):
+    """A scale far too large: each step halves it, a resumed run goes on with it, and the weights stay as they were."""
+    output = tmp_path / "run"
+    launch_fp16(engine, values, output, scale=2.0**120)
+    resumed = cut_back(output, 3, tmp_path / "resumed")
+    launch_fp16(engine, values, resumed, scale=2.0**16)
+    for run in (output, resumed):
+        assert scaler_state(run, 6)["scale"] == 2.0**114
+        norms = [row["grad_norm"] for row in read_metrics(run / "metrics.jsonl") if "grad_norm" in row]
+        assert len(norms) == 6 and not any(math.isfinite(norm) for norm in norms)
+        first, last = (load_file(run / "checkpoints" / f"step-0000000{step}" / "model.safetensors") for step in (3, 6))
+        assert all(torch.equal(first[name], last[name]) for name in first)
 
 
 @pytest.mark.slow
@@ -128,7 +190,7 @@ def test_more_processes_than_cores(engine, values, plain, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
 def test_a_killed_rank_ends_all_and_the_run_goes_on_exactly(engine, values, tmp_path):
-    values = values | {"max_steps": 20, "save_steps": 2, "eval_steps": 10}
+    values = values | {"max_steps": 40, "save_steps": 2, "eval_steps": 20}
     undisturbed = launch(engine, values, tmp_path / "undisturbed")
     hits = run_and_kill(engine, values, tmp_path / "killed", processes=2, kills=3, seed=1)
     assert sum(hits.values()) == 3
@@ -153,20 +215,10 @@ sys.exit(train.main(sys.argv[1:]))
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", *DIVIDED])
 def test_a_run_that_was_stopped_before_its_first_step_goes_on(engine, values, plain, tmp_path):
-    program, recipe = tmp_path / "stopped.py", tmp_path / "run.yaml"
+    program = tmp_path / "stopped.py"
     program.write_text(STOPPED_AT_ONCE, encoding="utf-8")
-    recipe.write_text(yaml.safe_dump(values | {"output_dir": str(tmp_path / "run")}), encoding="utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(program),
-        str(recipe),
-    ]
-    own = environment(engine, tmp_path) | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True)
+    started = command(write_recipe(values, tmp_path / "run"), 2, (str(program),))
+    done = subprocess.run(started, cwd=ROOT, env=environment(engine), capture_output=True, text=True)
     assert "Stopped by a signal after step 0, which is saved" in done.stdout, done.stderr[-2000:]
     assert [path.name for path in ckpt.checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000000"]
     assert curve(launch(engine, values, tmp_path / "run")) == pytest.approx(curve(plain), abs=TOLERANCE)
@@ -210,10 +262,29 @@ def test_deepspeed_configurations_that_are_refused(config, sentence, tmp_path, m
         engines.launched_engine()
 
 
-def test_deepspeed_with_fp16_is_refused(recipe_values):
-    recipe = recipe_from_values(recipe_values | {"mixed_precision": "fp16"}, "")
-    with pytest.raises(RecipeError, match="`mixed_precision` is fp16, which clips wrongly under DeepSpeed"):
-        engines.make_accelerator(recipe, "deepspeed")
+@pytest.mark.parametrize(("launched", "said"), [("fp16", "no"), ("bf16", "fp16")])
+def test_a_launcher_with_another_precision_is_refused(launched, said, recipe_values, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    recipe = recipe_from_values(recipe_values | {"mixed_precision": said}, "")
+    sentence = f"asks for mixed precision {launched}, but the recipe's `mixed_precision` is {said}: say mixed_precision="
+    with pytest.raises(RecipeError, match=sentence):
+        engines.make_accelerator(recipe, "ddp")
+
+
+def test_the_loss_scale_follows_the_rule_of_torch(monkeypatch):
+    monkeypatch.setattr(engines.LossScaler, "growth_interval", 3)
+    ours, weight = engines.LossScaler(), torch.nn.Parameter(torch.ones(1))
+    theirs, optimizer = torch.amp.GradScaler("cpu", growth_interval=3), torch.optim.SGD([weight])
+    for gradient in (1, 1, math.inf, 1, 1, 1, 1, 1, 1, math.nan, math.inf, 1, 1, 1):
+        theirs.scale(weight.sum()).backward()
+        weight.grad.fill_(gradient)
+        theirs.step(optimizer)
+        theirs.update()
+        ours.update(has_overflowed=not math.isfinite(gradient))
+        assert ours.state_dict() == theirs.state_dict()
+    again = engines.LossScaler()
+    again.load_state_dict(theirs.state_dict())
+    assert again.state_dict() == ours.state_dict()
 
 
 def test_without_deepspeed_one_sentence_says_so(monkeypatch):
