@@ -298,7 +298,7 @@ def test_kill_9_at_any_moment_changes_nothing(recipe_values, tmp_path, processes
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_next_run_goes_on(recipe_values, tmp_path, number):
-    change = {"max_steps": 400, "eval_steps": 400, "save_steps": 400}
+    change = {"max_steps": 150, "eval_steps": 150, "save_steps": 150}
     recipe = write(recipe_values, tmp_path / "r.yaml", **change)
     process = subprocess.Popen(
         command(recipe), env=environment(), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
