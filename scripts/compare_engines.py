@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psutil
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -81,10 +82,22 @@ def write_recipe(values: dict, output: Path) -> Path:
     return recipe
 
 
+def run_to_end(engine: str, started: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command under an engine. The ranks, sessions of their own, end with this program if it is interrupted."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(started, env=environment(engine), cwd=ROOT, **pipes) as process:
+        try:
+            out, err = process.communicate()
+        except BaseException:
+            for member in [*psutil.Process(process.pid).children(recursive=True), process]:
+                member.kill()
+            raise
+    return subprocess.CompletedProcess(started, process.returncode, out, err)
+
+
 def launch(engine: str, values: dict, output: Path, processes: int = 2, **changes) -> Path:
     """Run the program under an engine. Returns `output`, the run's folder."""
-    started = command(write_recipe(values | changes, output), processes)
-    done = subprocess.run(started, env=environment(engine), cwd=ROOT, capture_output=True, text=True)
+    done = run_to_end(engine, command(write_recipe(values | changes, output), processes))
     if done.returncode != 0:
         raise RuntimeError(f"{engine} on {processes} processes failed:\n{done.stderr[-3000:]}")
     return output

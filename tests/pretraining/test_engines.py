@@ -5,7 +5,6 @@
 import math
 import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,14 +13,13 @@ from safetensors.torch import load_file
 
 from compare_engines import (
     NO_DROPOUT,
-    ROOT,
     VALUES,
     command,
     curve,
     cut_back,
-    environment,
     launch,
     loads_whole,
+    run_to_end,
     weight_difference,
     write_recipe,
 )
@@ -78,12 +76,10 @@ def test_an_engine_is_plain_data_parallelism(engine, values, plain, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", *DIVIDED])
 def test_another_number_of_processes_goes_on_with_the_same_run(engine, values, tmp_path):
-    values = values | {"model": NO_DROPOUT}
+    values = values | {"model": NO_DROPOUT, "save_steps": 2}
     two = launch(engine, values, tmp_path / "two")
-    four = launch(engine, values, tmp_path / "four", processes=4)
-    assert curve(four) == pytest.approx(curve(two), abs=TOLERANCE)
-    up = launch(engine, values, cut_back(two, 3, tmp_path / "up"), processes=4)
-    down = launch(engine, values, cut_back(four, 3, tmp_path / "down"))
+    up = launch(engine, values, cut_back(two, 2, tmp_path / "up"), processes=4)
+    down = launch(engine, values, cut_back(up, 4, tmp_path / "down"))
     for changed in (up, down):
         assert curve(changed) == pytest.approx(curve(two), abs=TOLERANCE)
         assert weight_difference(changed, two) < TOLERANCE
@@ -123,9 +119,7 @@ def launch_fp16(engine: str, values: dict, output: Path, scale: float) -> None:
     program = output.parent / "fp16.py"
     program.write_text(FP16_ON_CPU.format(scale=scale), encoding="utf-8")
     recipe = write_recipe(values | {"mixed_precision": "fp16"}, output)
-    done = subprocess.run(
-        command(recipe, 2, (str(program),)), env=environment(engine), cwd=ROOT, capture_output=True, text=True
-    )
+    done = run_to_end(engine, command(recipe, 2, (str(program),)))
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -134,7 +128,7 @@ def scaler_state(output: Path, step: int) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", *DIVIDED])
+@pytest.mark.parametrize("engine", DIVIDED)
 def test_fp16_scales_the_loss_and_clips_what_is_scaled_back(engine, values, plain, tmp_path):
     output = tmp_path / "run"
     launch_fp16(engine, values, output, scale=2.0**16)
@@ -143,7 +137,7 @@ def test_fp16_scales_the_loss_and_clips_what_is_scaled_back(engine, values, plai
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["fsdp2", "zero1", "zero3"])
+@pytest.mark.parametrize("engine", ["fsdp2", "zero2", "zero3"])
 def test_fp16_leaves_out_steps_that_overflow(engine, values, tmp_path):
     """A scale far too large: each step halves it, a resumed run goes on with it, and the weights stay as they were."""
     output = tmp_path / "run"
@@ -175,13 +169,12 @@ def test_weights_with_two_names_are_divided_once(engine, kind, values, tmp_path)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system can't bind processes to a core")
-@pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
-def test_more_processes_than_cores(engine, values, plain, tmp_path):
+def test_more_processes_than_cores(values, plain, tmp_path):
     """Processes that wait for each other in busy loops would hang."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     try:
-        output = launch(engine, values, tmp_path / "run")
+        output = launch("zero3", values, tmp_path / "run")
     finally:
         os.sched_setaffinity(0, cores)
     assert curve(output) == pytest.approx(curve(plain), abs=TOLERANCE)
@@ -192,8 +185,8 @@ def test_more_processes_than_cores(engine, values, plain, tmp_path):
 def test_a_killed_rank_ends_all_and_the_run_goes_on_exactly(engine, values, tmp_path):
     values = values | {"max_steps": 40, "save_steps": 2, "eval_steps": 20}
     undisturbed = launch(engine, values, tmp_path / "undisturbed")
-    hits = run_and_kill(engine, values, tmp_path / "killed", processes=2, kills=3, seed=1)
-    assert sum(hits.values()) == 3
+    hits = run_and_kill(engine, values, tmp_path / "killed", processes=2, kills=2, seed=1)
+    assert sum(hits.values()) == 2
     assert curve(tmp_path / "killed") == curve(undisturbed)
     assert weight_difference(tmp_path / "killed", undisturbed) == 0
     assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
@@ -213,12 +206,11 @@ sys.exit(train.main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", *DIVIDED])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero2", "zero3"])
 def test_a_run_that_was_stopped_before_its_first_step_goes_on(engine, values, plain, tmp_path):
     program = tmp_path / "stopped.py"
     program.write_text(STOPPED_AT_ONCE, encoding="utf-8")
-    started = command(write_recipe(values, tmp_path / "run"), 2, (str(program),))
-    done = subprocess.run(started, cwd=ROOT, env=environment(engine), capture_output=True, text=True)
+    done = run_to_end(engine, command(write_recipe(values, tmp_path / "run"), 2, (str(program),)))
     assert "Stopped by a signal after step 0, which is saved" in done.stdout, done.stderr[-2000:]
     assert [path.name for path in ckpt.checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000000"]
     assert curve(launch(engine, values, tmp_path / "run")) == pytest.approx(curve(plain), abs=TOLERANCE)

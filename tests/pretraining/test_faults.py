@@ -124,6 +124,7 @@ def test_a_clock_that_jumps_changes_nothing(recipe_file, tmp_path, monkeypatch):
     assert all(row["tokens_per_second"] > 0 for row in read_metrics(tmp_path / "jumped" / "metrics.jsonl") if "loss" in row)
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more_ends_the_run_and_loses_nothing(recipe_values, recipe_file, tmp_path):
     """The limit is the operating system's own, on the size of a file."""
     whole = tmp_path / "whole"
@@ -199,6 +200,7 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_on_one_rank_ends_all(recipe_file, tmp_path):
     program = tmp_path / "poison.py"
     program.write_text(POISON, encoding="utf-8")
@@ -218,6 +220,7 @@ sys.exit(train.main([*sys.argv[1:], f"output_dir={os.environ['FOLDER']}-{os.envi
 """
 
 
+@pytest.mark.slow
 def test_ranks_that_see_different_files_are_told(recipe_file, tmp_path, monkeypatch):
     assert run_program(recipe_file, f"output_dir={tmp_path / 'run-1'}") == 0
     program = tmp_path / "apart.py"
@@ -229,6 +232,7 @@ def test_ranks_that_see_different_files_are_told(recipe_file, tmp_path, monkeypa
     assert "The processes see different files in `output_dir`" in found[0] and "file system that all nodes share" in found[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["optimizer.safetensors", "config.json"])
 def test_a_checkpoint_without_a_file_ends_all_ranks_with_one_sentence(name, recipe_values, recipe_file, tmp_path):
     assert run_program(recipe_file) == 0

@@ -420,6 +420,7 @@ def test_really_killed(large_corpus, large_complete, tmp_path, num_proc):
     assert _contents(output) == _contents(large_complete)
 
 
+@pytest.mark.slow
 def test_interrupted_by_the_keyboard(large_corpus, large_complete, tmp_path):
     output = tmp_path / "out"
     command = _command(output, large_corpus, 2)

@@ -54,6 +54,7 @@ def test_a_run_leaves_a_trace_and_its_utilisation(recipe_file, tmp_path):
     assert all(0 < row["mfu"] < 1 and 0 <= row["data_wait"] <= 1 for row in rows)
 
 
+@pytest.mark.slow
 def test_a_run_that_waits_for_data_says_so_once(recipe_file, capfd, monkeypatch):
     real = train.MaskedLMDataset.__getitems__
     monkeypatch.setattr(train.MaskedLMDataset, "__getitems__", lambda self, places: (time.sleep(0.1), real(self, places))[1])

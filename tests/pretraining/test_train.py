@@ -160,6 +160,7 @@ def test_training_goes_on_from_given_weights(recipe_values, recipe_file, tmp_pat
     assert losses(tmp_path / "second")[0]["loss"] < losses(tmp_path / "run")[0]["loss"]
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_and_bf16_train_alike(recipe_values, tmp_path):
     model = recipe_values["model"] | NO_DROPOUT
     curves = {}
@@ -296,6 +297,7 @@ def test_kill_9_at_any_moment_changes_nothing(recipe_values, tmp_path, processes
     assert (broken / model).read_bytes() == (tmp_path / "whole" / model).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_next_run_goes_on(recipe_values, tmp_path, number):
     change = {"max_steps": 150, "eval_steps": 150, "save_steps": 150}

@@ -28,6 +28,7 @@ def run(output_dir: Path, *args: str) -> dict:
     return json.loads((output_dir / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_writes_table_json_and_plot(tmp_path):
     run(tmp_path, "--only", "mlm_head")
     results = run(tmp_path, "--only", "encoder", "--lengths", "16", "--projection_lengths", "4")

@@ -185,6 +185,7 @@ def test_files_of_the_folder(variant, tmp_path):
     assert not list((tmp_path / "out").glob("tokenizer*"))
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
     command = [sys.executable, SCRIPT, TIED / "model.pt", tmp_path / "out", "--dict", TIED / "dict.txt"]
     # From elsewhere and without an installed model.
@@ -568,6 +569,7 @@ def test_model_card(variant, tmp_path):
     assert not re.search(r"\$\w|None", card.text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_tokenizer", [True, False])
 def test_both_programs_of_the_card_run(with_tokenizer, tmp_path):
     out = tmp_path / "out"
