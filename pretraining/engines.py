@@ -208,17 +208,21 @@ class DataParallel:
         """Clip the gradients, update the weights, clear the gradients. Returns the norm before clipping.
 
         Raises:
-            NonFiniteError: no loss scaler deals with a norm that is not finite.
+            NonFiniteError: the norm is not finite, and no loss scale is to blame.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.recipe.max_grad_norm)
         norm = self.whole(norm).item()
-        if self.scaler is None:
-            require_finite(norm)
+        self.require_finite(norm)
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad()
         return norm
+
+    def require_finite(self, grad_norm: float) -> None:
+        """A large loss scale may overflow, which leaves out the step and lowers the scale; a small one may not."""
+        if not math.isfinite(grad_norm) and (self.scaler is None or self.scaler.get_scale() < 1):
+            raise NonFiniteError(f"The gradient norm is {grad_norm}")
 
     def whole(self, tensor: torch.Tensor) -> torch.Tensor:
         """The whole of a tensor of which this process may have a part. All processes must ask for it."""
@@ -245,11 +249,6 @@ class DataParallel:
     def part(self, tensor: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
         """This process's part of a tensor that belongs to `parameter`."""
         return tensor
-
-
-def require_finite(grad_norm: float) -> None:
-    if not math.isfinite(grad_norm):
-        raise NonFiniteError(f"The gradient norm is {grad_norm}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -316,6 +315,9 @@ class LossScaler:
             self.scale *= self.growth_factor
             self.growth_tracker = 0
 
+    def get_scale(self) -> float:
+        return self.scale
+
     def state_dict(self) -> dict:
         return {
             "scale": self.scale,
@@ -363,7 +365,7 @@ class ZeRO(DataParallel):
 
     def backward(self, loss: torch.Tensor) -> None:
         if self.scaler is not None:
-            self.zero.override_loss_scale(self.scaler.scale)
+            self.zero.override_loss_scale(self.scaler.get_scale())
         self.module.backward(loss, scale_wrt_gas=False)
 
     def update(self, learning_rate: float) -> float:
@@ -371,9 +373,8 @@ class ZeRO(DataParallel):
             group["lr"] = learning_rate
         self.module.step()  # clips, updates and clears, but leaves out the update if the norm is not finite
         norm = float(self.module.get_global_grad_norm())
-        if self.scaler is None:
-            require_finite(norm)
-        else:
+        self.require_finite(norm)
+        if self.scaler is not None:
             self.scaler.update(has_overflowed=not math.isfinite(norm))
         return norm
 

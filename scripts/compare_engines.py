@@ -194,7 +194,8 @@ Made by `python scripts/compare_engines.py > docs/engines.md` with {versions}, o
 
 {table}
 
-A small Luna with dropout, 6 steps and 2 evaluations; 2 processes x 4 micro-batches. Losses and gradient norms: largest
+A small Luna with dropout, 6 steps and 2 evaluations; 2 processes x 4 micro-batches; the DeepSpeed configurations of
+`pretraining/launch`. Losses and gradient norms: largest
 difference from plain data parallelism (ddp). Exact resume: stopped after step 3 and started again. Loads as a plain
 model: by `from_pretrained`, and the largest difference of its weights from those of ddp. Another number of processes:
 after step 3, without dropout, which each process draws for itself; largest difference of losses, and of weights, from the

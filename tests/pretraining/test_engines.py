@@ -279,6 +279,17 @@ def test_the_loss_scale_follows_the_rule_of_torch(monkeypatch):
     assert again.state_dict() == ours.state_dict()
 
 
+def test_no_loss_scale_hides_gradients_that_are_no_numbers():
+    engine = object.__new__(engines.ZeRO)
+    engine.scaler = engines.LossScaler()
+    while engine.scaler.get_scale() >= 1:
+        engine.require_finite(math.nan)
+        engine.scaler.update(has_overflowed=True)
+    engine.require_finite(1.0)
+    with pytest.raises(engines.NonFiniteError, match="The gradient norm is nan"):
+        engine.require_finite(math.nan)
+
+
 def test_without_deepspeed_one_sentence_says_so(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
