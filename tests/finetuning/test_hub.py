@@ -27,6 +27,7 @@ def options(checkpoint, sst2, tmp_path):
     return paths | {"push_to_hub": True, "hub_model_id": "org/sst2", "max_option_length": None}
 
 
+@pytest.mark.slow
 def test_a_run_is_pushed_whole_and_without_pickles(hub, options, pictures):
     results = run_task("sst2", **options)
     folder, repository = options["output_dir"], hub.repositories["org/sst2"]

@@ -547,6 +547,7 @@ def train(case, folder, batch_size, accumulation):
     return [log["loss"] for log in trainer.state.log_history if "loss" in log], trainer.model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", TRAINED)
 def test_trainer_gives_the_same_result_with_and_without_accumulation(case, tmp_path):
     losses, model = train(case, tmp_path / "whole", batch_size=8, accumulation=1)

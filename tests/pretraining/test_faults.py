@@ -111,6 +111,7 @@ def test_changes_that_are_allowed_on_resume_are_told(recipe_file, tmp_path, capf
     ]
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing(recipe_file, tmp_path, monkeypatch):
     assert run_program(recipe_file) == 0
     jumps, real = itertools.cycle([0, 1e6, -1e6, 5e8]), time.time
@@ -145,6 +146,7 @@ def test_a_disk_that_takes_no_more_ends_the_run_and_loses_nothing(recipe_values,
     assert weights(run) == weights(whole)
 
 
+@pytest.mark.slow
 def test_a_signal_to_launcher_and_ranks_saves_once(recipe_values, tmp_path):
     """As schedulers send it: to every process of a step. The launcher passes it on to the ranks, who have it twice."""
     recipe = tmp_path / "long.yaml"
@@ -170,12 +172,14 @@ def test_a_signal_to_launcher_and_ranks_saves_once(recipe_values, tmp_path):
     assert last_checkpoint(tmp_path / "run") == steps[-1]
 
 
+@pytest.mark.slow
 def test_a_trace_of_the_last_steps_is_kept(recipe_file, tmp_path):
     done = launch(["-m", "pretraining.train", str(recipe_file), "profile_step=8"])
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "run" / "profile" / "rank-0.json").read_text())["traceEvents"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", "[]", "{"])
 def test_a_damaged_copy_of_the_recipe_is_no_obstacle(content, recipe_file, tmp_path):
     assert run_program(recipe_file) == 0

@@ -152,6 +152,7 @@ def test_slurm_passes_the_signal_on_and_waits_for_the_checkpoint(cluster):
     assert "scontrol requeue 7" in log.read_text()
 
 
+@pytest.mark.slow
 def test_slurm_says_what_is_wrong_with_the_recipe_before_it_starts(cluster):
     folder, command, run = cluster
     command("srun", "exit 0")

@@ -152,6 +152,7 @@ def test_existing_tokenizer(complete, corpus, tmp_path):
     assert manifest["vocab_size"] == 350
 
 
+@pytest.mark.slow
 def test_large_vocabulary_is_stored_as_int32(complete, corpus, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(complete[0] / "tokenizer")
     tokenizer.add_tokens([f"<unused {i}>" for i in range(2**16)])
@@ -405,7 +406,8 @@ KILL_POINTS = [
 ]
 
 
-@pytest.mark.parametrize("num_proc", [2, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_proc", [1, 2])
 def test_really_killed(large_corpus, large_complete, tmp_path, num_proc):
     output = tmp_path / "out"
     command = _command(output, large_corpus, num_proc)

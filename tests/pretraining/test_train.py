@@ -478,6 +478,7 @@ def test_a_full_disk_ends_a_run_in_one_sentence_and_loses_nothing(recipe_values,
     assert run_program(recipe_file) == 0
 
 
+@pytest.mark.slow
 def test_an_error_on_one_process_ends_all_with_its_sentence(recipe_values, recipe_file):
     output = Path(recipe_values["output_dir"])
     output.mkdir()
@@ -488,6 +489,7 @@ def test_an_error_on_one_process_ends_all_with_its_sentence(recipe_values, recip
     assert "gloo" not in done.stderr.lower()
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_saves_with_data_workers(recipe_values, tmp_path):
     """What a scheduler sends: SIGTERM to every process of the group, data workers included."""
     recipe = write(recipe_values, tmp_path / "r.yaml", max_steps=4000, save_steps=4000, dataloader_num_workers=2)

@@ -99,6 +99,7 @@ for folder, goldens, batches, has_head in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_every_variant_converts_and_computes_the_same_in_a_fresh_process(tmp_path, capsys):
     variants = [name for name in MASKED_LM_VARIANTS if find_variant(name) is not None]
     assert len(variants) >= 7, "those in tests/data/parity"
@@ -897,6 +898,7 @@ def test_a_full_disk_leaves_nothing(monkeypatch, tmp_path, capsys):
     assert_refused(capsys, tmp_path, f"{tmp_path / 'out'} cannot be written: disk full.", TIED / "model.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1_000, 60_000, 100_000], ids=["config", "code", "weights"])
 def test_a_file_that_cannot_be_written_whole(limit, tmp_path):
     """The system refuses to write more than `limit` bytes to a file, as a full disk would."""

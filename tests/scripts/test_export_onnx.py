@@ -103,6 +103,7 @@ def test_batches_are_padded_on_their_side_and_have_choices():
     assert export_onnx.make_batch(build(LunaForMultipleChoice), [3, 1], 3)["input_ids"].shape == (2, 2, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_becomes_a_graph_in_float32(dtype, tmp_path, monkeypatch):
     """In which ONNX Runtime has all operators, and the tolerance holds."""
@@ -120,6 +121,7 @@ def test_half_precision_becomes_a_graph_in_float32(dtype, tmp_path, monkeypatch)
     assert {tensor.dtype for tensor in load_file(tmp_path / "luna" / "model.safetensors").values()} == {dtype}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_class", [LunaForMultipleChoice, LunaForTokenClassification, LunaForQuestionAnswering])
 def test_the_other_classes_export(model_class, tmp_path, capsys):
     build(model_class, dtype=torch.float32, num_hidden_layers=1).save_pretrained(tmp_path / "luna")
