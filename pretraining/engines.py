@@ -120,16 +120,6 @@ def check_deepspeed_config(path: Path) -> None:
             )
 
 
-def leave_out_shared_memory_collectives() -> None:
-    """Keep DeepSpeed from compiling, on a CPU, collectives that only its inference uses.
-
-    Their processes wait for each other in busy loops, which hang where there are fewer cores than processes.
-    """
-    from deepspeed import ops
-
-    ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
 def make_accelerator(recipe: Recipe, engine: str) -> Accelerator:
     """Accelerate as the engine needs it, on CPU too.
 
@@ -145,7 +135,10 @@ def make_accelerator(recipe: Recipe, engine: str) -> Accelerator:
     handlers = []
     if engine == "deepspeed" and not has_gpu():
         os.environ["DS_ACCELERATOR"] = "cpu"
-        leave_out_shared_memory_collectives()
+        from deepspeed import ops
+
+        # Collectives that only its inference uses, and whose busy loops hang where processes outnumber cores.
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
     if engine == "fsdp2":
         del os.environ["ACCELERATE_USE_FSDP"]  # Accelerate makes the process group, and `FSDP2` divides the model

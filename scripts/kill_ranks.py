@@ -52,6 +52,10 @@ def last_step(output: Path) -> int:
     return rows[-1]["step"] if rows else 0
 
 
+def is_saving(output: Path) -> bool:
+    return any((output / "checkpoints").glob(".tmp-step-*"))
+
+
 def run_and_kill(engine: str, values: dict, output: Path, processes: int, kills: int, seed: int) -> dict[str, int]:
     """The run with `kills` kills, then to its end. Returns how many hit it in training and how many in the middle of a save.
 
@@ -67,18 +71,17 @@ def run_and_kill(engine: str, values: dict, output: Path, processes: int, kills:
             process = subprocess.Popen(started, cwd=ROOT, env=environment(engine), stdout=log, stderr=log)
         ranks = []
         while process.poll() is None:
-            is_saving = any((output / "checkpoints").glob(".tmp-step-*"))
-            if (wanted == "training" or is_saving) and last_step(output) >= started_at + steps:
+            if (wanted == "training" or is_saving(output)) and last_step(output) >= started_at + steps:
                 ranks = ranks_of(psutil.Process(process.pid))
                 time.sleep(chooser.uniform(0, DELAY[wanted]))
                 break
             time.sleep(0.001)
         if not ranks:
             raise RuntimeError(f"the run ended with {process.wait()} after {sum(hits.values())} kills, see {log.name}")
-        is_saving = any((output / "checkpoints").glob(".tmp-step-*"))
+        hit = "saving" if is_saving(output) else "training"
         with contextlib.suppress(psutil.NoSuchProcess):
             chooser.choice(ranks).kill()
-            hits["saving" if is_saving else "training"] += 1
+            hits[hit] += 1
         if process.wait(timeout=300) == 0 or psutil.wait_procs(ranks, timeout=60)[1]:
             raise RuntimeError(f"a rank was killed, but the others went on, see {log.name}")
     launch(engine, values, output, processes)

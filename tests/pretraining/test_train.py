@@ -22,6 +22,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
 
+from kill_ranks import is_saving
 from pretraining import checkpoint as ckpt
 from pretraining import train
 from pretraining.data import Masking, mask_tokens
@@ -256,10 +257,6 @@ def run_until_killed(arguments, output, kill_at):
             return True
         time.sleep(0.001)
     return False
-
-
-def is_saving(output):
-    return any((Path(output) / "checkpoints").glob(".tmp-step-*"))
 
 
 @pytest.mark.slow
