@@ -298,8 +298,8 @@ def to_bool_mask(name: str, mask: torch.Tensor | None) -> torch.Tensor | None:
     # Asking for values makes the host wait for the device: the usual masks, of integers and booleans, are not asked.
     if mask.is_floating_point() and not torch.compiler.is_compiling() and ((mask < 0).any() or not mask.any()):
         raise ValueError(
-            f"`{name}` has values below zero, or none above, as masks that are added to scores have: give 1 for tokens and 0 "
-            "for padding."
+            f"`{name}` has values below zero, or none above, as masks that are added to scores have: give 1 for tokens and "
+            "0 for padding."
         )
     return mask != 0
 
@@ -337,19 +337,56 @@ def join_gradients(x_bnd: torch.Tensor, p_bld: torch.Tensor) -> tuple[torch.Tens
 # Models
 
 
-PACKED_ARGUMENTS = r"""
+# What auto_docstring says of arguments and outputs: of each class those that it has.
+ARGUMENTS = r"""
     packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`, *optional*):
         P to start from, in place of the learned vectors: the `packed_state` of the previous segment of a text that is read
         in segments. A row whose tokens are all padding hands it on unchanged.
     packed_attention_mask (`torch.Tensor` of shape `(batch_size, packed_length)`, *optional*):
         Which slots of the given `packed_state` each row uses: the `packed_attention_mask` that came with it.
-"""
-ITEMS_ARGUMENT = r"""
+    output_packed_states (`bool`, *optional*, defaults to `False`):
+        Whether to give P as it enters the first layer and as it leaves each layer.
+    labels (`torch.Tensor`, *optional*):
+        For the masked language model, the original ids at masked positions, and for token classification class ids, both of
+        shape `(batch_size, sequence_length)` with -100 elsewhere. For multiple choice, of shape `(batch_size,)`, the index
+        of the right candidate. For sequence classification, of shape `(batch_size,)` or `(batch_size, num_labels)`, class
+        ids; for multi label 0 or 1 for each class; for regression the values.
+    start_positions (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+        Index of the answer's first token; an index beyond the text is left out of the loss.
+    end_positions (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+        Index of the answer's last token; an index beyond the text is left out of the loss.
+    output_logits (`bool`, *optional*, defaults to `config.output_logits`):
+        Whether to give logits also when labels are given. Without it only the positions with a label are projected to the
+        vocabulary, which saves most of the head's time and memory. Without labels logits are always given.
     num_items_in_batch (`torch.Tensor` or `int`, *optional*):
         Number of labels in the whole batch, over all its micro-batches and processes: the loss is then the sum over the
         labels given here, divided by it.
 """
-PACKED_OUTPUTS = r"""
+CHOICES_ARGUMENTS = r"""
+    input_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`):
+        Token ids of each candidate.
+    attention_mask (`torch.Tensor` of shape `(batch_size, num_choices, sequence_length)`, *optional*):
+        1 for tokens, 0 for padding.
+    position_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`, *optional*):
+        Positions of the tokens.
+    inputs_embeds (`torch.FloatTensor` of shape `(batch_size, num_choices, sequence_length, hidden_size)`, *optional*):
+        Embeddings in place of `input_ids`.
+"""
+OUTPUTS = r"""
+    loss (`torch.FloatTensor` of shape `(1,)`, *optional*, with labels):
+        Mean over the labels, or their sum / `num_items_in_batch`: cross-entropy in nats, or what `problem_type` says. For
+        question answering the mean of the losses of the start and of the end.
+    logits (`torch.FloatTensor`, *optional*):
+        Scores, of shape `(batch_size, sequence_length, vocab_size)` from the masked language model, which with labels gives
+        them only when asked for by `output_logits=True`; `(batch_size, num_labels)` from sequence classification;
+        `(batch_size, num_choices)` from multiple choice; `(batch_size, sequence_length, num_labels)` from token
+        classification.
+    start_logits (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*, from question answering):
+        Score of each token as the first of the answer; the lowest number at padding.
+    end_logits (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*, from question answering):
+        Score of each token as the last of the answer; the lowest number at padding.
+    last_hidden_state (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
+        X after the last layer.
     packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`):
         P after the last layer; for multiple choice one per choice, `(batch_size * num_choices, ...)`.
     packed_attention_mask (`torch.LongTensor` of shape `(batch_size, packed_length)`):
@@ -361,23 +398,10 @@ PACKED_OUTPUTS = r"""
     pack_attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
         Pack attention of each layer, `(batch_size, num_heads, packed_length, sequence_length)`.
 """
-HEAD_OUTPUTS = r"""
-    loss (`torch.FloatTensor` of shape `(1,)`, *optional*, with labels):
-        Mean over the labels, or their sum / `num_items_in_batch`, in nats: cross-entropy, or what `problem_type` says. For
-        question answering the mean of the losses of the start and of the end.
-    logits (`torch.FloatTensor`, *optional*):
-        Scores, of shape `(batch_size, sequence_length, vocab_size)` of the masked language model, which with labels gives
-        them only when asked for by `output_logits=True`; `(batch_size, num_labels)`; `(batch_size, num_choices)`; or
-        `(batch_size, sequence_length, num_labels)`.
-    start_logits (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*, of question answering):
-        Score of each token as the first of the answer; the lowest number at padding.
-    end_logits (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*, of question answering):
-        Score of each token as the last of the answer; the lowest number at padding.
-"""
 
 
+@auto_docstring(custom_intro="Output of [`LunaModel`].", custom_args=OUTPUTS)
 @dataclass
-@auto_docstring(custom_intro="Output of [`LunaModel`].", custom_args=PACKED_OUTPUTS)
 class LunaModelOutput(ModelOutput):
     last_hidden_state: torch.FloatTensor | None = None
     packed_state: torch.FloatTensor | None = None
@@ -393,8 +417,8 @@ class LunaModelOutput(ModelOutput):
         return masked_mean(self.packed_state, self.packed_attention_mask)
 
 
+@auto_docstring(custom_intro="Output of Luna with a head.", custom_args=OUTPUTS)
 @dataclass
-@auto_docstring(custom_intro="Output of Luna with a head.", custom_args=HEAD_OUTPUTS + PACKED_OUTPUTS)
 class LunaHeadOutput(ModelOutput):
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
@@ -475,7 +499,7 @@ class LunaModel(LunaPreTrainedModel):
     @pack_attentions_follow_attentions
     @merge_with_config_defaults
     @capture_outputs
-    @auto_docstring(custom_args=PACKED_ARGUMENTS)
+    @auto_docstring(custom_args=ARGUMENTS)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -487,10 +511,6 @@ class LunaModel(LunaPreTrainedModel):
         output_packed_states: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LunaModelOutput:
-        r"""
-        output_packed_states (`bool`, *optional*, defaults to `False`):
-            Return P as it enters the first layer and as it leaves each layer.
-        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
         if inputs_embeds is None:
@@ -642,7 +662,7 @@ class LunaForMaskedLM(LunaPreTrainedModel):
         self.lm_head.decoder = new_embeddings
 
     @can_return_tuple
-    @auto_docstring(custom_args=PACKED_ARGUMENTS + ITEMS_ARGUMENT)
+    @auto_docstring(custom_args=ARGUMENTS)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -655,13 +675,6 @@ class LunaForMaskedLM(LunaPreTrainedModel):
         output_logits: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LunaHeadOutput:
-        r"""
-        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            The original ids at masked positions, -100 elsewhere.
-        output_logits (`bool`, *optional*, defaults to `config.output_logits`):
-            Return logits also when labels are given. Without it only the positions with a label are projected to the
-            vocabulary, which saves most of the head's time and memory. Without labels logits are always returned.
-        """
         outputs = self.luna(
             input_ids,
             attention_mask,
@@ -823,7 +836,7 @@ class LunaForSequenceClassification(LunaPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    @auto_docstring(custom_args=PACKED_ARGUMENTS + ITEMS_ARGUMENT)
+    @auto_docstring(custom_args=ARGUMENTS)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -836,10 +849,6 @@ class LunaForSequenceClassification(LunaPreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LunaHeadOutput:
-        r"""
-        labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`, *optional*):
-            Class ids; for multi label 0 or 1 for each class; for regression the values.
-        """
         outputs = self.luna(
             input_ids,
             attention_mask,
@@ -868,7 +877,7 @@ class LunaForMultipleChoice(LunaPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    @auto_docstring(custom_args=ITEMS_ARGUMENT)
+    @auto_docstring(custom_args=ARGUMENTS + CHOICES_ARGUMENTS)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -879,18 +888,6 @@ class LunaForMultipleChoice(LunaPreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LunaHeadOutput:
-        r"""
-        input_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`):
-            Token ids of each candidate.
-        attention_mask (`torch.Tensor` of shape `(batch_size, num_choices, sequence_length)`, *optional*):
-            1 for tokens, 0 for padding.
-        position_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`, *optional*):
-            Positions of the tokens.
-        inputs_embeds (`torch.FloatTensor` of shape `(batch_size, num_choices, sequence_length, hidden_size)`, *optional*):
-            Embeddings in place of `input_ids`.
-        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Index of the right candidate.
-        """
         given = input_ids if input_ids is not None else inputs_embeds
         if given is not None and given.ndim != (3 if given is input_ids else 4):
             raise ValueError(
@@ -920,7 +917,7 @@ class LunaForTokenClassification(LunaPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    @auto_docstring(custom_args=PACKED_ARGUMENTS + ITEMS_ARGUMENT)
+    @auto_docstring(custom_args=ARGUMENTS)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -932,10 +929,6 @@ class LunaForTokenClassification(LunaPreTrainedModel):
         labels: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LunaHeadOutput:
-        r"""
-        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Class ids, -100 where no token is to be tagged.
-        """
         outputs = self.luna(
             input_ids,
             attention_mask,
@@ -964,7 +957,7 @@ class LunaForQuestionAnswering(LunaPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    @auto_docstring(custom_args=PACKED_ARGUMENTS)
+    @auto_docstring(custom_args=ARGUMENTS)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -977,12 +970,6 @@ class LunaForQuestionAnswering(LunaPreTrainedModel):
         end_positions: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LunaHeadOutput:
-        r"""
-        start_positions (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Index of the answer's first token; an index beyond the text is left out of the loss.
-        end_positions (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Index of the answer's last token; an index beyond the text is left out of the loss.
-        """
         outputs = self.luna(
             input_ids,
             attention_mask,
