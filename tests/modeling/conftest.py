@@ -5,7 +5,7 @@
 import pytest
 import torch
 
-from luna_builders import make_tokenizer
+from tests.support.luna_builders import make_tokenizer
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -20,3 +20,10 @@ def one_thread():
 @pytest.fixture(scope="session")
 def tokenizer():
     return make_tokenizer()
+
+
+@pytest.fixture
+def fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

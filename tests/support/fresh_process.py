@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WITHOUT_PROJECT = "import sys\nsys.modules.update(dict.fromkeys(['modeling_luna', 'configuration_luna']))\n"
 WITH_PROJECT = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
 

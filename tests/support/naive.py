@@ -145,10 +145,14 @@ def luna(weights, config, ids, packed_state=None):
     )
 
 
+def encoder_of(weights):
+    """The weights of the `LunaModel` in a model with a head, or those of the encoder itself."""
+    return {name.removeprefix("luna."): w for name, w in weights.items() if name.startswith("luna.")} or weights
+
+
 def masked_lm_logits(weights, config, ids):
     """Scores of `LunaForMaskedLM`, from its own state dict."""
-    encoder = {name.removeprefix("luna."): w for name, w in weights.items() if name.startswith("luna.")}
-    x = luna(encoder, config, ids).last_hidden_state
+    x = luna(encoder_of(weights), config, ids).last_hidden_state
     x = layer_norm(weights, "lm_head.layer_norm", gelu(linear(weights, "lm_head.dense", x)), config.layer_norm_eps)
     return linear(weights, "lm_head.decoder", x)
 
@@ -175,8 +179,7 @@ def pool(weights, config, x, p):
 
 def classifier_logits(weights, config, ids):
     """Scores of `LunaForSequenceClassification`, (c,), from its own state dict; of one choice with multiple choice."""
-    encoder = {name.removeprefix("luna."): w for name, w in weights.items() if name.startswith("luna.")}
-    output = luna(encoder, config, ids)
+    output = luna(encoder_of(weights), config, ids)
     pooled = pool(weights, config, output.last_hidden_state, output.packed_state)
     return linear(weights, "classifier.out_proj", np.tanh(linear(weights, "classifier.dense", pooled)))
 
