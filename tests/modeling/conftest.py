@@ -8,6 +8,15 @@ import torch
 from tests.support.luna_builders import make_tokenizer
 
 
+# The marks of the library's common tests, which test_library.py runs.
+LIBRARY_MARKS = "accelerate_tests flash_attn_test flash_attn_3_test flash_attn_4_test generate order torch_compile_test"
+
+
+def pytest_configure(config):
+    for name in LIBRARY_MARKS.split():
+        config.addinivalue_line("markers", f"{name}: a mark of transformers")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """On tensors as small as these, threads do nothing but wait for each other."""

@@ -15,12 +15,11 @@ from transformers import AutoModel
 import modeling_luna
 from modeling_luna import LunaAttention
 from tests.support.luna_builders import build, ids_of, pad_batch, random_ids
-from tests.support.models import ENCODER, MASKED_LM, MODELS, each_model, each_option, row_of
+from tests.support.models import CLASSIFIER_OF_P, ENCODER, MASKED_LM, MODELS, each_model, each_option
 
 TEXT = random_ids(9, seed=3)
 BATCH = pad_batch([TEXT, TEXT[:3]])
 CHECKPOINTING = [None, {"use_reentrant": False}, {"use_reentrant": True}]
-CLASSIFIER_OF_P = row_of("LunaForSequenceClassification", classifier_pooling="packed_mean")
 
 
 def gradients_of(model, loss):

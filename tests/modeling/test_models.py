@@ -26,7 +26,19 @@ from tests.support.luna_builders import (
     place,
     random_ids,
 )
-from tests.support.models import ALL_OPTIONS, ENCODER, HEADS, MASKED_LM, MODELS, each_head, each_model, each_option, row_of
+from tests.support.models import (
+    ALL_OPTIONS,
+    CLASSIFIER_OF_BOTH,
+    COVERING_OPTIONS,
+    ENCODER,
+    HEADS,
+    MASKED_LM,
+    MODELS,
+    each_head,
+    each_model,
+    each_option,
+    option_id,
+)
 
 TEXT = random_ids(9, seed=3)
 BATCH = pad_batch([TEXT, TEXT[:3]])
@@ -188,7 +200,7 @@ def test_mask_of_any_form_with_any_backend(attention):
 def test_padded_columns_hold_no_information(attention):
     other = BATCH["input_ids"].where(BATCH["attention_mask"].bool(), 17)
     with backend_context(attention), torch.no_grad():
-        for row in (ENCODER, row_of("LunaForSequenceClassification", classifier_pooling="packed_attention")):
+        for row in (ENCODER, CLASSIFIER_OF_BOTH):
             model = row.shared(attention)
             expected, actual = row.results(model, BATCH), row.results(model, BATCH | {"input_ids": other})
             kept = BATCH["attention_mask"].bool() if row.per_token else ...
@@ -432,7 +444,7 @@ HALF_PRECISION = [(torch.bfloat16, 0.03), (torch.float16, 0.004)]
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @each_model
 def test_half_precision_is_near_float32(row, attention, dtype, tolerance):
-    batch = pad_batch([TEXT, TEXT[:3], []])
+    batch = pad_batch([TEXT[:8], TEXT[:3], []])
     kept = batch["attention_mask"].bool() if row.per_token else [0, 1]
     with torch.no_grad():
         model = row.shared(attention, dtype)
@@ -464,15 +476,12 @@ def test_autocast_trains_near_float32(row, options):
 # Compilation
 
 
-def check_compiled(row, backend, options):
-    """Forward without gradients, and a training step, as one graph, of batches of different sizes around l."""
-    model = row.build(attention="sdpa", **options)
+def check_compiled(row, backend, **options):
+    """A training step as one graph for batches of different sizes around l, and the same graph without gradients."""
+    model = row.build(attention="sdpa", num_hidden_layers=2, **options)
     compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
-    for rows in ([TEXT[:8], TEXT[:6]], [TEXT, TEXT[:2], TEXT[:5]], [TEXT[:3], TEXT[:2]]):
+    for rows in ([TEXT[:8], TEXT[:6]], [TEXT, TEXT[:2], TEXT[:5]]):
         batch = pad_batch(rows, side="left")
-        with torch.no_grad():
-            for inputs in (batch, {"input_ids": batch["input_ids"]}):
-                assert_close(row.results(compiled, inputs), row.results(model, inputs), TOLERANCE)
         gradients = []
         for one in (model, compiled):
             model.zero_grad()
@@ -483,26 +492,35 @@ def check_compiled(row, backend, options):
             assert (actual - expected).abs().max() < TOLERANCE * scale
 
 
+def check_compiled_inference(row, inputs_of, **options):
+    model = row.build(attention="sdpa", num_hidden_layers=1, **options)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for rows in ([TEXT[:8], TEXT[:6]], [TEXT, TEXT[:2], TEXT[:5]], [TEXT[:3], TEXT[:2]]):
+        inputs = inputs_of(pad_batch(rows, side="left"))
+        with torch.no_grad():
+            assert_close(row.results(compiled, inputs), row.results(model, inputs), TOLERANCE)
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_compiles_to_one_graph(fresh_dynamo):
-    check_compiled(row_of("LunaForSequenceClassification", classifier_pooling="packed_attention"), "aot_eager", {})
+def test_compiled_training_step_is_one_graph(fresh_dynamo):
+    check_compiled(CLASSIFIER_OF_BOTH, "aot_eager")
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@each_option
-def test_compiles_to_one_graph_with_any_option(options, fresh_dynamo):
-    check_compiled(ENCODER, "aot_eager", options)
+@pytest.mark.parametrize("options", COVERING_OPTIONS[1:], ids=option_id)
+def test_compiled_training_step_is_one_graph_with_any_option(options, fresh_dynamo):
+    check_compiled(ENCODER, "aot_eager", **options)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("row", HEADS, ids=str)
-def test_compiles_to_one_graph_with_any_head(row, fresh_dynamo):
-    check_compiled(row, "aot_eager", {})
+def test_training_step_compiled_by_inductor(fresh_dynamo):
+    check_compiled(ENCODER, "inductor", contextual_projection=False)
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_compiles_with_inductor(fresh_dynamo):
-    check_compiled(ENCODER, "inductor", {"contextual_projection": False})
+@pytest.mark.parametrize("row", [ENCODER, *(pytest.param(row, marks=pytest.mark.slow) for row in HEADS)], ids=str)
+def test_compiled_inference_is_one_graph(row, fresh_dynamo):
+    check_compiled_inference(row, lambda batch: batch)
+    check_compiled_inference(row, lambda batch: {"input_ids": batch["input_ids"]})

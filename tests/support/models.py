@@ -191,15 +191,8 @@ MODELS = [
         per_token=True,
     ),
 ]
-ENCODER, MASKED_LM = MODELS[:2]
+ENCODER, MASKED_LM, CLASSIFIER, CLASSIFIER_OF_P, _, CLASSIFIER_OF_BOTH, _, CHOICE, _, TAGGER, ANSWERER = MODELS
 HEADS = MODELS[1:]
 each_model = pytest.mark.parametrize("row", MODELS, ids=str)
 each_head = pytest.mark.parametrize("row", HEADS, ids=str)
 each_option = pytest.mark.parametrize("options", COVERING_OPTIONS, ids=option_id)
-
-
-def row_of(class_name: str, **options) -> Row:
-    """The first row of a class, with some options if they are given."""
-    return next(
-        row for row in MODELS if AUTO_CLASSES[row.auto_name] == class_name and row.options.items() >= options.items()
-    )
