@@ -7,7 +7,6 @@ import torch
 
 from tests.support.luna_builders import make_tokenizer
 
-
 # The marks of the library's common tests, which test_library.py runs.
 LIBRARY_MARKS = "accelerate_tests flash_attn_test flash_attn_3_test flash_attn_4_test generate order torch_compile_test"
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Every parameter has a gradient, whichever of X and P a head reads: under DDP, FSDP, checkpointing, freezing and segments."""
+"""Every parameter has a gradient, whichever of X and P a head reads: with DDP, FSDP, checkpointing, freezing, segments."""
 
 import gc
 import math

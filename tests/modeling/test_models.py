@@ -270,7 +270,10 @@ def test_text_in_segments(row):
         alone = row.results(model, {"input_ids": ids_of(TEXT[2:6]), "packed_state": first.packed_state[1:, :3]})
         assert_close(second[1], alone[0], TOLERANCE)
         for form in MASKS.values():
-            masked = segment | {"packed_state": first.packed_state, "packed_attention_mask": form(first.packed_attention_mask)}
+            masked = segment | {
+                "packed_state": first.packed_state,
+                "packed_attention_mask": form(first.packed_attention_mask),
+            }
             assert torch.equal(row.results(model, masked), second)
         assert (second - row.results(model, segment)).abs().max() > 1e-3
         assert torch.equal(model(**segment, **state).packed_attention_mask, first.packed_attention_mask)

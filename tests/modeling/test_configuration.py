@@ -37,7 +37,7 @@ DEFAULTS = {
     "eos_token_id": 2,
     "tie_word_embeddings": True,
     "classifier_pooling": "cls",
-    "classifier_dropout": None,
+    "classifier_dropout": 0.0,
     "output_logits": False,
 }
 
@@ -78,11 +78,15 @@ def test_defaults_are_those_of_the_paper_and_of_roberta():
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
-def test_field_is_saved_and_loaded(name, tmp_path):
-    assert OTHER_VALUES[name] != DEFAULTS[name]
-    LunaConfig(**{name: OTHER_VALUES[name]}).save_pretrained(tmp_path)
-    loaded = LunaConfig.from_pretrained(tmp_path)
-    assert {key: getattr(loaded, key) for key in DEFAULTS} == DEFAULTS | {name: OTHER_VALUES[name]}
+def test_field_is_given_assigned_saved_and_loaded(name, tmp_path):
+    expected = DEFAULTS | {name: OTHER_VALUES[name]}
+    assert expected != DEFAULTS
+    given, assigned = LunaConfig(**{name: OTHER_VALUES[name]}), LunaConfig()
+    setattr(assigned, name, OTHER_VALUES[name])
+    for config in (given, assigned):
+        config.save_pretrained(tmp_path)
+        loaded = LunaConfig.from_pretrained(tmp_path)
+        assert {key: getattr(loaded, key) for key in DEFAULTS} == expected
 
 
 def test_all_fields_together_survive_the_round_trip(tmp_path):
@@ -111,11 +115,6 @@ def test_keys_from_a_newer_version_are_kept():
     assert LunaConfig(a_field_of_the_future=3).a_field_of_the_future == 3
 
 
-@pytest.mark.parametrize("pooling", ["cls", "packed_mean", "packed_max", "packed_attention", "mean"])
-def test_every_pooling_is_accepted(pooling):
-    assert LunaConfig(classifier_pooling=pooling).classifier_pooling == pooling
-
-
 def test_an_unknown_pooling_is_answered_with_the_known_ones():
     with pytest.raises(StrictDataclassFieldValidationError) as caught:
         LunaConfig(classifier_pooling="packed")
@@ -123,9 +122,11 @@ def test_an_unknown_pooling_is_answered_with_the_known_ones():
         assert pooling in str(caught.value)
 
 
-@pytest.mark.parametrize("dropout", [None, 0, 0.0, 0.5])
-def test_classifier_dropout_is_optional(dropout):
-    assert LunaConfig(classifier_dropout=dropout).classifier_dropout == dropout
+def test_checkpoints_of_earlier_versions_have_heads_without_dropout(tmp_path):
+    """They say null where nothing was chosen; given as a value it is refused."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "luna", "classifier_dropout": None}))
+    for loader in (LunaConfig, AutoConfig):
+        assert loader.from_pretrained(tmp_path).classifier_dropout == 0.0
 
 
 def test_labels_and_label_names():
@@ -192,42 +193,26 @@ def wrong_id(changes):
     return ",".join(f"{name}={value}" for name, value in changes.items()) if isinstance(changes, dict) else ""
 
 
-def cause_of(error):
-    """The sentence of the validator inside huggingface_hub's wrapper."""
-    return str(error.__cause__)
-
-
 @pytest.mark.parametrize(("changes", "parts"), WRONG_VALUES, ids=wrong_id)
-def test_wrong_value_is_named_with_its_remedy(changes, parts):
-    with pytest.raises(StrictDataclassClassValidationError) as caught:
-        LunaConfig(**changes)
-    message = cause_of(caught.value)
-    assert isinstance(caught.value.__cause__, ValueError)
-    for part in parts:
-        assert part in message
-        assert part in str(caught.value)
-    assert message.endswith(".") and message.count(". ") == 0, "one sentence"
-
-
-@pytest.mark.parametrize(("changes", "parts"), WRONG_VALUES, ids=wrong_id)
-def test_wrong_value_that_was_assigned_is_not_saved(changes, parts, tmp_path):
+def test_wrong_value_is_named_with_its_remedy(changes, parts, tmp_path):
+    """Given, in a file, and assigned, when it would be saved."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "luna"} | changes))
     config = LunaConfig()
     for name, value in changes.items():
         setattr(config, name, value)
-    with pytest.raises(StrictDataclassClassValidationError) as caught:
-        config.save_pretrained(tmp_path)
-    for part in parts:
-        assert part in cause_of(caught.value)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(("changes", "parts"), WRONG_VALUES, ids=wrong_id)
-def test_wrong_value_in_a_file_is_not_loaded(changes, parts, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "luna"} | changes))
-    with pytest.raises(StrictDataclassClassValidationError) as caught:
-        AutoConfig.from_pretrained(tmp_path)
-    for part in parts:
-        assert part in cause_of(caught.value)
+    for refused in (
+        lambda: LunaConfig(**changes),
+        lambda: AutoConfig.from_pretrained(tmp_path),
+        lambda: config.save_pretrained(tmp_path / "saved"),
+    ):
+        with pytest.raises(StrictDataclassClassValidationError) as caught:
+            refused()
+        message = str(caught.value.__cause__)  # the sentence of the validator inside huggingface_hub's wrapper
+        assert isinstance(caught.value.__cause__, ValueError) and message in str(caught.value)
+        for part in parts:
+            assert part in message
+        assert message.endswith(".") and message.count(". ") == 0, "one sentence"
+    assert not (tmp_path / "saved").exists()
 
 
 WRONG_TYPES = [
@@ -253,27 +238,16 @@ WRONG_TYPES = [
     ("classifier_pooling", "packed"),
     ("classifier_pooling", None),
     ("classifier_dropout", "none"),
+    ("classifier_dropout", None),
     ("output_logits", "no"),
 ]
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG_TYPES)
-def test_wrong_type_is_refused_at_construction(name, value):
-    with pytest.raises(StrictDataclassFieldValidationError, match=name) as caught:
-        LunaConfig(**{name: value})
-    assert str(value) in str(caught.value) or type(value).__name__ in str(caught.value)
-
-
-@pytest.mark.parametrize(("name", "value"), WRONG_TYPES)
-def test_wrong_type_is_refused_on_assignment(name, value):
+def test_wrong_type_is_refused(name, value):
     config = LunaConfig()
-    with pytest.raises(StrictDataclassFieldValidationError, match=name):
-        setattr(config, name, value)
+    for refused in (lambda: LunaConfig(**{name: value}), lambda: setattr(config, name, value)):
+        with pytest.raises(StrictDataclassFieldValidationError, match=name) as caught:
+            refused()
+        assert str(value) in str(caught.value) or type(value).__name__ in str(caught.value)
     assert getattr(config, name) == DEFAULTS[name], "a refused value must not stick"
-
-
-@pytest.mark.parametrize("name", DEFAULTS)
-def test_right_value_is_accepted_on_assignment(name):
-    config = LunaConfig()
-    setattr(config, name, OTHER_VALUES[name])
-    assert getattr(config, name) == OTHER_VALUES[name]
