@@ -4,7 +4,6 @@
 
 import pytest
 import torch
-
 from luna_builders import make_tokenizer
 
 

@@ -4,9 +4,12 @@
 
 import re
 
+import export_onnx
 import numpy as np
 import pytest
 import torch
+from hub_server import Hub
+from luna_builders import SENTENCES, build, make_tokenizer, pad_batch, random_ids
 from torch.export import Dim
 from transformers import (
     AutoModelForMaskedLM,
@@ -14,9 +17,6 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
-import export_onnx
-from hub_server import Hub
-from luna_builders import SENTENCES, build, make_tokenizer, pad_batch, random_ids
 from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification, LunaModel
 
 CLASSES = [LunaModel, LunaForMaskedLM, LunaForSequenceClassification]

@@ -11,30 +11,12 @@ from functools import cache
 from itertools import groupby
 from unittest import mock
 
+import naive
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    Trainer,
-    TrainingArguments,
-    default_data_collator,
-    pipeline,
-)
-from transformers.testing_utils import CaptureLogger
-from transformers.utils import logging
-
-import naive
-from configuration_luna import LunaConfig
 from luna_builders import (
     ALL_OPTIONS,
     SENTENCES,
@@ -52,6 +34,24 @@ from luna_builders import (
     tiny_config,
     train_under_ddp,
 )
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+    pipeline,
+)
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
+
+from configuration_luna import LunaConfig
 from modeling_luna import (
     LunaAttention,
     LunaForMaskedLM,

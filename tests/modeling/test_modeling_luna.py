@@ -6,25 +6,12 @@ import json
 import math
 from unittest import mock
 
+import naive
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import (
-    AutoModel,
-    AutoModelForMaskedLM,
-    RobertaConfig,
-    RobertaModel,
-    Trainer,
-    TrainingArguments,
-    pipeline,
-)
-
-import naive
-from configuration_luna import LunaConfig
 from luna_builders import (
     ALL_OPTIONS,
     BACKENDS,
@@ -48,6 +35,19 @@ from luna_builders import (
     tiny_config,
     train_under_ddp,
 )
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    RobertaConfig,
+    RobertaModel,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
+
+from configuration_luna import LunaConfig
 from modeling_luna import LunaAttention, LunaForMaskedLM, LunaModel, LunaPackedEmbeddings
 
 TEXT = random_ids(9, seed=3)

@@ -6,11 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
-
-from configuration_luna import LunaConfig
 from convert_fairseq_checkpoint import find_layer_norm_scale, is_layer_norm_weight, load_fairseq_checkpoint, map_names
-from modeling_luna import LunaLayer, LunaModel, masked_mean, sinusoids
 from parity_kit import (
     HEAD_VARIANTS,
     MASKED_LM_VARIANTS,
@@ -24,6 +20,10 @@ from parity_kit import (
     read_goldens,
     variant_params,
 )
+from torch import nn
+
+from configuration_luna import LunaConfig
+from modeling_luna import LunaLayer, LunaModel, masked_mean, sinusoids
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from fresh_process import ROOT, run_program
+from hub_server import Hub, HubError, metadata_errors
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
+from luna_builders import build, make_tokenizer, pad_batch, random_ids, tiny_config
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
 import modeling_luna
 from configuration_luna import AUTO_CLASSES, LunaConfig
-from fresh_process import ROOT, run_program
-from hub_server import Hub, HubError, metadata_errors
-from luna_builders import build, make_tokenizer, pad_batch, random_ids, tiny_config
 from modeling_luna import UNNAMED, named_card
 
 CODE_FILES = {"configuration_luna.py", "modeling_luna.py"}
