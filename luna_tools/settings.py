@@ -55,7 +55,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         where = f" at line {place.line + 1}" if place else ""
         raise InputError(f"The file {path} is not valid YAML or JSON{where}: correct it.") from error
     if not isinstance(values, dict):
-        raise InputError(f"The file {path} must hold `option: value` lines, but holds a {type(values).__name__}: correct it.")
+        raise InputError(f"The file {path} holds a {type(values).__name__}: write `option: value` lines.")
     return values
 
 
