@@ -115,6 +115,15 @@ def field_docs(dataclass: type) -> dict[str, str]:
     return docs
 
 
+# What argparse says of a value, and how this project says it.
+REWORDED = (
+    (r"argument --(\w+)\S*: invalid (\w+) value: (.*)", r"`\1` is \3, but must be of type \2"),
+    (r"argument --(\w+)\S*: invalid choice: (.*) \(choose from (.*)\)", r"`\1` is \2, but must be one of \3"),
+    (r"argument --(\w+)\S*: (.*)", r"`\1`: \2"),
+    (r"the following arguments are required: --(\w+).*", r"`\1` is missing: give --\1"),
+)
+
+
 class Parser(HfArgumentParser):
     """Options by the fields of dataclasses.
 
@@ -140,7 +149,9 @@ class Parser(HfArgumentParser):
         return dict in (annotation, *map(get_origin, (annotation, *get_args(annotation))))
 
     def error(self, message: str):
-        raise InputError(f"{message[0].upper()}{message[1:].rstrip('.')}: `{self.prog} --help` lists the options.")
+        for pattern, wording in REWORDED:
+            message = re.sub(f"^{pattern}$", wording, message)
+        raise InputError(f"{message[0].upper()}{message[1:].rstrip('.')}; `{self.prog} --help` lists the options.")
 
     def parse(self, options: list[str]) -> tuple[Any, ...]:
         """One object of each dataclass.
