@@ -13,9 +13,9 @@ try:  # loading takes seconds, in which Ctrl-C would leave a traceback
     from transformers.utils import logging as transformers_logging
 
     from finetuning.arguments import make_parser, parse, split_command_line
-    from finetuning.errors import FinetuningError, first_sentence
     from finetuning.experiments import compare, sweep
     from finetuning.train import Interrupted, run
+    from luna_tools.errors import InputError, first_sentence
 except KeyboardInterrupt:
     sys.exit(130)
 
@@ -26,7 +26,7 @@ def check_launch(world_size: int) -> None:
     """Refuse a launch whose processes do not know of each other: each would train alone."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != world_size:
-        raise FinetuningError(
+        raise InputError(
             f"{launched} processes were launched, but the Trainer sees {world_size}: on CPU, launch with torchrun and give "
             "--use_cpu."
         )
@@ -51,12 +51,12 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.training.disable_tqdm:
             datasets.disable_progress_bars()
         if arguments.run.compare and (arguments.run.sweep or arguments.run.sweep_grid):
-            raise FinetuningError("Give either --compare or --sweep: each has runs of its own.")
+            raise InputError("Give either --compare or --sweep: each has runs of its own.")
         if arguments.run.compare:
             compare(task_names, options)
             return 0
         if len(task_names) > 1:
-            raise FinetuningError(f"Several tasks ({', '.join(task_names)}) need --compare: otherwise run them one by one.")
+            raise InputError(f"Several tasks ({', '.join(task_names)}) need --compare: otherwise run them one by one.")
         if arguments.run.sweep or arguments.run.sweep_grid:
             sweep(task_names[0], options)
             return 0
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.training.should_save:
             print("\n".join(f"{name}: {value}" for name, value in results.items()))
             print(f"Saved in {arguments.training.output_dir}.")
-    except FinetuningError as error:
+    except InputError as error:
         if is_first:  # all processes stop with the same sentence
             print(f"error: {error}", file=sys.stderr)
         return 2

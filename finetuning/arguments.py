@@ -19,8 +19,8 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from finetuning.data import CustomFiles, local_files
-from finetuning.errors import FinetuningError
 from finetuning.tasks import CUSTOM_RECIPES, TASKS, Task, custom_task
+from luna_tools.errors import InputError
 
 RECIPES = Path(__file__).parent / "recipes"
 KINDS = ("classification", "regression", "multiple_choice", "token_classification")
@@ -168,7 +168,7 @@ class Arguments:
 
 class _Parser(HfArgumentParser):
     def error(self, message: str):
-        raise FinetuningError(f"{message}; `python -m finetuning --help` lists the options.")
+        raise InputError(f"{message}; `python -m finetuning --help` lists the options.")
 
 
 def make_parser() -> HfArgumentParser:
@@ -191,9 +191,9 @@ def split_command_line(argv: list[str]) -> tuple[list[str], list[str]]:
             tasks.append(token)
         else:
             known = ", ".join([*TASKS, "custom"])
-            raise FinetuningError(f"{token} is neither a task nor a .yaml or .json file of options: the tasks are {known}.")
+            raise InputError(f"{token} is neither a task nor a .yaml or .json file of options: the tasks are {known}.")
     if not tasks:
-        raise FinetuningError(f"Name a task: one of {', '.join([*TASKS, 'custom'])}.")
+        raise InputError(f"Name a task: one of {', '.join([*TASKS, 'custom'])}.")
     return tasks, options + argv[first:]
 
 
@@ -202,13 +202,13 @@ def file_to_options(path: Path) -> list[str]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise FinetuningError(f"The options file {path} cannot be read: {error.strerror}.") from error
+        raise InputError(f"The options file {path} cannot be read: {error.strerror}.") from error
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         where = f" at line {place.line + 1}" if place else ""
-        raise FinetuningError(f"The options file {path} is not valid YAML or JSON{where}: correct it.") from error
+        raise InputError(f"The options file {path} is not valid YAML or JSON{where}: correct it.") from error
     if not isinstance(values, dict):
-        raise FinetuningError(f"The options file {path} must hold `option: value` lines: correct it.")
+        raise InputError(f"The options file {path} must hold `option: value` lines: correct it.")
     options = []
     for name, value in values.items():
         if value is None:
@@ -230,7 +230,7 @@ def find_recipe(recipe: str, task_name: str) -> Path | None:
     files = TASKS[task_name].recipes if task_name in TASKS else CUSTOM_RECIPES
     known = {Path(file).parent.name: RECIPES / file for file in files}
     if recipe not in known:
-        raise FinetuningError(
+        raise InputError(
             f"`recipe` is {recipe!r}, which has no values for {task_name}: choose {' or '.join(known)}, or none."
         )
     return known[recipe]
@@ -243,7 +243,7 @@ def parse(task_name: str, options: list[str], together: tuple[str, ...] = ()) ->
         together: all tasks that share the options, of which one at least must read each.
 
     Raises:
-        FinetuningError: an unknown option, a value of the wrong type, options that contradict each other, or one that
+        InputError: an unknown option, a value of the wrong type, options that contradict each other, or one that
             nothing would read.
     """
     chooser = _Parser(RunArguments, allow_abbrev=False, add_help=False)
@@ -257,19 +257,19 @@ def parse(task_name: str, options: list[str], together: tuple[str, ...] = ()) ->
         model, data, run, training, *unknown = make_parser().parse_args_into_dataclasses(
             options, return_remaining_strings=True, look_for_args_file=False
         )
-    except FinetuningError:
+    except InputError:
         raise
     except (ValueError, ImportError) as error:  # what TrainingArguments refuses
-        raise FinetuningError(f"{' '.join(str(error).split()).rstrip('.')}: correct the options.") from error
+        raise InputError(f"{' '.join(str(error).split()).rstrip('.')}: correct the options.") from error
     if unknown[0]:
-        raise FinetuningError(f"{unknown[0][0]} is not an option: `python -m finetuning --help` lists them all.")
+        raise InputError(f"{unknown[0][0]} is not an option: `python -m finetuning --help` lists them all.")
     check_ranges(model, run, training)
     check_honoured(training)
     if model.model_name_or_path is None:
-        raise FinetuningError("Give a checkpoint with --model_name_or_path: a folder, or a name on the Hub.")
+        raise InputError("Give a checkpoint with --model_name_or_path: a folder, or a name on the Hub.")
     names = together or (task_name,)
     if "custom" in names and data.kind is None:
-        raise FinetuningError(f"A custom task needs --kind: {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
+        raise InputError(f"A custom task needs --kind: {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
     tasks = {name: TASKS[name] if name in TASKS else custom_task(data.kind, tuple(data.text_columns)) for name in names}
     check_read(given, list(tasks.values()), data, run)
     share_batch(run, training)
@@ -297,11 +297,11 @@ def check_ranges(*parts: ModelArguments | RunArguments | FinetuningArguments) ->
     ):
         for name in names:
             if name in values and not allowed(values[name]):
-                raise FinetuningError(f"`{name}` is {values[name]}: give {text}.")
+                raise InputError(f"`{name}` is {values[name]}: give {text}.")
     if values["max_steps"] == 0 or (values["max_steps"] < 0 and not values["num_train_epochs"] > 0):
-        raise FinetuningError("The training would have no steps: give --num_train_epochs or --max_steps above 0.")
+        raise InputError("The training would have no steps: give --num_train_epochs or --max_steps above 0.")
     if "early_stopping_patience" in values and values["do_train"] and parts[-1].eval_strategy == "no":
-        raise FinetuningError("`early_stopping_patience` needs evaluations: give an --eval_strategy other than no.")
+        raise InputError("`early_stopping_patience` needs evaluations: give an --eval_strategy other than no.")
 
 
 # Options of the Trainer that this program cannot honour, and why.
@@ -326,7 +326,7 @@ def check_honoured(training: FinetuningArguments) -> None:
     for name, reason in NOT_HONOURED.items():
         value = getattr(training, name, None)  # each version of transformers has others
         if value != parser.get_default(name):
-            raise FinetuningError(f"`{name}` is {value}, but {reason}: leave it out.")
+            raise InputError(f"`{name}` is {value}, but {reason}: leave it out.")
 
 
 # Options that only custom tasks read, and options that any task reads: the kinds of task that do.
@@ -354,11 +354,11 @@ def check_read(given: frozenset[str], tasks: list[Task], data: DataArguments, ru
     for name in sorted(given):
         if not any(is_read(name, task) for task in tasks):
             kinds = " or ".join(f"{task.name} ({task.kind.replace('_', ' ')})" for task in tasks)
-            raise FinetuningError(f"`{name}` was given, but {kinds} does not read it: leave it out.")
+            raise InputError(f"`{name}` was given, but {kinds} does not read it: leave it out.")
     if "num_seeds" in given and not (run.sweep or run.sweep_grid or run.compare):
-        raise FinetuningError("`num_seeds` was given, but only --sweep and --compare read it: leave it out.")
+        raise InputError("`num_seeds` was given, but only --sweep and --compare read it: leave it out.")
     if "validation_fraction" in given and data.validation_file:
-        raise FinetuningError("`validation_fraction` was given beside `validation_file`: leave one of them out.")
+        raise InputError("`validation_fraction` was given beside `validation_file`: leave one of them out.")
 
 
 def share_batch(run: RunArguments, training: FinetuningArguments) -> None:
@@ -367,12 +367,12 @@ def share_batch(run: RunArguments, training: FinetuningArguments) -> None:
     if total is None:
         return
     if total % training.world_size:
-        raise FinetuningError(
+        raise InputError(
             f"`total_train_batch_size` is {total}, which {training.world_size} processes cannot share equally: "
             "choose a multiple of their number."
         )
     if training.gradient_accumulation_steps != 1:
-        raise FinetuningError(
+        raise InputError(
             f"`gradient_accumulation_steps` is {training.gradient_accumulation_steps}, but it follows from "
             f"`total_train_batch_size` {total}: leave it out, or give it with --recipe none and without a total."
         )
@@ -424,7 +424,7 @@ def digests(arguments: Arguments) -> dict[str, str]:
             try:
                 whole.update(file_digest(path, os.stat(path).st_mtime_ns))
             except OSError as error:
-                raise FinetuningError(f"{path} cannot be read ({error.strerror}): give a readable file.") from error
+                raise InputError(f"{path} cannot be read ({error.strerror}): give a readable file.") from error
         if paths:
             found[name] = whole.hexdigest()
     return found

@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value, load_dataset
 from datasets.exceptions import DatasetsError
 
-from finetuning.errors import FinetuningError
 from finetuning.tasks import Task
+from luna_tools.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def load_task(task: Task, data_dir: Path | None = None, custom: CustomFiles | No
         custom: the files of a custom task, whose returned task has its text columns and labels filled in.
 
     Raises:
-        FinetuningError: a file, a column or a row is missing or wrong, or the Hub can't be reached.
+        InputError: a file, a column or a row is missing or wrong, or the Hub can't be reached.
     """
     if custom is not None:
         return _load_custom(task, custom)
@@ -112,12 +112,12 @@ def local_files(task: Task, data_dir: Path | None = None, custom: CustomFiles | 
 
 def _dataset(task: Task, where: str, rows: list[Row]) -> Dataset:
     if not rows:
-        raise FinetuningError(f"{where} holds no rows: give a file that does.")
+        raise InputError(f"{where} holds no rows: give a file that does.")
     first = rows[0].columns
     if task.kind == "multiple_choice":
         for place, row in rows:
             if len(row["options"]) != len(first["options"]):
-                raise FinetuningError(
+                raise InputError(
                     f"{place}: the row has {len(row['options'])} options, but the first row has {len(first['options'])}; "
                     "give every row as many."
                 )
@@ -145,7 +145,7 @@ def _find_on_hub(task: Task) -> Found:
         if "diagnostic" in task.test_splits:
             loaded["diagnostic"] = load_dataset(task.hub_dataset, "ax", split="test")
     except (OSError, ValueError, DatasetsError) as error:
-        raise FinetuningError(
+        raise InputError(
             f"{name} cannot be read from the Hub ({_first_line(error)}): check the connection, or give `--data_dir` "
             f"with the local files of {task.title}."
         ) from error
@@ -156,7 +156,7 @@ def _find_on_hub(task: Task) -> Found:
             rows = _rows_of_batches(loaded[split].with_format("arrow").iter(1000), where)
             found[split] = where, _rename_hub_columns(task, rows, where, loaded[split].column_names, Counter())
         elif split not in task.test_splits:
-            raise FinetuningError(f"{name} on the Hub has no split {split!r}: give `--data_dir` with the local files.")
+            raise InputError(f"{name} on the Hub has no split {split!r}: give `--data_dir` with the local files.")
     return found
 
 
@@ -169,20 +169,20 @@ def _find_in_folder(task: Task, folder: Path) -> Found:
 
 def _published_files(task: Task, folder: Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
-        raise FinetuningError(
+        raise InputError(
             f"`--data_dir` {folder}: there is no such folder; give the one with the files of {task.title}."
         )
     parquet = {split: _parquet_files(task, folder, split) for split in _split_names(task)}
     original = {split: _original_files(task, folder, split) for split in _split_names(task)}
     files, pattern = (parquet, _parquet_pattern) if any(parquet.values()) else (original, _original_pattern)
     if not any(files.values()):
-        raise FinetuningError(
+        raise InputError(
             f"`--data_dir` {folder} holds {task.title} in no published format: put in the Hub's "
             f"{_parquet_pattern(task, 'train')} or the original {_original_pattern(task, 'train')}, and the other splits."
         )
     for split, paths in files.items():
         if not paths and split not in task.test_splits:
-            raise FinetuningError(
+            raise InputError(
                 f"`--data_dir` {folder} lacks the split {split!r} of {task.title}: add {pattern(task, split)}."
             )
     return {split: paths for split, paths in files.items() if paths}
@@ -200,7 +200,7 @@ def _parquet_files(task: Task, folder: Path, split: str) -> list[Path]:
         files = sorted(folder.glob(Path(pattern).name))
     count = re.search(r"-of-(\d+)", files[0].name) if files else None
     if count and int(count[1]) != len(files):
-        raise FinetuningError(
+        raise InputError(
             f"{files[0].parent} holds {len(files)} of the {int(count[1])} shards of {split!r}: add the missing ones."
         )
     return files
@@ -221,7 +221,7 @@ def _original_files(task: Task, folder: Path, split: str) -> list[Path]:
             folders = [parent / split.replace("validation", "dev") / level for level in levels]
             articles = [sorted(f.glob("*.txt"), key=lambda path: (len(path.stem), path.stem)) for f in folders]
             if any(articles) and not all(articles):
-                raise FinetuningError(f"{folders[articles.index([])]} holds no *.txt: add them, or take one level alone.")
+                raise InputError(f"{folders[articles.index([])]} holds no *.txt: add them, or take one level alone.")
             files = sum(articles, [])
         else:
             names = DIAGNOSTIC_FILES if split == "diagnostic" else (Path(_original_pattern(task, split)).name,)
@@ -282,7 +282,7 @@ def _race_rows(path: Path) -> Iterator[Row]:
     _fields(_fields(raw, ("id", "article"), str(path)), lists, str(path), list)
     if len({len(raw[name]) for name in lists}) > 1:
         counts = ", ".join(f"{len(raw[name])} {name}" for name in lists)
-        raise FinetuningError(f"{path} has {counts}: it needs as many of each.")
+        raise InputError(f"{path} has {counts}: it needs as many of each.")
     for number, (question, options, answer) in enumerate(zip(*(raw[name] for name in lists), strict=True)):
         index = f"{raw['id']}-{number}"
         yield Row(f"{path}, question {number + 1}", _multiple_choice(index, raw["article"], question, options, answer))
@@ -310,12 +310,12 @@ def _glue_rows(task: Task, split: str, path: Path) -> Iterator[Row]:
             truncated.append(place)
             continue
         if is_test and not re.fullmatch(r"\d+", row[index_column], re.ASCII):
-            raise FinetuningError(f"{place}: the index is {row[index_column]!r}, not a whole number; download it again.")
+            raise InputError(f"{place}: the index is {row[index_column]!r}, not a whole number; download it again.")
         index = int(row[index_column]) if is_test else index
         texts = dict(zip(task.columns, (row[name] for name in text_columns), strict=True))
         yield Row(place, {"index": index, **texts, "label": row.get(label_column)})
     if truncated and is_test:  # the server wants a prediction for every row
-        raise FinetuningError(f"{truncated[0]}: the row lacks fields, which no test file of GLUE does; download it again.")
+        raise InputError(f"{truncated[0]}: the row lacks fields, which no test file of GLUE does; download it again.")
     if truncated:
         logger.warning(
             "Rows that lack fields and are left out, as in the Hub's version: %d, the first is %s.",
@@ -334,7 +334,7 @@ def _with_label_id(task: Task, row: Row, hidden_allowed: bool) -> Row:
     label = columns["label"]
     if label in (None, "", -1, "-1"):
         if not hidden_allowed:
-            raise FinetuningError(f"{place}: the row has no label, which only test rows may lack; download the file again.")
+            raise InputError(f"{place}: the row has no label, which only test rows may lack; download the file again.")
         label = HIDDEN[task.kind]
     elif task.kind == "multiple_choice":
         label = _option_id(label, len(columns["options"]), place)
@@ -342,7 +342,7 @@ def _with_label_id(task: Task, row: Row, hidden_allowed: bool) -> Row:
         label = _number(label, place)
         low, high = task.value_range
         if not low <= label <= high:
-            raise FinetuningError(
+            raise InputError(
                 f"{place}: the label is {label:g}, but {task.title}'s are from {low:g} to {high:g}; download the file again."
             )
     elif label in task.labels:
@@ -350,7 +350,7 @@ def _with_label_id(task: Task, row: Row, hidden_allowed: bool) -> Row:
     elif str(label) in map(str, range(len(task.labels))):
         label = int(label)
     else:
-        raise FinetuningError(
+        raise InputError(
             f"{place}: the label is {label!r}, but {task.title} has {', '.join(task.labels)}; give the published files."
         )
     return Row(place, columns | {"label": label})
@@ -362,18 +362,18 @@ def _with_label_id(task: Task, row: Row, hidden_allowed: bool) -> Row:
 def _load_custom(task: Task, files: CustomFiles) -> TaskData:
     paths = {split: path for split, (path,) in local_files(task, custom=files).items()}
     if not paths:
-        raise FinetuningError("The custom task has no data: give `--train_file`, `--validation_file` or `--test_file`.")
+        raise InputError("The custom task has no data: give `--train_file`, `--validation_file` or `--test_file`.")
     if "train" in paths and "validation" not in paths and not 0 < files.validation_fraction < 1:
-        raise FinetuningError(
+        raise InputError(
             f"`--validation_fraction` is {files.validation_fraction}: give a number between 0 and 1, both excluded, or "
             "a `--validation_file`."
         )
     if task.kind in ("classification", "regression") and len(files.text_columns) not in (1, 2):
-        raise FinetuningError(f"`--text_columns` has {len(files.text_columns)} names: give one, or two for pairs of texts.")
+        raise InputError(f"`--text_columns` has {len(files.text_columns)} names: give one, or two for pairs of texts.")
     if task.kind == "multiple_choice" and not files.option_columns:
-        raise FinetuningError("`--option_columns` is missing: name the column of each option, or the column of lists.")
+        raise InputError("`--option_columns` is missing: name the column of each option, or the column of lists.")
     if files.label_column in _input_columns(task, files):
-        raise FinetuningError(
+        raise InputError(
             f"`--label_column` is {files.label_column!r}, which is a column of text too: name the column of the labels."
         )
     for one, other in itertools.combinations(paths, 2):
@@ -443,7 +443,7 @@ def _custom_inputs(task: Task, files: CustomFiles, raw: dict[str, Any], place: s
         words = raw[files.words_column]
         words = words.split() if isinstance(words, str) else words
         if not isinstance(words, list) or not words:
-            raise FinetuningError(
+            raise InputError(
                 f"{place}: {files.words_column!r} holds no words; give a list of strings, or words with spaces between."
             )
         for word in words:
@@ -464,7 +464,7 @@ def _custom_label(task: Task, value: Any, row: dict[str, Any], column: str, plac
     tags = value.split() if isinstance(value, str) else value
     if not isinstance(tags, list) or len(tags) != len(row["words"]):
         count = len(tags) if isinstance(tags, list) else "no"
-        raise FinetuningError(
+        raise InputError(
             f"{place}: {column!r} holds {count} labels for {len(row['words'])} words; give one for each word."
         )
     return [_label_name(_whole(tag), column, place) for tag in tags]
@@ -474,12 +474,12 @@ def _label_name(value: Any, column: str, place: str) -> str:
     if isinstance(value, bool):
         return str(value).lower()  # as JSON writes it
     if (isinstance(value, float) and value == value) or (isinstance(value, str) and DECIMAL.fullmatch(value)):
-        raise FinetuningError(
+        raise InputError(
             f"{place}: the label {value} in {column!r} is a decimal number; classes are names or whole numbers, and "
             "for scores there is the regression task."
         )
     if not isinstance(value, (str, int)) or not str(value).strip():
-        raise FinetuningError(f"{place}: the label {value!r} in {column!r} is no name; fill it in or leave the row out.")
+        raise InputError(f"{place}: the label {value!r} in {column!r} is no name; fill it in or leave the row out.")
     _check_strings(str(value), column, place)
     return str(value)
 
@@ -488,16 +488,16 @@ def _label_names(task: Task, files: CustomFiles, train: list[Row] | None) -> tup
     """The given names, or those of the training rows: sorted, as numbers where all are numbers."""
     if files.class_names is not None:
         if len(set(files.class_names)) < max(2, len(files.class_names)):
-            raise FinetuningError(
+            raise InputError(
                 f"`--class_names` is {', '.join(files.class_names)}: give at least two names, all different."
             )
         return tuple(files.class_names)
     if train is None:
-        raise FinetuningError("The names of the labels are not known: give `--train_file` or `--class_names`.")
+        raise InputError("The names of the labels are not known: give `--train_file` or `--class_names`.")
     labels = [row.columns["label"] for row in train]
     names = set(labels) if task.kind == "classification" else {tag for tags in labels for tag in tags}
     if train and len(names) < 2:
-        raise FinetuningError(
+        raise InputError(
             f"{files.train_file} has only the label {names.pop()!r} in {files.label_column!r}: training takes at least two."
         )
     spelt = Counter(" ".join(name.split()) for name in names)
@@ -515,7 +515,7 @@ def _label_ids(label: Any, task: Task, column: str, place: str) -> Any:
     names = [label] if task.kind == "classification" else label
     for name in names:
         if name not in task.labels:
-            raise FinetuningError(
+            raise InputError(
                 f"{place}: the label {name!r} in {column!r} is not among {', '.join(task.labels)}, which the training "
                 "data or the model has; correct it, or train with it."
             )
@@ -531,7 +531,7 @@ def _split_off_validation(task: Task, train: Dataset, files: CustomFiles) -> dic
     steps = np.floor(np.arange(len(train) + 1) * files.validation_fraction + 0.5)
     chosen = np.diff(steps) > 0
     if chosen.all() or not chosen.any():
-        raise FinetuningError(
+        raise InputError(
             f"`--validation_fraction` {files.validation_fraction} of the {len(train)} rows of {files.train_file} leaves "
             "the training or the validation split empty: change it, or give a `--validation_file`."
         )
@@ -544,7 +544,7 @@ def _split_off_validation(task: Task, train: Dataset, files: CustomFiles) -> dic
 def _need_columns(names: Iterable[str], columns: list[str], where: str) -> None:
     missing = [name for name in names if name not in columns]
     if missing:
-        raise FinetuningError(
+        raise InputError(
             f"{where} has no column {missing[0]!r}: its columns are {', '.join(map(str, columns)) or 'none'}; name one of "
             "them, or correct the file."
         )
@@ -553,7 +553,7 @@ def _need_columns(names: Iterable[str], columns: list[str], where: str) -> None:
 def _fields(value: Any, names: tuple[str, ...], place: str, kind: type = object) -> dict[str, Any]:
     for name in names:
         if not isinstance(value, dict) or not isinstance(value.get(name), kind) or value.get(name) is None:
-            raise FinetuningError(f"{place} lacks the published format's field {name!r}: download the file again.")
+            raise InputError(f"{place} lacks the published format's field {name!r}: download the file again.")
     return value
 
 
@@ -561,27 +561,27 @@ def _check_strings(value: Any, column: str, place: str) -> None:
     for text in value if isinstance(value, list) else [value]:
         if not isinstance(text, str):
             kind = "null" if text is None else type(text).__name__
-            raise FinetuningError(f"{place}: {column!r} holds {kind} where a text must be; write it as a string.")
+            raise InputError(f"{place}: {column!r} holds {kind} where a text must be; write it as a string.")
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise FinetuningError(f"{place}: {column!r} holds half a surrogate pair; correct the text.") from error
+            raise InputError(f"{place}: {column!r} holds half a surrogate pair; correct the text.") from error
 
 
 def _check_not_blank(value: Any, column: str, place: str) -> None:
     _check_strings(value, column, place)
     if not value.strip():
-        raise FinetuningError(f"{place}: the text in {column!r} is empty; fill it in or leave the row out.")
+        raise InputError(f"{place}: the text in {column!r} is empty; fill it in or leave the row out.")
 
 
 def _check_options(options: Any, column: str, place: str) -> None:
     if not isinstance(options, list):
-        raise FinetuningError(
+        raise InputError(
             f"{place}: {column!r} holds {type(options).__name__} where a list of options must be; write a list, or name one "
             "column for each option in `--option_columns`."
         )
     if len(options) < 2:
-        raise FinetuningError(f"{place}: the row has {len(options)} options to choose from; give at least two.")
+        raise InputError(f"{place}: the row has {len(options)} options to choose from; give at least two.")
 
 
 def _option_id(value: Any, count: int, place: str) -> int:
@@ -593,7 +593,7 @@ def _option_id(value: Any, count: int, place: str) -> int:
     else:
         index = int(value) if isinstance(value, str) and re.fullmatch(r"\d+", value, re.ASCII) else -1
     if not 0 <= index < count:
-        raise FinetuningError(
+        raise InputError(
             f"{place}: the answer is {value!r}, but the row has {count} options; give a letter from A to "
             f"{chr(ord('A') + count - 1)} or an index from 0 to {count - 1}."
         )
@@ -606,7 +606,7 @@ def _number(value: Any, place: str) -> float:
     except (ValueError, OverflowError):
         number = None
     if number is None or not abs(number) <= FLOAT32_MAX:
-        raise FinetuningError(f"{place}: the label is {value!r}, but regression takes finite numbers; correct it.")
+        raise InputError(f"{place}: the label is {value!r}, but regression takes finite numbers; correct it.")
     return number
 
 
@@ -616,7 +616,7 @@ def _number(value: Any, place: str) -> float:
 def _read_file(path: Path) -> tuple[list[str], list[Row]]:
     """The columns and the rows of one of the user's files; JSON lines have the columns of all rows."""
     if path.suffix not in SUFFIXES:
-        raise FinetuningError(f"{path} has an unknown suffix: give one of {', '.join(SUFFIXES)}.")
+        raise InputError(f"{path} has an unknown suffix: give one of {', '.join(SUFFIXES)}.")
     if path.suffix == ".parquet":
         columns, rows = _read_parquet(path)
     elif path.suffix in (".jsonl", ".json"):
@@ -629,13 +629,13 @@ def _read_file(path: Path) -> tuple[list[str], list[Row]]:
         _check_unique(columns, path)
     rows = list(rows)
     if not rows:
-        raise FinetuningError(f"{path} holds no rows: give a file that does.")
+        raise InputError(f"{path} holds no rows: give a file that does.")
     return columns, rows
 
 
 def _named(columns: list[str], fields: list[str], place: str) -> dict[str, str]:
     if len(fields) != len(columns):
-        raise FinetuningError(
+        raise InputError(
             f"{place}: the row has {len(fields)} fields, but the header has {len(columns)}; correct the row."
         )
     return dict(zip(columns, fields, strict=True))
@@ -644,7 +644,7 @@ def _named(columns: list[str], fields: list[str], place: str) -> dict[str, str]:
 def _check_unique(columns: list[str], path: Path) -> None:
     twice = [name for name, count in Counter(columns).items() if count > 1]
     if twice:
-        raise FinetuningError(f"{path} has the column {twice[0]!r} more than once: rename one of them.")
+        raise InputError(f"{path} has the column {twice[0]!r} more than once: rename one of them.")
 
 
 def _read_text(path: Path) -> str:
@@ -653,9 +653,9 @@ def _read_text(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise FinetuningError(f"{path}, line {line} is not UTF-8 ({error.reason}): convert the file.") from error
+        raise InputError(f"{path}, line {line} is not UTF-8 ({error.reason}): convert the file.") from error
     except OSError as error:
-        raise FinetuningError(f"{path} cannot be read ({error.strerror}): give a readable file.") from error
+        raise InputError(f"{path} cannot be read ({error.strerror}): give a readable file.") from error
 
 
 def _tsv_lines(path: Path) -> Iterator[Row]:
@@ -676,14 +676,14 @@ def _csv_lines(path: Path) -> Iterator[Row]:
                 yield Row(f"{path}, line {number}", {"fields": fields})
             number = reader.line_num + 1
     except csv.Error as error:
-        raise FinetuningError(f"{path}, line {number} is not valid CSV ({error}): correct its quotes.") from error
+        raise InputError(f"{path}, line {number} is not valid CSV ({error}): correct its quotes.") from error
 
 
 def _json(text: str, place: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FinetuningError(f"{place} is not valid JSON ({_first_line(error)}): correct it.") from error
+        raise InputError(f"{place} is not valid JSON ({_first_line(error)}): correct it.") from error
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
@@ -692,7 +692,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
         if line.strip():
             row = _json(line, place)
             if not isinstance(row, dict):
-                raise FinetuningError(
+                raise InputError(
                     f"{place} is a {type(row).__name__}, not an object: write one JSON object in each line."
                 )
             yield Row(place, row)
@@ -704,7 +704,7 @@ def _read_parquet(path: Path) -> tuple[list[str], Iterator[Row]]:
         _check_unique(file.schema_arrow.names, path)
         return file.schema_arrow.names, _rows_of_batches(file.iter_batches(), str(path))
     except (OSError, pa.ArrowException) as error:
-        raise FinetuningError(f"{path} cannot be read as parquet ({_first_line(error)}): give a readable file.") from error
+        raise InputError(f"{path} cannot be read as parquet ({_first_line(error)}): give a readable file.") from error
 
 
 def _rows_of_batches(batches: Iterable[pa.RecordBatch | pa.Table], where: str) -> Iterator[Row]:
@@ -715,7 +715,7 @@ def _rows_of_batches(batches: Iterable[pa.RecordBatch | pa.Table], where: str) -
                 number += 1
                 yield Row(f"{where}, row {number}", columns)
     except (OSError, pa.ArrowException) as error:
-        raise FinetuningError(f"{where} cannot be read ({_first_line(error)}): download it again.") from error
+        raise InputError(f"{where} cannot be read ({_first_line(error)}): download it again.") from error
 
 
 def _first_line(error: object) -> str:

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from finetuning.data import TaskData
-from finetuning.errors import FinetuningError
 from finetuning.tasks import Task
+from luna_tools.errors import InputError
 
 IGNORED_LABEL = -100  # of the tokens that carry no label of a word
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
@@ -53,10 +53,10 @@ def encode(
         `first_tokens`, the position of each word's first token, -1 for a word that is cut off or gave no token.
 
     Raises:
-        FinetuningError: the tokenizer does not fit the task, or the lengths leave no room for the text.
+        InputError: the tokenizer does not fit the task, or the lengths leave no room for the text.
     """
     if not tokenizer.is_fast:
-        raise FinetuningError(f"The tokenizer {tokenizer.name_or_path} has no tokenizer.json: use one that is fast.")
+        raise InputError(f"The tokenizer {tokenizer.name_or_path} has no tokenizer.json: use one that is fast.")
     task, tokenizer = data.task, copy.deepcopy(tokenizer)  # truncation is a setting inside it, and would be saved with it
     if task.kind == "multiple_choice":
         has_passages = any(passage for split in data.splits.values() for passage in split["passage"])
@@ -68,7 +68,7 @@ def encode(
         texts = len(task.columns)
         needed = tokenizer.num_special_tokens_to_add(pair=texts == 2) + texts
         if max_sequence_length < needed:
-            raise FinetuningError(
+            raise InputError(
                 f"`--max_sequence_length` is {max_sequence_length}, which leaves no room for text: give at least {needed}."
             )
         lengths = (max_sequence_length,)
@@ -81,20 +81,20 @@ def _check_option_length(
 ) -> None:
     if not has_passages:
         if None in _first_and_separator(tokenizer):
-            raise FinetuningError(
+            raise InputError(
                 f"The tokenizer {tokenizer.name_or_path} lacks a cls or sep token: multiple choice needs both."
             )
         if min(max_sequence_length, max_option_length) < 8:  # 3 special tokens, "Q", ":", "A", ":" and one of the option
-            raise FinetuningError(
+            raise InputError(
                 f"`--max_option_length` is {max_option_length} and `--max_sequence_length` is {max_sequence_length}: give "
                 "at least 8."
             )
         return
     if max_option_length <= tokenizer.num_special_tokens_to_add(pair=False):
-        raise FinetuningError(f"`--max_option_length` is {max_option_length}, which leaves no room for text: raise it.")
+        raise InputError(f"`--max_option_length` is {max_option_length}, which leaves no room for text: raise it.")
     added = tokenizer.num_special_tokens_to_add(pair=True) - tokenizer.num_special_tokens_to_add(pair=False)
     if max_sequence_length <= max_option_length + added:
-        raise FinetuningError(
+        raise InputError(
             f"`--max_option_length` is {max_option_length}, which leaves no room for a passage in the {max_sequence_length} "
             f"tokens of `--max_sequence_length`, or of the model: lower it, to {max_sequence_length // 2} for example."
         )

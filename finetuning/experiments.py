@@ -16,9 +16,9 @@ import yaml
 from transformers import AutoConfig
 
 from finetuning.arguments import POOLINGS, Arguments, describe, parse
-from finetuning.errors import FinetuningError, told
 from finetuning.tasks import TASKS
 from finetuning.train import best_key, check_output_dir, choose_metric, load_config, run, write_json
+from luna_tools.errors import InputError, told
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def plan(task_names: list[str], options: list[str], settings: list[dict[str, str
     """Every setting of every task, checked before the first one runs.
 
     Raises:
-        FinetuningError: wrong options or a wrong checkpoint in any run, two equal runs, or an option that is set twice.
+        InputError: wrong options or a wrong checkpoint in any run, two equal runs, or an option that is set twice.
     """
     planned = []
     for task_name in task_names:
@@ -52,10 +52,10 @@ def plan(task_names: list[str], options: list[str], settings: list[dict[str, str
             base = parse(task_name, options, tuple(task_names))
             twice = sorted(base.given & (set(setting) - {"seed", "model_name_or_path"}))
             if twice:
-                raise FinetuningError(f"`{twice[0]}` was given, but the runs differ in it: leave it out.")
+                raise InputError(f"`{twice[0]}` was given, but the runs differ in it: leave it out.")
             has_labels = base.task.name != "custom" or base.data.train_file or base.data.validation_file
             if not (base.training.do_eval and has_labels):
-                raise FinetuningError("Runs are compared by their evaluation: give validation rows and no --no_do_eval.")
+                raise InputError("Runs are compared by their evaluation: give validation rows and no --no_do_eval.")
             # The whole path of a checkpoint: pretraining calls each one "model".
             name = "-".join(f"{name}_{value.strip('/').replace('/', '-')}" for name, value in setting.items())
             folder = Path(base.training.output_dir, *([task_name] if len(task_names) > 1 else []), name)
@@ -69,7 +69,7 @@ def plan(task_names: list[str], options: list[str], settings: list[dict[str, str
     twice = next((entry for i, entry in enumerate(planned) if folders[i] in folders[:i]), None)
     if twice is not None:
         values = ", ".join([twice.task_name, *(f"{name} {value}" for name, value in twice.setting.items())])
-        raise FinetuningError(f"The run with {values} is there twice: leave out one of them.")
+        raise InputError(f"The run with {values} is there twice: leave out one of them.")
     return planned
 
 
@@ -101,20 +101,20 @@ def read_grid(path: Path) -> dict[str, list[str]]:
     """Option -> its values, as the command line would spell them.
 
     Raises:
-        FinetuningError: the file is missing or is not a grid.
+        InputError: the file is missing or is not a grid.
     """
     try:
         grid = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise FinetuningError(
+        raise InputError(
             f"`sweep_grid` {path} cannot be read as YAML: give a file of `option: [values]` lines."
         ) from error
     if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
-        raise FinetuningError(
+        raise InputError(
             f"`sweep_grid` {path} must hold `option: [values]` lines, such as `learning_rate: [1e-5, 2e-5]`."
         )
     if "seed" in grid:
-        raise FinetuningError(f"`sweep_grid` {path} holds seed: give the number of seeds with --num_seeds instead.")
+        raise InputError(f"`sweep_grid` {path} holds seed: give the number of seeds with --num_seeds instead.")
     return {name: [str(value) for value in values] for name, values in grid.items()}
 
 
@@ -176,7 +176,7 @@ def contestants(bases: list[Arguments]) -> list[tuple[str, dict[str, str]]]:
         bases: the arguments of each task.
 
     Raises:
-        FinetuningError: a name that is neither, a head for a model without the choice, or for a task whose head reads
+        InputError: a name that is neither, a head for a model without the choice, or for a task whose head reads
             every token.
     """
     model, found = bases[0].model, []
@@ -193,14 +193,14 @@ def contestants(bases: list[Arguments]) -> list[tuple[str, dict[str, str]]]:
             found.append((label, {"model_name_or_path": name}))
             continue
         if any(base.task.kind == "token_classification" for base in bases):
-            raise FinetuningError(f"`compare` has {name}, but token classification reads every token: compare checkpoints.")
+            raise InputError(f"`compare` has {name}, but token classification reads every token: compare checkpoints.")
         if not hasattr(config, "classifier_pooling"):
-            raise FinetuningError(
+            raise InputError(
                 f"`compare` has {name}, but {checkpoint} ({config.model_type}) has no choice of heads: compare checkpoints."
             )
         found.append((f"{label}, {POOLING_NAMES[pooling]}", {"classifier_pooling": pooling}))
     if len(found) < 2:
-        raise FinetuningError("`compare` needs at least two heads or checkpoints, such as `--compare cls packed`.")
+        raise InputError("`compare` needs at least two heads or checkpoints, such as `--compare cls packed`.")
     return found
 
 

@@ -19,8 +19,8 @@ from seqeval.metrics import precision_score as entity_precision
 from seqeval.metrics import recall_score as entity_recall
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_squared_error
 
-from finetuning.errors import FinetuningError
 from finetuning.tasks import Task
+from luna_tools.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -94,12 +94,12 @@ def decide(task: Task, logits: np.ndarray) -> np.ndarray:
             exactly -100 are missing options, which the Trainer's gathering fills up rows with: they are never chosen.
 
     Raises:
-        FinetuningError: a score is NaN or infinite.
+        InputError: a score is NaN or infinite.
     """
     finite = np.isfinite(logits)
     if not finite.all():
         broken = sum(not row.all() for row in finite)
-        raise FinetuningError(
+        raise InputError(
             f"The model's scores are NaN or infinite in {broken} of {len(logits)} rows, so the training has diverged: "
             "lower learning_rate."
         )
@@ -118,12 +118,12 @@ def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[
         labels: (rows,), or (rows, tokens) for token classification, where -100 marks what does not count.
 
     Raises:
-        FinetuningError: a score is NaN or infinite, or no row has a label.
+        InputError: a score is NaN or infinite, or no row has a label.
     """
     predictions = decide(task, logits)
     kept = labels != PADDING if task.kind == "token_classification" else np.ones(len(labels), bool)
     if not kept.any():
-        raise FinetuningError("There is nothing to evaluate, because no row of the split has a label: give labelled data.")
+        raise InputError("There is nothing to evaluate, because no row of the split has a label: give labelled data.")
     if task.kind == "token_classification":
         predictions = [row[keep] for row, keep in zip(predictions, kept, strict=True)]
         labels = [row[keep] for row, keep in zip(labels, kept, strict=True)]

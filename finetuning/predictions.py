@@ -13,9 +13,9 @@ import numpy as np
 from scipy.special import softmax
 
 from finetuning.data import TaskData
-from finetuning.errors import FinetuningError
 from finetuning.metrics import decide
 from finetuning.tasks import TASKS
+from luna_tools.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def write_predictions(
             none: the column of `encode`, if batches are padded on the right.
 
     Raises:
-        FinetuningError: a score is NaN or infinite.
+        InputError: a score is NaN or infinite.
     """
     task, dataset = data.task, data.splits[split]
     decided = decide(task, logits)
@@ -84,13 +84,13 @@ def check_submission(data: TaskData) -> None:
     """Refuse test rows that GLUE's server would take for others, and warn where it would miss some.
 
     Raises:
-        FinetuningError: the rows of a test split of GLUE are not in their published order, or not all there.
+        InputError: the rows of a test split of GLUE are not in their published order, or not all there.
     """
     for (split, name), wanted in zip(data.task.submission_files, data.task.submission_rows, strict=False):  # GLUE's alone
         indices = data.splits[split]["index"][:] if split in data.splits else []
         row = next((row for row, index in enumerate(indices) if index != row), None)
         if row is not None:
-            raise FinetuningError(
+            raise InputError(
                 f"`index` of row {row + 1} of the split {split!r} is {indices[row]}, but GLUE's server wants {row}: "
                 f"predict all rows of {name} in their published order, or give --no_do_predict."
             )
@@ -113,7 +113,7 @@ def write_submission(output_dir: Path, data: TaskData, logits: dict[str, np.ndar
         The path of the zip.
 
     Raises:
-        FinetuningError: a score is NaN or infinite.
+        InputError: a score is NaN or infinite.
     """
     task = data.task
     texts = {}
@@ -148,21 +148,21 @@ def merge_submissions(folders: list[Path], path: Path) -> list[str]:
         The names of GLUE's eleven files that are still missing.
 
     Raises:
-        FinetuningError: a folder has no GLUE submission, two folders have one for the same task, or the file to write
+        InputError: a folder has no GLUE submission, two folders have one for the same task, or the file to write
             is no zip.
     """
     if path.suffix != ".zip":
-        raise FinetuningError(f"{path} is not named as a zip: give a file that ends in .zip, and then the folders.")
+        raise InputError(f"{path} is not named as a zip: give a file that ends in .zip, and then the folders.")
     texts, sources = {}, {}
     for folder in folders:
         names = [name for name in GLUE_FILES if (folder / SUBMISSION / name).is_file()]
         if not names:
-            raise FinetuningError(
+            raise InputError(
                 f"{folder} has no GLUE submission in `{SUBMISSION}/`: give the output folder of a GLUE run."
             )
         for name in names:
             if name in sources:
-                raise FinetuningError(f"{sources[name]} and {folder} both have a {name}: give one run for each task.")
+                raise InputError(f"{sources[name]} and {folder} both have a {name}: give one run for each task.")
             sources[name] = folder
             texts[name] = (folder / SUBMISSION / name).read_text(encoding="utf-8")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         missing = merge_submissions(options.folders, options.zip)
-    except FinetuningError as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:

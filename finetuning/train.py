@@ -47,13 +47,13 @@ from transformers.utils import logging as transformers_logging
 from finetuning.arguments import TRAINING_FIELDS, Arguments, describe
 from finetuning.data import TaskData, load_task
 from finetuning.encoding import encode, make_collator
-from finetuning.errors import FinetuningError, first_sentence, told
 from finetuning.metrics import compute_metrics, decide, metric_names
 from finetuning.model_card import make_model_card
 from finetuning.plots import plot_confusion_matrix, plot_learning_curve, plot_regression
 from finetuning.predictions import check_submission, letter, write_predictions, write_submission
 from finetuning.tasks import Task
-from modeling_luna import named_card  # the module registers Luna with the Auto classes
+from luna_tools.cards import named_card
+from luna_tools.errors import InputError, first_sentence, told
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def load_config(arguments: Arguments) -> PreTrainedConfig:
     """The checkpoint's configuration with the options that are fields of it.
 
     Raises:
-        FinetuningError: no such checkpoint, or the user gave an option that this architecture does not have.
+        InputError: no such checkpoint, or the user gave an option that this architecture does not have.
     """
     model = arguments.model
     try:
@@ -83,7 +83,7 @@ def load_config(arguments: Arguments) -> PreTrainedConfig:
             model.model_name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise FinetuningError(
+        raise InputError(
             f"{model.model_name_or_path} is neither a folder with a checkpoint nor a model of the Hub that can be read "
             f"({first_sentence(error)}): correct --model_name_or_path."
         ) from error
@@ -93,14 +93,14 @@ def load_config(arguments: Arguments) -> PreTrainedConfig:
                 setattr(config, name, value)
             except StrictDataclassError as error:
                 reason = str(error).splitlines()[-1].strip().removeprefix("TypeError: ")
-                raise FinetuningError(f"`{name}` is {value!r}, which {config.model_type} refuses: {reason}.") from error
+                raise InputError(f"`{name}` is {value!r}, which {config.model_type} refuses: {reason}.") from error
         elif name in arguments.given:
-            raise FinetuningError(
+            raise InputError(
                 f"`{name}` was given, but the configuration of {model.model_name_or_path} ({config.model_type}) has no such "
                 "field: leave it out."
             )
     if getattr(config.get_text_config(), "vocab_size", None) is None:
-        raise FinetuningError(f"{model.model_name_or_path} ({config.model_type}) reads no text: give a model that does.")
+        raise InputError(f"{model.model_name_or_path} ({config.model_type}) reads no text: give a model that does.")
     return config
 
 
@@ -125,14 +125,14 @@ def fit_config(config: PreTrainedConfig, data: TaskData, arguments: Arguments) -
     """Set labels and problem type for the task.
 
     Raises:
-        FinetuningError: the checkpoint was fine-tuned for something else.
+        InputError: the checkpoint was fine-tuned for something else.
     """
     task, name = data.task, arguments.model.model_name_or_path
     old_head = AUTO_CLASSES[task.kind].__name__.removeprefix("AutoModel")
     if is_finetuned(config) and not arguments.model.ignore_mismatched_sizes:
         remedy = "start from a pretrained checkpoint, or give --ignore_mismatched_sizes to start a new head"
         if not any(architecture.endswith(old_head) for architecture in config.architectures):
-            raise FinetuningError(
+            raise InputError(
                 f"{name} holds a {config.architectures[0]}, but {task.name} is a task of {task.kind.replace('_', ' ')}: "
                 f"{remedy}."
             )
@@ -140,18 +140,18 @@ def fit_config(config: PreTrainedConfig, data: TaskData, arguments: Arguments) -
         if task.kind in ("classification", "token_classification") and known != task.labels:
             if known is None or len(known) != len(task.labels):
                 found = f"{config.num_labels} label{'s' * (config.num_labels != 1)}, but {task.name} has {len(task.labels)}"
-                raise FinetuningError(f"{name} was fine-tuned for {found} ({', '.join(task.labels)}): {remedy}.")
-            raise FinetuningError(
+                raise InputError(f"{name} was fine-tuned for {found} ({', '.join(task.labels)}): {remedy}.")
+            raise InputError(
                 f"{name} was fine-tuned for the labels {', '.join(known)} in this order, but {task.name} has "
                 f"{', '.join(task.labels)}: {remedy}."
             )
         if task.kind == "regression" and config.num_labels != 1:
-            raise FinetuningError(
+            raise InputError(
                 f"{name} was fine-tuned for {config.num_labels} labels, but {task.name} has one value: {remedy}."
             )
         choices = getattr(config, "num_choices", None)
         if task.kind == "multiple_choice" and choices not in (None, num_options(data)):
-            raise FinetuningError(
+            raise InputError(
                 f"The rows of {task.name} have {num_options(data)} options, but {name} was fine-tuned on {choices}: give it "
                 f"rows with {choices} options, or {remedy}."
             )
@@ -188,7 +188,7 @@ def load_model(config: PreTrainedConfig, task: Task, arguments: Arguments) -> Pr
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, AttributeError, SafetensorError) as error:
-        raise FinetuningError(
+        raise InputError(
             f"The weights of {model.model_name_or_path} ({config.model_type}) cannot be loaded for {kind} "
             f"({first_sentence(error)}): give another checkpoint."
         ) from error
@@ -196,7 +196,7 @@ def load_model(config: PreTrainedConfig, task: Task, arguments: Arguments) -> Pr
         transformers_logging.set_verbosity(verbosity)
     new = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
     if new and not arguments.training.do_train:
-        raise FinetuningError(
+        raise InputError(
             f"{model.model_name_or_path} has no weights for {new[0]}, so it cannot predict {task.name} without training: "
             "give a checkpoint that was fine-tuned on it."
         )
@@ -208,7 +208,7 @@ def load_tokenizer(config: PreTrainedConfig, arguments: Arguments) -> PreTrained
     """The checkpoint's tokenizer; one that does not pad learns to, and `config` with it.
 
     Raises:
-        FinetuningError: there is none, it has ids that the model does not know, or nothing to pad with.
+        InputError: there is none, it has ids that the model does not know, or nothing to pad with.
     """
     model = arguments.model
     try:
@@ -216,18 +216,18 @@ def load_tokenizer(config: PreTrainedConfig, arguments: Arguments) -> PreTrained
             model.model_name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise FinetuningError(
+        raise InputError(
             f"{model.model_name_or_path} has no tokenizer that can be loaded: save the one it was trained with beside it."
         ) from error
     vocab_size = config.get_text_config().vocab_size
     if len(tokenizer) > vocab_size:
-        raise FinetuningError(
+        raise InputError(
             f"The tokenizer of {model.model_name_or_path} has {len(tokenizer)} entries, but the model {vocab_size}: "
             "give the two that belong together."
         )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise FinetuningError(
+            raise InputError(
                 f"The tokenizer of {model.model_name_or_path} has neither a pad token nor an end token: give it one of them."
             )
         logger.warning("The tokenizer has no pad token: it pads with its end token %s.", tokenizer.eos_token)
@@ -450,14 +450,14 @@ def read_json(path: Path) -> dict:
     """A file of a run.
 
     Raises:
-        FinetuningError: it is not a JSON object.
+        InputError: it is not a JSON object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         values = None
     if not isinstance(values, dict):
-        raise FinetuningError(f"{path} is not a JSON object: choose another --output_dir, or remove the folder.")
+        raise InputError(f"{path} is not a JSON object: choose another --output_dir, or remove the folder.")
     return values
 
 
@@ -472,15 +472,15 @@ def check_output_dir(output_dir: Path, description: dict) -> None:
     """Refuse a folder that holds another run's checkpoints or results; of a run that failed before, nothing is lost.
 
     Raises:
-        FinetuningError: naming the first option or the first files that differ.
+        InputError: naming the first option or the first files that differ.
     """
     place = next(path for path in (output_dir, *output_dir.absolute().parents) if path.exists())
     if not place.is_dir():
-        raise FinetuningError(f"--output_dir is {output_dir}, but {place} is a file: choose another --output_dir.")
+        raise InputError(f"--output_dir is {output_dir}, but {place} is a file: choose another --output_dir.")
     path = output_dir / "run.json"
     if not path.is_file():
         if output_dir.is_dir() and any(output_dir.iterdir()):
-            raise FinetuningError(
+            raise InputError(
                 f"{output_dir} holds files that are not a run of this program: choose another --output_dir."
             )
         return
@@ -491,12 +491,12 @@ def check_output_dir(output_dir: Path, description: dict) -> None:
     remedy = "choose another --output_dir, or remove the folder"
     if changed != ["digests"]:
         name = changed[0]
-        raise FinetuningError(
+        raise InputError(
             f"{output_dir} holds a run with {name} {there.get(name)!r}, and this one has {description[name]!r}: {remedy}."
         )
     old, new = there.get("digests", {}), description["digests"]
     name = next(name for name in old | new if old.get(name) != new.get(name))
-    raise FinetuningError(f"The files of `{name}` have changed since the run in {output_dir}: {remedy}.")
+    raise InputError(f"The files of `{name}` have changed since the run in {output_dir}: {remedy}.")
 
 
 class Interrupted(Exception):
@@ -510,12 +510,12 @@ def run(arguments: Arguments) -> dict:
     its newest checkpoint.
 
     Raises:
-        FinetuningError: wrong input, in one sentence.
+        InputError: wrong input, in one sentence.
         Interrupted: a signal came; the same call goes on later.
     """
     training, output_dir = arguments.training, Path(arguments.training.output_dir)
     if "hub_strategy" in arguments.given and training.hub_strategy != "end":
-        raise FinetuningError(
+        raise InputError(
             f"`hub_strategy` is {training.hub_strategy.value}, but only a finished run is pushed, because checkpoints hold "
             "pickles: leave it out."
         )
@@ -555,7 +555,7 @@ def run(arguments: Arguments) -> dict:
     limit = sequence_limit(model, tokenizer)
     length = arguments.data.max_sequence_length
     if length > limit and "max_sequence_length" in arguments.given:
-        raise FinetuningError(
+        raise InputError(
             f"`max_sequence_length` is {length}, but {arguments.model.model_name_or_path} reads at most {limit} tokens: "
             "give no more, or leave it out."
         )
@@ -608,7 +608,7 @@ def load_data(config: PreTrainedConfig, arguments: Arguments) -> TaskData:
     else:
         data = load_task(task, Path(options.data_dir) if options.data_dir else None)
     if arguments.training.do_train and "train" not in data.splits:
-        raise FinetuningError(
+        raise InputError(
             f"{task.name} has no train rows here: give --train_file, or --no_do_train to use the checkpoint as it is."
         )
     return data
@@ -623,7 +623,7 @@ def make_trainer(
     evaluation = encoded.get(splits[0]) if len(splits) == 1 else {name: encoded[name] for name in splits if name in encoded}
     known = [f"{metric_prefix(task, split)}_{name}" for split in splits for name in (*metric_names(task), "loss")]
     if training.metric_for_best_model not in known:
-        raise FinetuningError(
+        raise InputError(
             f"`metric_for_best_model` is {training.metric_for_best_model}, which {task.name} does not have: choose one of "
             f"{', '.join(known)}."
         )
@@ -801,7 +801,7 @@ def finish(trainer: FinetuningTrainer, data: TaskData, results: dict, descriptio
             trainer.push_to_hub()
         except Exception as error:  # whatever the network does, the run is finished
             name = trainer.hub_model_id or "org/name"
-            raise FinetuningError(
+            raise InputError(
                 f"The finished run in {output_dir} was not pushed ({' '.join(str(error).split())}): mend that, then upload "
                 f"it with `python scripts/push_to_hub.py {output_dir} {name}`."
             ) from error

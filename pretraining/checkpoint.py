@@ -18,13 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pretraining.files import flush, sha256, write_json
+from luna_tools.files import flush, sha256, write_json
 
 SEAL = "COMPLETE"
 STEP_NAME = re.compile(r"step-(\d+)")
 
 
-class CheckpointError(RuntimeError):
+class InputError(RuntimeError):
     """A checkpoint that can't be resumed from; its message is one sentence for the user."""
 
 
@@ -46,7 +46,7 @@ def save_checkpoint(
         card: README.md, in place of the one that some models write.
 
     Raises:
-        CheckpointError: the disk is full or not writable; older checkpoints are untouched.
+        InputError: the disk is full or not writable; older checkpoints are untouched.
     """
     final = folder / f"step-{trainer_state['step']:08d}"
     if (final / SEAL).exists():
@@ -58,7 +58,7 @@ def save_checkpoint(
             (old / SEAL).unlink()
             shutil.rmtree(old)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
+        raise InputError(
             f"The checkpoint {final} can't be written ({error}): make room and give the same command again; the "
             "checkpoints before it are untouched."
         ) from error
@@ -109,15 +109,15 @@ def verify_checkpoint(checkpoint: Path) -> None:
     """Compare every file with the seal.
 
     Raises:
-        CheckpointError: naming the first file that is missing or damaged.
+        InputError: naming the first file that is missing or damaged.
     """
     remedy = f"remove the folder {checkpoint} to resume from the checkpoint before it"
     for name, expected in json.loads((checkpoint / SEAL).read_text(encoding="utf-8")).items():
         path = checkpoint / name
         if not path.exists():
-            raise CheckpointError(f"The checkpoint {checkpoint} lacks its file {name}: {remedy}.")
+            raise InputError(f"The checkpoint {checkpoint} lacks its file {name}: {remedy}.")
         if path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
-            raise CheckpointError(f"The file {name} of the checkpoint {checkpoint} is damaged: {remedy}.")
+            raise InputError(f"The file {name} of the checkpoint {checkpoint} is damaged: {remedy}.")
 
 
 def load_trainer_state(checkpoint: Path) -> dict:

@@ -16,9 +16,9 @@ import torch
 from datasets import load_from_disk
 from tqdm import tqdm
 
-from pretraining.files import sha256
+from luna_tools.files import sha256
 from pretraining.order import permute
-from pretraining.recipe import RecipeError
+from pretraining.recipe import InputError
 
 # The "epoch" under which validation rows are masked: the same masks at every evaluation, shared with no training epoch.
 VALIDATION_EPOCH = 2**64 - 1
@@ -70,12 +70,12 @@ def verify_shards(dataset: Path, splits: dict, process_index: int, num_processes
     """Compare a share of a prepared dataset's files with the SHA-256 in its manifest; all processes together check all.
 
     Raises:
-        RecipeError: naming the file that is missing or damaged.
+        InputError: naming the file that is missing or damaged.
     """
     files = [(dataset / split / shard["file"], shard["sha256"]) for split, of in splits.items() for shard in of["shards"]]
     for path, expected in tqdm(files[process_index::num_processes], desc="Checking the dataset", delay=2, mininterval=1):
         if not path.exists() or sha256(path) != expected:
-            raise RecipeError(
+            raise InputError(
                 f"{path} is missing or not as it was prepared (its SHA-256 is another): copy it again, or prepare the "
                 "dataset anew."
             )

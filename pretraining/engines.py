@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 from transformers.integrations import unset_hf_deepspeed_config
 
-from pretraining.recipe import Recipe, RecipeError
+from pretraining.recipe import InputError, Recipe
 
 # Launches in which Accelerate gives each process the whole model.
 PLAIN_LAUNCHES = (
@@ -81,41 +81,41 @@ def launched_engine() -> str:
     """The engine that the launcher asks for by its environment: "ddp", "fsdp2" or "deepspeed".
 
     Raises:
-        RecipeError: it asks for what this program does not support.
+        InputError: it asks for what this program does not support.
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         if importlib.util.find_spec("deepspeed") is None:
-            raise RecipeError("The launcher asks for DeepSpeed, which is not installed: `pip install -e '.[deepspeed]'`.")
+            raise InputError("The launcher asks for DeepSpeed, which is not installed: `pip install -e '.[deepspeed]'`.")
         if path := os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"):
             check_deepspeed_config(Path(path))
         return "deepspeed"
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         if os.environ.get("FSDP_VERSION", "1") != "2":
-            raise RecipeError("The launcher asks for FSDP 1, which is not supported: set `fsdp_version: 2`.")
+            raise InputError("The launcher asks for FSDP 1, which is not supported: set `fsdp_version: 2`.")
         return "fsdp2"
     return "ddp"
 
 
 def check_deepspeed_config(path: Path) -> None:
-    """Raises RecipeError for a DeepSpeed configuration that sets what the recipe decides, or is not supported."""
+    """Raises InputError for a DeepSpeed configuration that sets what the recipe decides, or is not supported."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RecipeError(f"The DeepSpeed configuration {path} can't be read ({error}): mend it.") from error
+        raise InputError(f"The DeepSpeed configuration {path} can't be read ({error}): mend it.") from error
     for name in RECIPE_DECIDES:
         if config.get(name, "auto") not in ("auto", {"enabled": False}):
-            raise RecipeError(
+            raise InputError(
                 f"`{name}` of the DeepSpeed configuration {path} is {config[name]}, but the recipe decides it: leave it out."
             )
     zero = config.get("zero_optimization", {})
     if zero.get("stage") not in (1, 2, 3):
-        raise RecipeError(
+        raise InputError(
             f"`zero_optimization.stage` of the DeepSpeed configuration {path} is {zero.get('stage')}: choose 1, 2 or 3, or "
             "launch without DeepSpeed."
         )
     for name in ("offload_optimizer", "offload_param"):
         if zero.get(name, {}).get("device", "none") != "none":
-            raise RecipeError(
+            raise InputError(
                 f"`zero_optimization.{name}` of the DeepSpeed configuration {path} is not supported: remove it."
             )
 
@@ -124,11 +124,11 @@ def make_accelerator(recipe: Recipe, engine: str) -> Accelerator:
     """Accelerate as the engine needs it, on CPU too.
 
     Raises:
-        RecipeError: a launch that this program does not support, or whose processes do not know each other.
+        InputError: a launch that this program does not support, or whose processes do not know each other.
     """
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in ("no", recipe.mixed_precision):
-        raise RecipeError(
+        raise InputError(
             f"The launcher asks for mixed precision {launched}, but the recipe's `mixed_precision` is "
             f"{recipe.mixed_precision}: say mixed_precision={launched} in the recipe or behind it on the command line."
         )
@@ -157,12 +157,12 @@ def make_accelerator(recipe: Recipe, engine: str) -> Accelerator:
         unset_hf_deepspeed_config()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != world_size:
-        raise RecipeError(
+        raise InputError(
             f"The launcher started {world_size} processes, but Accelerate sees {accelerator.num_processes} "
             f"({accelerator.distributed_type}): check its configuration, the copies would train apart."
         )
     if accelerator.distributed_type not in (*PLAIN_LAUNCHES, DistributedType.DEEPSPEED):
-        raise RecipeError(
+        raise InputError(
             f"The launcher's configuration asks for {accelerator.distributed_type.value}, which this program does not "
             "support: launch it with data parallelism, FSDP2 or DeepSpeed, as in pretraining/launch."
         )

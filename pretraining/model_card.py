@@ -9,8 +9,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
 from modeling_luna import UNNAMED, size_rows, use_section
+from pretraining.prepare.sources import HUB_PREFIX
 from pretraining.recipe import Recipe
-from pretraining.sources import HUB_PREFIX
 
 # Key in results.json, the Hub's name of the metric, and how the table names it.
 METRICS = (

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pretraining.cluster import bytes_sent, deepspeed_estimate, flops_per_sequence, largest_world, state_bytes
-from pretraining.recipe import Recipe, RecipeError, model_config
+from pretraining.recipe import InputError, Recipe, model_config
 
 GIB = 2**30
 
@@ -30,31 +30,31 @@ def check_run(recipe: Recipe, config: PreTrainedConfig, manifest: dict, num_proc
     """Refuse a run that cannot be made of this recipe, dataset and number of processes.
 
     Raises:
-        RecipeError: with the field, its value and the remedy.
+        InputError: with the field, its value and the remedy.
     """
     if num_processes < 1:
-        raise RecipeError(f"`--num_processes` is {num_processes}, but must be at least 1.")
+        raise InputError(f"`--num_processes` is {num_processes}, but must be at least 1.")
     if recipe.num_processes is not None and recipe.num_processes != num_processes:
-        raise RecipeError(
+        raise InputError(
             f"`num_processes` is {recipe.num_processes}, but the run has {num_processes}: start it with as many, on CPU by "
             f"`torchrun --nproc_per_node {recipe.num_processes} -m pretraining.train` (`accelerate launch --cpu` starts "
             "only one), or change the recipe."
         )
     share = recipe.micro_batch_size * num_processes
     if recipe.global_batch_size % share:
-        raise RecipeError(
+        raise InputError(
             f"`global_batch_size` is {recipe.global_batch_size}, which `micro_batch_size` = {recipe.micro_batch_size} x "
             f"{num_processes} processes does not divide: choose a multiple of {share}."
         )
     sequence_length = manifest["sequence_length"]
     positions = max_sequence_length(config)
     if positions is not None and sequence_length > positions:
-        raise RecipeError(
+        raise InputError(
             f"The dataset {recipe.dataset} has sequences of {sequence_length} tokens, but the model has positions for "
             f"{positions}: raise `model.max_position_embeddings` or prepare the dataset with a smaller sequence_length."
         )
     if manifest["vocab_size"] != config.vocab_size:
-        raise RecipeError(
+        raise InputError(
             f"`model.vocab_size` is {config.vocab_size}, but the tokenizer of the dataset {recipe.dataset} has "
             f"{manifest['vocab_size']} entries: set it to that."
         )
@@ -64,12 +64,12 @@ def check_tokenizer(recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTrai
     """Refuse a tokenizer whose special ids the model takes for something else.
 
     Raises:
-        RecipeError: naming the field and both ids.
+        InputError: naming the field and both ids.
     """
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         ours, theirs = getattr(config, name, None), getattr(tokenizer, name)
         if ours is not None and theirs is not None and theirs not in (ours if isinstance(ours, list) else [ours]):
-            raise RecipeError(
+            raise InputError(
                 f"`model.{name}` is {ours}, but the tokenizer of the dataset {recipe.dataset} has {theirs}: set it to that."
             )
 
@@ -169,7 +169,7 @@ def plan(recipe: Recipe, cluster: Cluster, manifest: dict | None) -> str:
     """The text of `--plan`: what the run would do on a cluster.
 
     Raises:
-        RecipeError: the plan cannot be met.
+        InputError: the plan cannot be met.
     """
     config, num_processes = model_config(recipe), cluster.num_processes
     if manifest is not None:
@@ -182,7 +182,7 @@ def plan(recipe: Recipe, cluster: Cluster, manifest: dict | None) -> str:
         with torch.device("meta"):
             model = AutoModelForMaskedLM.from_config(config, attn_implementation=recipe.attn_implementation)
     except (ValueError, ImportError) as error:
-        raise RecipeError(f"The model can't be built: {' '.join(str(error).split())}") from error
+        raise InputError(f"The model can't be built: {' '.join(str(error).split())}") from error
     parts = parameters_by_part(model)
     total = sum(parts.values())
     tokens_per_step = recipe.global_batch_size * sequence_length

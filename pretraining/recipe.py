@@ -47,7 +47,7 @@ RecipeLoader.add_implicit_resolver(
 )
 
 
-class RecipeError(Exception):
+class InputError(Exception):
     """A value of a recipe that no run can be made of; its message is one sentence for the user."""
 
 
@@ -99,39 +99,39 @@ class Recipe:
             "save_total_limit",
         ):
             if getattr(self, name) < 1:
-                raise RecipeError(f"`{name}` is {getattr(self, name)}, but must be at least 1.")
+                raise InputError(f"`{name}` is {getattr(self, name)}, but must be at least 1.")
         for name, value in asdict(self).items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise RecipeError(f"`{name}` is {value}, but must be a finite number.")
+                raise InputError(f"`{name}` is {value}, but must be a finite number.")
         for name in ("learning_rate", "adam_epsilon", "max_grad_norm"):
             if not getattr(self, name) > 0:
-                raise RecipeError(f"`{name}` is {getattr(self, name)}, but must be above 0.")
+                raise InputError(f"`{name}` is {getattr(self, name)}, but must be above 0.")
         for name in ("weight_decay", "warmup_steps", "seed", "dataloader_num_workers"):
             if getattr(self, name) < 0:
-                raise RecipeError(f"`{name}` is {getattr(self, name)}, but must not be negative.")
+                raise InputError(f"`{name}` is {getattr(self, name)}, but must not be negative.")
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise RecipeError(f"`{name}` is {getattr(self, name)}, but must be in [0, 1).")
+                raise InputError(f"`{name}` is {getattr(self, name)}, but must be in [0, 1).")
         if not 0 < self.mlm_probability < 1:
-            raise RecipeError(f"`mlm_probability` is {self.mlm_probability}, but must be between 0 and 1.")
+            raise InputError(f"`mlm_probability` is {self.mlm_probability}, but must be between 0 and 1.")
         if self.warmup_steps > self.max_steps:
-            raise RecipeError(
+            raise InputError(
                 f"`warmup_steps` is {self.warmup_steps}, but the run has only `max_steps` = {self.max_steps}: lower it."
             )
         if self.seed >= 2**63:
-            raise RecipeError(f"`seed` is {self.seed}, but must be below 2**63.")
+            raise InputError(f"`seed` is {self.seed}, but must be below 2**63.")
         if self.hub_model_id is not None:
             try:
                 validate_repo_id(self.hub_model_id)
             except HFValidationError as error:
-                raise RecipeError(
+                raise InputError(
                     f"`hub_model_id` is {self.hub_model_id!r}, which is not a name on the Hub: {error}"
                 ) from error
         for name in ("num_processes", "max_eval_sequences", "profile_step"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise RecipeError(f"`{name}` is {getattr(self, name)}, but must be at least 1.")
+                raise InputError(f"`{name}` is {getattr(self, name)}, but must be at least 1.")
         if self.peak_tflops is not None and not self.peak_tflops > 0:
-            raise RecipeError(f"`peak_tflops` is {self.peak_tflops}, but must be above 0.")
+            raise InputError(f"`peak_tflops` is {self.peak_tflops}, but must be above 0.")
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must have in common with the run it resumes."""
@@ -143,7 +143,7 @@ def load_recipe(name_or_path: str, overrides: list[str]) -> Recipe:
     `model.hidden_size=256`.
 
     Raises:
-        RecipeError: the file, a name or a value is wrong.
+        InputError: the file, a name or a value is wrong.
     """
     path = Path(name_or_path)
     if not path.is_file() and (RECIPES / f"{name_or_path}.yaml").exists():
@@ -152,13 +152,13 @@ def load_recipe(name_or_path: str, overrides: list[str]) -> Recipe:
         values = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader)
     except (OSError, UnicodeDecodeError) as error:
         named = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
-        raise RecipeError(
+        raise InputError(
             f"The recipe {name_or_path!r} can't be read ({error}): give a YAML file or one of {named}."
         ) from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"The recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+        raise InputError(f"The recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict):
-        raise RecipeError(f"The recipe {path} must hold `name: value` lines, but holds a {type(values).__name__}.")
+        raise InputError(f"The recipe {path} must hold `name: value` lines, but holds a {type(values).__name__}.")
     for override in overrides:
         apply_override(values, override)
     return recipe_from_values(values, str(path))
@@ -167,16 +167,16 @@ def load_recipe(name_or_path: str, overrides: list[str]) -> Recipe:
 def apply_override(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name:
-        raise RecipeError(f"The override {override!r} must have the form name=value.")
+        raise InputError(f"The override {override!r} must have the form name=value.")
     try:
         value = yaml.load(text, RecipeLoader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"The value of the override {override!r} is not valid YAML.") from error
+        raise InputError(f"The value of the override {override!r} is not valid YAML.") from error
     *sections, leaf = name.split(".")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise RecipeError(f"The override {override!r} goes into `{section}`, which has no named values.")
+            raise InputError(f"The override {override!r} goes into `{section}`, which has no named values.")
     values[leaf] = value
 
 
@@ -184,11 +184,11 @@ def recipe_from_values(values: dict[str, Any], source: str) -> Recipe:
     known = {f.name: f for f in fields(Recipe)}
     for name in values:
         if name not in known:
-            raise RecipeError(f"`{name}` in {source} is not a recipe field: the fields are {', '.join(known)}.")
+            raise InputError(f"`{name}` in {source} is not a recipe field: the fields are {', '.join(known)}.")
     required = ("dataset", "output_dir", "model", "max_steps", "global_batch_size", "learning_rate")
     for name in required:
         if values.get(name) is None:
-            raise RecipeError(f"`{name}` is missing from {source}: add a line `{name}: ...`.")
+            raise InputError(f"`{name}` is missing from {source}: add a line `{name}: ...`.")
     return Recipe(**{name: coerce(name, value, known[name].type) for name, value in values.items()})
 
 
@@ -214,14 +214,14 @@ def coerce(name: str, value: Any, annotation: Any) -> Any:
                 return float(value)
             if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
                 return value
-    raise RecipeError(f"`{name}` is {value!r}, but must be {wanted}.")
+    raise InputError(f"`{name}` is {value!r}, but must be {wanted}.")
 
 
 def model_config(recipe: Recipe) -> PreTrainedConfig:
     """The configuration of the recipe's model: `model_name_or_path`'s if given, else built from `model`.
 
     Raises:
-        RecipeError: the configuration is refused; the message is the configuration's own.
+        InputError: the configuration is refused; the message is the configuration's own.
     """
     values = dict(recipe.model)
     try:
@@ -230,15 +230,15 @@ def model_config(recipe: Recipe) -> PreTrainedConfig:
             config = AutoConfig.from_pretrained(recipe.model_name_or_path, **values)
         else:
             if "model_type" not in values:
-                raise RecipeError("`model` has no `model_type`: add for example `model_type: luna`.")
+                raise InputError("`model` has no `model_type`: add for example `model_type: luna`.")
             config = AutoConfig.for_model(**values)
     except StrictDataclassError as error:
-        raise RecipeError(f"`model` is refused: {str(error).split('Error: ', 1)[-1]}") from error
+        raise InputError(f"`model` is refused: {str(error).split('Error: ', 1)[-1]}") from error
     except (OSError, ValueError) as error:
-        raise RecipeError(f"`model` can't be built: {' '.join(str(error).split())}") from error
+        raise InputError(f"`model` can't be built: {' '.join(str(error).split())}") from error
     unknown = [name for name in values if name != "model_type" and name not in type(config)().to_dict()]
     if unknown:
-        raise RecipeError(f"`model.{unknown[0]}` is not a field of {type(config).__name__}: check its spelling.")
+        raise InputError(f"`model.{unknown[0]}` is not a field of {type(config).__name__}: check its spelling.")
     return config
 
 

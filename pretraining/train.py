@@ -39,20 +39,20 @@ from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from luna_tools.files import hold_lock, write_json, write_text
+from luna_tools.publish import publish, wait_for_uploads
 from pretraining import checkpoint as ckpt
 from pretraining.cluster import ENGINE_NAMES
 from pretraining.data import MaskedLMDataset, Masking, collate, unigram_cross_entropy, verify_shards
 from pretraining.engines import ENGINES, DataParallel, NonFiniteError, has_gpu, launched_engine, make_accelerator
-from pretraining.files import hold_lock, write_json, write_text
 from pretraining.model_card import make_model_card
 from pretraining.order import MicroBatchSampler
 from pretraining.plan import Cluster, check_run, check_tokenizer, enable_gradient_checkpointing, plan
 from pretraining.plot import plot_loss
-from pretraining.publish import publish, wait_for_uploads
 from pretraining.recipe import (
     CHANGEABLE_ON_RESUME,
+    InputError,
     Recipe,
-    RecipeError,
     differing_field,
     load_recipe,
     model_config,
@@ -75,32 +75,32 @@ def read_manifest(recipe: Recipe) -> dict:
     """The manifest of the recipe's prepared dataset.
 
     Raises:
-        RecipeError: the dataset is absent or not finished.
+        InputError: the dataset is absent or not finished.
     """
     folder = Path(recipe.dataset)
     for name in DATASET_FILES:
         if not (folder / name).exists():
-            raise RecipeError(
+            raise InputError(
                 f"`dataset` is {recipe.dataset}, which has no {name}: prepare it first, for example by "
                 f"`python -m pretraining.prepare {recipe.dataset} --source python-docs`."
             )
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if manifest["format_version"] != MANIFEST_VERSION:
-            raise RecipeError(
+            raise InputError(
                 f"`dataset` is {recipe.dataset}, which is of format {manifest['format_version']}, and this version reads "
                 f"format {MANIFEST_VERSION}: prepare it anew."
             )
         return {name: manifest[name] for name in ("sequence_length", "vocab_size", "fingerprint", "splits", "sources")}
     except (ValueError, KeyError, TypeError) as error:
-        raise RecipeError(f"`dataset` is {recipe.dataset}, whose manifest.json is damaged: prepare it anew.") from error
+        raise InputError(f"`dataset` is {recipe.dataset}, whose manifest.json is damaged: prepare it anew.") from error
 
 
 def build_model(recipe: Recipe, checkpoint: Path | None) -> PreTrainedModel:
     """The recipe's model in float32: from `checkpoint`, else from `model_name_or_path`, else initialised from the seed.
 
     Raises:
-        RecipeError: transformers refuses to build it.
+        InputError: transformers refuses to build it.
     """
     torch.manual_seed(recipe.seed)
     options = {"attn_implementation": recipe.attn_implementation, "dtype": torch.float32}
@@ -111,7 +111,7 @@ def build_model(recipe: Recipe, checkpoint: Path | None) -> PreTrainedModel:
         else:
             model = AutoModelForMaskedLM.from_config(config, **options)
     except (ValueError, ImportError, OSError, RuntimeError) as error:
-        raise RecipeError(f"The model can't be built: {' '.join(str(error).split())}") from error
+        raise InputError(f"The model can't be built: {' '.join(str(error).split())}") from error
     if recipe.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     return model
@@ -248,13 +248,13 @@ def together(action: Callable):
     result, sentence = None, None
     try:
         result = action()
-    except (RecipeError, ckpt.CheckpointError) as error:
+    except (InputError, ckpt.InputError) as error:
         sentence = str(error)
     except OSError as error:
         sentence = file_error(error)
     failures = [failure for failure in gather_object([sentence]) if failure is not None]
     if failures:
-        raise RecipeError(failures[0])
+        raise InputError(failures[0])
     return result
 
 
@@ -281,7 +281,7 @@ def find_start(recipe: Recipe, accelerator: Accelerator) -> Start:
     """Check all that can be checked before anything is loaded, hold the output folder, find the last checkpoint.
 
     Raises:
-        RecipeError, CheckpointError: with one sentence for the user.
+        InputError, InputError: with one sentence for the user.
         OSError: a file can't be read or written.
     """
     manifest = read_manifest(recipe)
@@ -293,7 +293,7 @@ def find_start(recipe: Recipe, accelerator: Accelerator) -> Start:
         output_dir.mkdir(parents=True, exist_ok=True)
         held = hold_lock(output_dir / ".lock")
         if held is None:
-            raise RecipeError(
+            raise InputError(
                 f"Another run is writing to `output_dir` = {output_dir}: wait for it or choose another folder."
             )
     results_path = output_dir / "results.json"
@@ -314,16 +314,16 @@ def check_resumable(state: dict, recipe: Recipe, manifest: dict, source: Path) -
     """Refuse to go on with a run under another recipe or on other data.
 
     Raises:
-        RecipeError: naming the first field that differs.
+        InputError: naming the first field that differs.
     """
     if difference := differing_field(state["recipe"], recipe.identity()):
         name, old, new = difference
-        raise RecipeError(
+        raise InputError(
             f"`{name}` is {new!r}, but the run in {source} was started with {old!r}: set it back to go on, or choose "
             "another `output_dir` for a new run."
         )
     if state["dataset_fingerprint"] != manifest["fingerprint"]:
-        raise RecipeError(
+        raise InputError(
             f"The dataset {recipe.dataset} is not the one that the run in {source} was started on: prepare it as it was, "
             "or choose another `output_dir` for a new run."
         )
@@ -379,27 +379,27 @@ def check_environment(recipe: Recipe) -> None:
     """Refuse what this machine cannot do, before anything is loaded.
 
     Raises:
-        RecipeError: with what to change.
+        InputError: with what to change.
     """
     if recipe.mixed_precision == "fp16" and not has_gpu():
-        raise RecipeError("`mixed_precision` is fp16, which needs a GPU: use bf16 or no.")
+        raise InputError("`mixed_precision` is fp16, which needs a GPU: use bf16 or no.")
     for tracker in recipe.report_to:
         if tracker not in TRACKERS:
-            raise RecipeError(f"`report_to` names {tracker!r}: the trackers are {', '.join(TRACKERS)}.")
+            raise InputError(f"`report_to` names {tracker!r}: the trackers are {', '.join(TRACKERS)}.")
         if importlib.util.find_spec(tracker) is None:
-            raise RecipeError(f"`report_to` names {tracker}, which is not installed: run `pip install {tracker}`.")
+            raise InputError(f"`report_to` names {tracker}, which is not installed: run `pip install {tracker}`.")
 
 
 def run(recipe: Recipe, accelerator: Accelerator, engine_name: str) -> int:
     """Train to the end, or to a signal. Returns the exit status: 0, or 128 + the signal.
 
     Raises:
-        RecipeError, CheckpointError, NonFiniteError: with one sentence for the user.
+        InputError, InputError, NonFiniteError: with one sentence for the user.
     """
     stop = StopRequest()
     start = together(lambda: find_start(recipe, accelerator))
     if len(set(gather_object([start.place()]))) > 1:
-        raise RecipeError(
+        raise InputError(
             f"The processes see different files in `output_dir` = {recipe.output_dir} or `dataset` = {recipe.dataset}: put "
             "both on a file system that all nodes share."
         )
@@ -642,7 +642,7 @@ def main(arguments: list[str] | None = None) -> int:
         status = run(recipe, make_accelerator(recipe, engine_name), engine_name)
         wait_for_uploads()
         return status
-    except (RecipeError, ckpt.CheckpointError, NonFiniteError) as error:
+    except (InputError, ckpt.InputError, NonFiniteError) as error:
         # Once a node: all processes stop with the same sentence.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)

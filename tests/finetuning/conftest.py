@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from finetuning import train
-from finetuning_builders import ARCHITECTURES, published, write_checkpoint
+from tests.support.finetuning import ARCHITECTURES, published, write_checkpoint
 
 torch.set_num_threads(1)  # several threads only wait for each other in models this small
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetuning.arguments import RECIPES, FinetuningArguments, describe, file_to_options, parse, split_command_line
-from finetuning.errors import FinetuningError
 from finetuning.tasks import TASKS, custom_task
+from luna_tools.errors import InputError
 
 MODEL = ["--model_name_or_path", "somewhere"]
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
@@ -180,7 +180,7 @@ def test_the_digests_are_those_of_what_is_read(tmp_path):
     assert [set(digests) for digests in seen] == [{"train", "test", "model"}] * 4
     changed = [{name for name in old if old[name] != new[name]} for old, new in itertools.pairwise(seen)]
     assert changed == [{"train"}, {"model"}, set()]
-    with pytest.raises(FinetuningError, match=r"nowhere\.csv cannot be read \(No such file or directory\): give"):
+    with pytest.raises(InputError, match=r"nowhere\.csv cannot be read \(No such file or directory\): give"):
         describe(parsed("custom", "--train_file", str(tmp_path / "nowhere.csv")))
 
 
@@ -193,13 +193,13 @@ def test_options_that_one_of_the_tasks_reads_are_for_all():
     options = [*MODEL, "--kind", "regression", "--train_file", "a.csv", "--data_dir", "glue", "--max_option_length", "9"]
     tasks = ("sst2", "custom", "race")
     assert [parse(name, options, tasks).task.name for name in tasks] == list(tasks)
-    with pytest.raises(FinetuningError, match="`max_option_length` was given, but sst2 .* or custom .* does not read it"):
+    with pytest.raises(InputError, match="`max_option_length` was given, but sst2 .* or custom .* does not read it"):
         parse("sst2", options, tasks[:2])
 
 
 def test_an_indivisible_batch_is_refused(monkeypatch):
     monkeypatch.setattr(FinetuningArguments, "world_size", 3)
-    with pytest.raises(FinetuningError, match="`total_train_batch_size` is 32, which 3 processes cannot share equally"):
+    with pytest.raises(InputError, match="`total_train_batch_size` is 32, which 3 processes cannot share equally"):
         parsed("sst2")
 
 

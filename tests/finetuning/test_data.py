@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from finetuning import data
 from finetuning.data import CustomFiles, load_task
-from finetuning.errors import FinetuningError
 from finetuning.predictions import check_submission
 from finetuning.tasks import TASKS, custom_task
-from published_files import write_published
+from luna_tools.errors import InputError
+from tests.support.published_files import write_published
 
 
 def _rows(split):
@@ -129,7 +129,7 @@ def test_race(tmp_path):
         "options": ["e", "f", "g", "h"],
         "label": 3,
     }
-    with pytest.raises(FinetuningError, match=r"RACE/train/high holds no \*\.txt"):
+    with pytest.raises(InputError, match=r"RACE/train/high holds no \*\.txt"):
         load_task(TASKS["race"], tmp_path)
 
 
@@ -177,7 +177,7 @@ def test_the_index_of_test_rows_is_the_file_s(tmp_path, name):
     loaded = load_task(TASKS[name], tmp_path)
     split = TASKS[name].test_splits[0]
     assert loaded.splits[split]["index"][:] == [0, 2, 3, 4, 5]
-    with pytest.raises(FinetuningError, match=f"`index` of row 2 of the split '{split}' is 2, but GLUE's server wants 1"):
+    with pytest.raises(InputError, match=f"`index` of row 2 of the split '{split}' is 2, but GLUE's server wants 1"):
         check_submission(loaded)
 
 
@@ -201,7 +201,7 @@ def test_shards(tmp_path, name):
     table = pq.read_table(path)
     path.unlink()
     pq.write_table(table[:5], path.with_name("train-00000-of-00002.parquet"))  # inside one of RACE's articles
-    with pytest.raises(FinetuningError, match="holds 1 of the 2 shards of 'train'"):
+    with pytest.raises(InputError, match="holds 1 of the 2 shards of 'train'"):
         load_task(TASKS[name], tmp_path)
     pq.write_table(table[5:], path.with_name("train-00001-of-00002.parquet"))
     assert _rows(load_task(TASKS[name], tmp_path).splits["train"]) == whole
@@ -225,14 +225,14 @@ def test_the_hub(tmp_path, monkeypatch, name):
 def test_a_hub_that_cannot_be_reached(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(
-        FinetuningError, match=r"^nyu-mll/glue \(cola\) cannot be read from the Hub \(.*\): .*`--data_dir`.*CoLA\.$"
+        InputError, match=r"^nyu-mll/glue \(cola\) cannot be read from the Hub \(.*\): .*`--data_dir`.*CoLA\.$"
     ):
         load_task(TASKS["cola"])
 
 
 def test_a_hub_without_the_split(monkeypatch):
     monkeypatch.setattr(data, "load_dataset", lambda *_: {"test": datasets.Dataset.from_dict({"a": [1]})})
-    with pytest.raises(FinetuningError, match=r"tau/commonsense_qa on the Hub has no split 'train'"):
+    with pytest.raises(InputError, match=r"tau/commonsense_qa on the Hub has no split 'train'"):
         load_task(TASKS["csqa"])
 
 
@@ -429,20 +429,20 @@ def _message(error):
 def test_wrong_published_files(tmp_path, name, form, change, expected):
     write_published(name, tmp_path, form, rows=12)
     change(tmp_path)
-    with pytest.raises(FinetuningError) as error:
+    with pytest.raises(InputError) as error:
         load_task(TASKS[name], tmp_path)
     assert expected in _message(error)
 
 
 def test_folders_that_hold_no_published_format(tmp_path):
-    with pytest.raises(FinetuningError, match=r"^`--data_dir` .*/absent: there is no such folder; .*MNLI\.$"):
+    with pytest.raises(InputError, match=r"^`--data_dir` .*/absent: there is no such folder; .*MNLI\.$"):
         load_task(TASKS["mnli"], tmp_path / "absent")
     for name, hub, original in [
         ("mrpc", "mrpc/train-*.parquet", "MRPC/train.tsv"),
         ("race", "all/train-*.parquet", "RACE/train/middle/*.txt"),
         ("csqa", "data/train-*.parquet", "CSQA/train_rand_split.jsonl"),
     ]:
-        with pytest.raises(FinetuningError) as error:
+        with pytest.raises(InputError) as error:
             load_task(TASKS[name], tmp_path)
         assert f"in no published format: put in the Hub's {hub} or the original {original}" in _message(error)
 
@@ -578,7 +578,7 @@ def test_split_by_fraction(tmp_path_factory, labels, fraction, seed):
     files = CustomFiles(path, text_columns=("text",), validation_fraction=fraction, seed=seed)
     count = math.floor(len(labels) * fraction + 0.5)
     if count in (0, len(labels)):
-        with pytest.raises(FinetuningError, match="leaves the training or the validation split empty"):
+        with pytest.raises(InputError, match="leaves the training or the validation split empty"):
             load_task(custom_task("classification"), custom=files)
         return
     loaded = load_task(custom_task("classification"), custom=files)
@@ -847,7 +847,7 @@ def test_wrong_custom_files(tmp_path, kind, name, content, options, expected):
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     files = CustomFiles(train_file=path, **({"text_columns": ("text",)} | options))
-    with pytest.raises(FinetuningError) as error:
+    with pytest.raises(InputError) as error:
         load_task(custom_task(kind), custom=files)
     assert expected in _message(error)
 
@@ -857,16 +857,16 @@ def test_a_label_that_training_did_not_have(tmp_path, split):
     train = _write_rows(tmp_path / "train.csv", [{"text": "x", "label": "a"}, {"text": "y", "label": "b"}])
     other = _write_rows(tmp_path / "other.jsonl", [{"text": "x", "label": "a"}, {"text": "y", "label": "c"}])
     files = CustomFiles(**({"train_file": train, "validation_file": train} | {split: other}), text_columns=("text",))
-    with pytest.raises(FinetuningError) as error:
+    with pytest.raises(InputError) as error:
         load_task(custom_task("classification"), custom=files)
     assert f"{other}, line 2: the label 'c' in 'label' is not among a, b," in _message(error)
 
 
 def test_custom_without_files_or_names(tmp_path):
-    with pytest.raises(FinetuningError, match="^The custom task has no data: give `--train_file`"):
+    with pytest.raises(InputError, match="^The custom task has no data: give `--train_file`"):
         load_task(custom_task("classification"), custom=CustomFiles(text_columns=("text",)))
     path = _write_rows(tmp_path / "a.csv", [{"text": "x"}])
-    with pytest.raises(FinetuningError, match="^The names of the labels are not known: give `--train_file` or"):
+    with pytest.raises(InputError, match="^The names of the labels are not known: give `--train_file` or"):
         load_task(custom_task("classification"), custom=CustomFiles(test_file=Path(path), text_columns=("text",)))
 
 
@@ -874,5 +874,5 @@ def test_parquet_columns_twice(tmp_path):
     table = pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"]), pa.array([1])], ["text", "text", "label"])
     pq.write_table(table, tmp_path / "a.parquet")
     files = CustomFiles(tmp_path / "a.parquet", text_columns=("text",))
-    with pytest.raises(FinetuningError, match="has the column 'text' more than once"):
+    with pytest.raises(InputError, match="has the column 'text' more than once"):
         load_task(custom_task("classification"), custom=files)

@@ -13,10 +13,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from finetuning.data import Row, TaskData, _dataset, load_task
 from finetuning.encoding import encode, make_collator
-from finetuning.errors import FinetuningError
 from finetuning.tasks import TASKS, custom_task
-from pretraining.tokenizer import train_tokenizer, wrap_tokenizer
-from published_files import write_published, write_tokenizer
+from luna_tools.errors import InputError
+from pretraining.prepare.tokenizer import train_tokenizer, wrap_tokenizer
+from tests.support.published_files import write_published, write_tokenizer
 
 WORDS = "Q: A: Who sat ? The cat dog ran fast and slow on the mat . He _ it red blue".split()
 VOCAB_SIZE = 310
@@ -304,7 +304,7 @@ PASSAGE = CHOICE | {"passage": "The cat"}
     ],
 )
 def test_lengths_without_room(roberta, task, row, lengths, expected):
-    with pytest.raises(FinetuningError, match=f"^{expected}$"):
+    with pytest.raises(InputError, match=f"^{expected}$"):
         encode(_data(task, row), roberta, *lengths)
 
 
@@ -317,11 +317,11 @@ def test_the_smallest_lengths_that_have_room(roberta):
 
 def test_tokenizers_that_do_not_fit(roberta):
     bare = PreTrainedTokenizerFast(tokenizer_object=roberta.backend_tokenizer, pad_token="<pad>")
-    with pytest.raises(FinetuningError, match=r"lacks a cls or sep token: multiple choice needs both\.$"):
+    with pytest.raises(InputError, match=r"lacks a cls or sep token: multiple choice needs both\.$"):
         encode(_data(CSQA, CHOICE), bare, 64)
 
     class Slow:
         is_fast, name_or_path = False, "some/name"
 
-    with pytest.raises(FinetuningError, match=r"^The tokenizer some/name has no tokenizer\.json: use one that is fast\.$"):
+    with pytest.raises(InputError, match=r"^The tokenizer some/name has no tokenizer\.json: use one that is fast\.$"):
         encode(_data(TASKS["cola"], {"text": "x"}), Slow(), 64)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from finetuning.errors import FinetuningError
 from finetuning.experiments import compare, read_grid, sweep
 from finetuning.train import best_key, run
-from finetuning_builders import FAST, outcome, read_results, to_options, write_checkpoint
-from published_files import write_published
+from luna_tools.errors import InputError
+from tests.support.finetuning import FAST, outcome, read_results, to_options, write_checkpoint
+from tests.support.published_files import write_published
 
 GRIDS = Path(__file__).parents[2] / "finetuning" / "grids"
 
@@ -135,7 +135,7 @@ def test_what_the_model_does_not_have_is_left_out_of_the_grid(checkpoints, tmp_p
 
 
 def test_an_option_that_the_grid_sets_is_refused(options):
-    with pytest.raises(FinetuningError, match="^`learning_rate` was given, but the runs differ in it: leave it out"):
+    with pytest.raises(InputError, match="^`learning_rate` was given, but the runs differ in it: leave it out"):
         sweep("sst2", [*options, "--sweep", "--learning_rate", "1"], FakeRuns([]))
 
 
@@ -143,7 +143,7 @@ def test_a_wrong_value_anywhere_in_the_grid_is_refused_before_the_first_run(opti
     grid = tmp_path / "g.yaml"
     grid.write_text("learning_rate: [1e-3, fast]\n")
     runs = FakeRuns([])
-    with pytest.raises(FinetuningError, match="--learning_rate.*'fast'"):
+    with pytest.raises(InputError, match="--learning_rate.*'fast'"):
         sweep("sst2", [*options, "--sweep_grid", str(grid)], runs)
     assert not runs.calls
 
@@ -241,7 +241,7 @@ def test_checkpoints_are_compared_whatever_their_folders_are_called(options, tmp
 )
 def test_a_wrong_comparison_is_refused_before_the_first_run(tasks, changes, sentence, options, checkpoints):
     runs = FakeRuns([])
-    with pytest.raises(FinetuningError, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         compare(tasks, [*options, *(change.format(**checkpoints) for change in changes)], runs)
     assert not runs.calls
 
@@ -250,7 +250,7 @@ def test_a_folder_that_holds_another_run_is_refused_before_the_first_run(options
     (tmp_path / "out" / "classifier_pooling_mean-seed_42").mkdir(parents=True)
     (tmp_path / "out" / "classifier_pooling_mean-seed_42" / "thesis.txt").touch()
     runs = FakeRuns([])
-    with pytest.raises(FinetuningError, match="seed_42 holds files that are not a run of this program"):
+    with pytest.raises(InputError, match="seed_42 holds files that are not a run of this program"):
         compare(["sst2"], [*options, "--compare", "cls", "mean"], runs)
     assert not runs.calls
 

@@ -4,12 +4,11 @@
 
 import pytest
 from huggingface_hub import ModelCard
+from tests.support.hub_server import Hub, HubError
 
-import push_to_hub
-from finetuning.errors import FinetuningError
-from finetuning_builders import read_results, run_task
-from hub_server import Hub, HubError
+from luna_tools.errors import InputError
 from modeling_luna import UNNAMED
+from tests.support.finetuning import read_results, run_task
 
 WRITTEN_WHILE_TRAINING = ("training_args.bin", "optimizer.pt", "rng_state.pth", "scheduler.pt")
 
@@ -54,7 +53,7 @@ def test_a_run_is_pushed_whole_and_without_pickles(hub, options, pictures):
 
 def test_a_push_that_fails_is_one_sentence_and_loses_nothing(hub, options):
     hub.failures = {"POST /api/models/org/sst2/commit/": HubError(403, message="read only")}
-    with pytest.raises(FinetuningError, match=r"was not pushed \(.*read only.*push_to_hub.py .*run org/sst2`\.") as error:
+    with pytest.raises(InputError, match=r"was not pushed \(.*read only.*push_to_hub.py .*run org/sst2`\.") as error:
         run_task("sst2", **options)
     assert "\n" not in str(error.value)
     assert read_results(options["output_dir"])
@@ -62,5 +61,5 @@ def test_a_push_that_fails_is_one_sentence_and_loses_nothing(hub, options):
 
 
 def test_pushing_checkpoints_is_refused(options):
-    with pytest.raises(FinetuningError, match="`hub_strategy` is all_checkpoints, but only a finished run is pushed"):
+    with pytest.raises(InputError, match="`hub_strategy` is all_checkpoints, but only a finished run is pushed"):
         run_task("sst2", **options, hub_strategy="all_checkpoints")

@@ -19,8 +19,9 @@ import torch
 
 from configuration_luna import LunaConfig
 from finetuning import __main__ as program
-from finetuning.errors import FinetuningError
-from finetuning_builders import (
+from luna_tools.errors import InputError
+from modeling_luna import LunaForQuestionAnswering
+from tests.support.finetuning import (
     FAST,
     OTHERS,
     ROOT,
@@ -37,8 +38,7 @@ from finetuning_builders import (
     to_options,
     write_other,
 )
-from modeling_luna import LunaForQuestionAnswering
-from published_files import write_published
+from tests.support.published_files import write_published
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Wrong input
@@ -302,7 +302,7 @@ def wrong(tuned, checkpoints, base):
 
 def test_processes_that_do_not_know_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(FinetuningError, match="2 processes were launched, but the Trainer sees 1: on CPU, launch with"):
+    with pytest.raises(InputError, match="2 processes were launched, but the Trainer sees 1: on CPU, launch with"):
         program.check_launch(1)
 
 

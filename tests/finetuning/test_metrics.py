@@ -17,9 +17,9 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_squared_error
 
-from finetuning.errors import FinetuningError
 from finetuning.metrics import METRICS, compute_metrics, decide, metric_names
 from finetuning.tasks import TASKS, custom_task
+from luna_tools.errors import InputError
 
 REGRESSION = custom_task("regression", ("text",))
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -155,7 +155,7 @@ def test_names():
 def test_scores_that_are_no_numbers(name, value):
     logits = np.zeros((3, 2), np.float32)
     logits[1] = value
-    with pytest.raises(FinetuningError, match=r"NaN or infinite in 1 of 3 rows, .* lower learning_rate\.$"):
+    with pytest.raises(InputError, match=r"NaN or infinite in 1 of 3 rows, .* lower learning_rate\.$"):
         compute_metrics(TASKS[name], logits, np.zeros(3, int))
 
 
@@ -164,7 +164,7 @@ def test_scores_that_are_no_numbers(name, value):
     [(TASKS["sst2"], np.zeros((0, 2)), np.zeros(0, int)), (TAGGING, np.zeros((1, 2, 5)), np.full((1, 2), -100))],
 )
 def test_no_labels(task, logits, labels):
-    with pytest.raises(FinetuningError, match=r"^There is nothing to evaluate.*give labelled data\.$"):
+    with pytest.raises(InputError, match=r"^There is nothing to evaluate.*give labelled data\.$"):
         compute_metrics(task, logits, labels)
 
 

@@ -8,6 +8,8 @@ import pytest
 import yaml
 from datasets import Dataset
 from huggingface_hub import ModelCard
+from tests.support.fresh_process import run_program
+from tests.support.hub_server import metadata_errors
 from transformers import (
     AutoModelForMultipleChoice,
     AutoModelForSequenceClassification,
@@ -20,10 +22,8 @@ from finetuning.data import TaskData
 from finetuning.encoding import encode
 from finetuning.model_card import make_model_card, usage
 from finetuning.tasks import TASKS, custom_task
-from fresh_process import run_program
-from hub_server import metadata_errors
-from modeling_luna import named_card
-from pretraining.tokenizer import train_tokenizer, wrap_tokenizer
+from luna_tools.cards import named_card
+from pretraining.prepare.tokenizer import train_tokenizer, wrap_tokenizer
 
 TAGGING = custom_task("token_classification", labels=("O", "B-PER", "I-PER"))
 VERSIONS = {"transformers": "5.23.0", "torch": "2.13.0"}

@@ -11,7 +11,6 @@ from datasets import Dataset
 from scipy.special import softmax
 
 from finetuning.data import TaskData
-from finetuning.errors import FinetuningError
 from finetuning.predictions import (
     GLUE_FILES,
     check_submission,
@@ -21,6 +20,7 @@ from finetuning.predictions import (
     write_submission,
 )
 from finetuning.tasks import TASKS, custom_task
+from luna_tools.errors import InputError
 
 GLUE = [task for task in TASKS.values() if task.hub_config is not None and task.hub_dataset == "nyu-mll/glue"]
 # What GLUE's server takes as the predictions of the classes 0, 1, 2.
@@ -113,7 +113,7 @@ def test_equal_predictions_make_equal_zips(tmp_path, monkeypatch):
 def test_glue_wants_every_row_in_order(caplog):
     data = _data(TASKS["rte"], rows=3, index=[0, 2, 1])
     message = r"^`index` of row 2 of the split 'test' is 2, but GLUE's server wants 1: predict all rows of RTE\.tsv"
-    with pytest.raises(FinetuningError, match=message):
+    with pytest.raises(InputError, match=message):
         check_submission(data)
     check_submission(_data(TASKS["wnli"], rows=146))
     check_submission(_data(TASKS["race"], rows=3, index=["b7", "a1", "c2"]))
@@ -166,9 +166,9 @@ def test_submissions_that_cannot_be_merged(tmp_path):
     _submit(tmp_path / "a", TASKS["cola"])
     _submit(tmp_path / "b", TASKS["cola"])
     _submit(tmp_path / "c", TASKS["race"])
-    with pytest.raises(FinetuningError, match=r"a and .*b both have a CoLA\.tsv: give one run for each task\.$"):
+    with pytest.raises(InputError, match=r"a and .*b both have a CoLA\.tsv: give one run for each task\.$"):
         merge_submissions([tmp_path / "a", tmp_path / "b"], tmp_path / "glue.zip")
-    with pytest.raises(FinetuningError, match=r"c has no GLUE submission in `submission/`"):
+    with pytest.raises(InputError, match=r"c has no GLUE submission in `submission/`"):
         merge_submissions([tmp_path / "a", tmp_path / "c"], tmp_path / "glue.zip")
     assert not (tmp_path / "glue.zip").exists()
 
@@ -226,5 +226,5 @@ def test_scores_of_another_number_of_rows(tmp_path):
 
 def test_predictions_of_a_diverged_model(tmp_path):
     task = replace(TASKS["cola"], submission_files=())
-    with pytest.raises(FinetuningError, match="lower learning_rate"):
+    with pytest.raises(InputError, match="lower learning_rate"):
         write_predictions(tmp_path, _data(task), "test", np.full((7, 2), np.nan))

@@ -23,7 +23,6 @@ from transformers import AutoTokenizer, EarlyStoppingCallback, TrainerControl, T
 from finetuning import train
 from finetuning.data import load_task
 from finetuning.encoding import encode, make_collator
-from finetuning.errors import FinetuningError
 from finetuning.tasks import TASKS
 from finetuning.train import (
     AUTO_CLASSES,
@@ -34,7 +33,8 @@ from finetuning.train import (
     evaluations_since_best,
     make_loss,
 )
-from finetuning_builders import change_json, outcome, published, read_lines, read_results, run_task, write_other
+from luna_tools.errors import InputError
+from tests.support.finetuning import change_json, outcome, published, read_lines, read_results, run_task, write_other
 
 LEFTOVERS = ("checkpoint-*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.tmp")
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
@@ -201,7 +201,7 @@ def test_a_finished_run_is_not_run_again(checkpoint, sst2, tmp_path, monkeypatch
     results = run_task("sst2", **values)
     monkeypatch.setattr(train, "load_config", None)  # what comes next is never reached
     assert run_task("sst2", **values) == results
-    with pytest.raises(FinetuningError, match="holds a run with learning_rate 0.001, and this one has 0.002: choose"):
+    with pytest.raises(InputError, match="holds a run with learning_rate 0.001, and this one has 0.002: choose"):
         run_task("sst2", **values | {"learning_rate": 2e-3})
 
 
@@ -219,7 +219,7 @@ def test_results_of_other_files_are_refused(checkpoint, sst2, tmp_path):
         before = path.read_bytes()
         path.write_bytes(before + b"\n")
         with pytest.raises(
-            FinetuningError, match=f"^The files of `{name}` have changed since the run in .*run: choose anot"
+            InputError, match=f"^The files of `{name}` have changed since the run in .*run: choose anot"
         ):
             run_task("sst2", **values, num_train_epochs=1)
         path.write_bytes(before)
@@ -228,7 +228,7 @@ def test_results_of_other_files_are_refused(checkpoint, sst2, tmp_path):
 
 def test_a_run_that_left_nothing_behind_does_not_hold_its_folder(checkpoint, sst2, tmp_path):
     values = {"model_name_or_path": checkpoint, "data_dir": sst2, "output_dir": tmp_path / "run"}
-    with pytest.raises(FinetuningError, match="lower learning_rate"):
+    with pytest.raises(InputError, match="lower learning_rate"):
         run_task("sst2", **values, learning_rate=1e6)
     run_task("sst2", **values, learning_rate=1e-4)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["learning_rate"] == 1e-4
@@ -240,10 +240,10 @@ def test_checkpoints_hold_their_folder(checkpoint, sst2, tmp_path, monkeypatch):
         interrupt(patch, "signal", 1)
         with pytest.raises(Interrupted):
             run_task("sst2", **values)
-    with pytest.raises(FinetuningError, match="holds a run with learning_rate 0.001, and this one has 0.002: choose"):
+    with pytest.raises(InputError, match="holds a run with learning_rate 0.001, and this one has 0.002: choose"):
         run_task("sst2", **values, learning_rate=2e-3)
     (tmp_path / "run" / "checkpoint-2" / "rng_state.pth").rename(tmp_path / "run" / "checkpoint-2" / "rng_state_0.pth")
-    with pytest.raises(FinetuningError, match="holds a run with learning_rate"):  # one of several processes
+    with pytest.raises(InputError, match="holds a run with learning_rate"):  # one of several processes
         run_task("sst2", **values, learning_rate=2e-3)
 
 
@@ -280,7 +280,7 @@ def test_a_broken_file_of_a_run_is_named(name, text, checkpoint, sst2, tmp_path)
     values = {"model_name_or_path": checkpoint, "data_dir": sst2, "output_dir": tmp_path, "max_steps": 1}
     run_task("sst2", **values)
     (tmp_path / name).write_text(text)
-    with pytest.raises(FinetuningError, match=f"{name} is not a JSON object: choose another --output_dir, or remove"):
+    with pytest.raises(InputError, match=f"{name} is not a JSON object: choose another --output_dir, or remove"):
         run_task("sst2", **values)
 
 
@@ -305,7 +305,7 @@ def test_misplaced_test_rows_are_refused_before_the_training(checkpoint, tmp_pat
     path.write_text("".join(lines[:4] + lines[5:]))
     monkeypatch.setattr(train, "load_model", None)
     values = {"model_name_or_path": checkpoint, "data_dir": tmp_path / "data", "output_dir": tmp_path / "run"}
-    with pytest.raises(FinetuningError, match="`index` of row 4 of the split 'test' is 4, but GLUE's server wants 3"):
+    with pytest.raises(InputError, match="`index` of row 4 of the split 'test' is 4, but GLUE's server wants 3"):
         run_task("rte", **values)
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from accelerate.state import AcceleratorState
 
-from pretraining.prepare import PrepareConfig, prepare
+from pretraining.prepare.run import PrepareConfig, prepare
 
 VOCAB_SIZE = 600
 SEQUENCE_LENGTH = 32

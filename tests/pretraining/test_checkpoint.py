@@ -106,7 +106,7 @@ def test_a_folder_without_seal_is_no_checkpoint_and_goes_at_the_next_save(tmp_pa
 def test_damage_is_reported_by_file(tmp_path, trained, name, damage, sentence):
     saved = save(tmp_path, 1, trained)
     damage(saved / name)
-    with pytest.raises(ckpt.CheckpointError, match=sentence.format(name=name)):
+    with pytest.raises(ckpt.InputError, match=sentence.format(name=name)):
         ckpt.verify_checkpoint(saved)
 
 
@@ -117,7 +117,7 @@ def test_a_save_that_fails_leaves_the_checkpoints_before_it(tmp_path, trained, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ckpt, "save_file", full)
-    with pytest.raises(ckpt.CheckpointError, match="step-00000002 can't be written .*No space left.*make room"):
+    with pytest.raises(ckpt.InputError, match="step-00000002 can't be written .*No space left.*make room"):
         save(tmp_path, 2, trained)
     assert [path.name for path in ckpt.checkpoints(tmp_path)] == ["step-00000001"]
     ckpt.verify_checkpoint(ckpt.checkpoints(tmp_path)[-1])

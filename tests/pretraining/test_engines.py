@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-
 from compare_engines import (
     NO_DROPOUT,
     VALUES,
@@ -24,9 +22,11 @@ from compare_engines import (
     write_recipe,
 )
 from kill_ranks import run_and_kill
+from safetensors.torch import load_file
+
 from pretraining import checkpoint as ckpt
 from pretraining import engines
-from pretraining.recipe import RecipeError, recipe_from_values
+from pretraining.recipe import InputError, recipe_from_values
 from pretraining.train import read_metrics
 
 DIVIDED = ("fsdp2", "zero1", "zero2", "zero3")
@@ -223,7 +223,7 @@ def test_a_run_that_was_stopped_before_its_first_step_goes_on(engine, values, pl
 def test_the_launcher_chooses(monkeypatch):
     assert engines.launched_engine() == "ddp"
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(RecipeError, match="asks for FSDP 1, which is not supported: set `fsdp_version: 2`"):
+    with pytest.raises(InputError, match="asks for FSDP 1, which is not supported: set `fsdp_version: 2`"):
         engines.launched_engine()
     monkeypatch.setenv("FSDP_VERSION", "2")
     assert engines.launched_engine() == "fsdp2"
@@ -250,7 +250,7 @@ def test_deepspeed_configurations_that_are_refused(config, sentence, tmp_path, m
     path.write_text(config, encoding="utf-8")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(path))
-    with pytest.raises(RecipeError, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         engines.launched_engine()
 
 
@@ -259,7 +259,7 @@ def test_a_launcher_with_another_precision_is_refused(launched, said, recipe_val
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
     recipe = recipe_from_values(recipe_values | {"mixed_precision": said}, "")
     sentence = f"asks for mixed precision {launched}, but the recipe's `mixed_precision` is {said}: say mixed_precision="
-    with pytest.raises(RecipeError, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         engines.make_accelerator(recipe, "ddp")
 
 
@@ -293,7 +293,7 @@ def test_no_loss_scale_hides_gradients_that_are_no_numbers():
 def test_without_deepspeed_one_sentence_says_so(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match="DeepSpeed, which is not installed"):
+    with pytest.raises(InputError, match="DeepSpeed, which is not installed"):
         engines.launched_engine()
 
 
@@ -305,5 +305,5 @@ def test_launches_that_are_refused(processes, kind, recipe_values, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(engines, "Accelerator", lambda **options: Fake())
     sentence = "started 2 processes, but Accelerate sees 1" if kind == "NO" else "asks for FSDP, which this program"
-    with pytest.raises(RecipeError, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         engines.make_accelerator(recipe_from_values(recipe_values, ""), "ddp")

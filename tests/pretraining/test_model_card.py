@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.support.fresh_process import run_program
+from tests.support.hub_server import metadata_errors
+from tests.support.luna_builders import build, make_tokenizer
 
-from fresh_process import run_program
-from hub_server import metadata_errors
-from luna_builders import build, make_tokenizer
 from modeling_luna import UNNAMED, LunaForMaskedLM, named_card
 from pretraining.model_card import make_model_card
 from pretraining.recipe import model_config, recipe_from_values

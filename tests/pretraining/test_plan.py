@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForMaskedLM, RobertaConfig
 
 from pretraining.plan import Cluster, activation_bytes, check_run, max_sequence_length, parameters_by_part, plan
-from pretraining.recipe import RecipeError, load_recipe, model_config, recipe_from_values
+from pretraining.recipe import InputError, load_recipe, model_config, recipe_from_values
 from pretraining.train import read_manifest
 
 MANIFEST = {"sequence_length": 32, "vocab_size": 600}
@@ -44,7 +44,7 @@ def test_the_plan_counts_epochs_of_a_prepared_dataset(recipe_values):
 )
 def test_a_run_that_cannot_be_is_refused_by_name(recipe_values, change, processes, manifest, sentence):
     recipe = recipe_from_values(recipe_values | change, "")
-    with pytest.raises(RecipeError, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         check_run(recipe, model_config(recipe), MANIFEST | manifest, processes)
 
 

@@ -5,7 +5,7 @@
 import pytest
 import yaml
 
-from pretraining.recipe import RECIPES, RecipeError, differing_field, load_recipe, model_config, recipe_from_values
+from pretraining.recipe import RECIPES, InputError, differing_field, load_recipe, model_config, recipe_from_values
 
 TABLE_8 = {
     "luna_base_16gb": {"warmup_steps": 15_000, "global_batch_size": 2048, "max_steps": 250_000},
@@ -76,7 +76,7 @@ def test_overrides_reach_nested_values_and_keep_types(recipe_file):
     ],
 )
 def test_a_wrong_value_is_refused_by_name(recipe_values, change, sentence):
-    with pytest.raises(RecipeError, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         recipe_from_values(recipe_values | change, "recipe.yaml")
 
 
@@ -91,7 +91,7 @@ def test_a_wrong_value_is_refused_by_name(recipe_values, change, sentence):
     ],
 )
 def test_a_wrong_model_is_refused_by_name(recipe_values, model, sentence):
-    with pytest.raises(RecipeError, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         model_config(recipe_from_values(recipe_values | {"model": model}, "recipe.yaml"))
 
 
@@ -105,7 +105,7 @@ def test_a_wrong_model_is_refused_by_name(recipe_values, model, sentence):
     ],
 )
 def test_a_wrong_override_is_refused_by_name(recipe_file, override, sentence):
-    with pytest.raises(RecipeError, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         load_recipe(str(recipe_file), [override])
 
 
@@ -122,7 +122,7 @@ def test_a_wrong_file_is_refused_by_name(tmp_path, content, sentence):
     path = tmp_path / "recipe.yaml"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(RecipeError, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         load_recipe(str(path), [])
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from pretraining import throughput, train
 from pretraining.cluster import flops_per_sequence
-from pretraining.recipe import RecipeError, model_config, recipe_from_values
+from pretraining.recipe import InputError, model_config, recipe_from_values
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_run_that_waits_for_data_says_so_once(recipe_file, capfd, monkeypatch)
 
 @pytest.mark.parametrize(("name", "value"), [("peak_tflops", 0.0), ("profile_step", 0)])
 def test_values_that_are_refused(recipe_values, name, value):
-    with pytest.raises(RecipeError, match=f"`{name}` is {value}"):
+    with pytest.raises(InputError, match=f"`{name}` is {value}"):
         recipe_from_values(recipe_values | {name: value}, "")
 
 

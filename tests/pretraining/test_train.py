@@ -20,14 +20,14 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from kill_ranks import is_saving
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
 
-from kill_ranks import is_saving
+from luna_tools.files import hold_lock
 from pretraining import checkpoint as ckpt
 from pretraining import train
 from pretraining.data import Masking, mask_tokens
 from pretraining.engines import build_optimizer
-from pretraining.files import hold_lock
 from pretraining.recipe import recipe_from_values
 
 ROOT = Path(__file__).parents[2]

@@ -8,11 +8,11 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-
 import docstring_families
+import pytest
 from docstring_families import FAMILIES, baselines, make_dataset, report
-from finetuning.errors import FinetuningError
+
+from luna_tools.errors import InputError
 
 WORDS = {family: modules.split()[0] for family, modules in FAMILIES.items()}
 
@@ -70,7 +70,7 @@ def test_fewer_training_rows_change_nothing_else(tmp_path, train_rows):
 
 @pytest.mark.parametrize("train_rows", [-1, 0, 3, 5, 169])
 def test_a_number_of_training_rows_that_cannot_be(tmp_path, train_rows):
-    with pytest.raises(FinetuningError, match=f"^--train_rows is {train_rows}: give from 6 to 168\\.$"):
+    with pytest.raises(InputError, match=f"^--train_rows is {train_rows}: give from 6 to 168\\.$"):
         make_dataset(tmp_path, 0, train_rows)
 
 

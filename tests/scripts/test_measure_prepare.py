@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from measure_prepare import distinct_texts, duration, write_distinct_corpus
-from pretraining.sources import python_docs
+
+from pretraining.prepare.sources import python_docs
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 import simulate_ranks
+
 from pretraining import train
 from pretraining.recipe import load_recipe
 

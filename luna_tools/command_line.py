@@ -1,0 +1,88 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""The command `luna`, and what all programs do about errors, signals and packages that are not installed."""
+
+import errno
+import importlib
+import os
+import sys
+from typing import NamedTuple
+
+from luna_tools.errors import InputError, Stopped
+
+
+class Program(NamedTuple):
+    """A subcommand: where its `main(argv)` is, the extra that installs what it needs, and what it does."""
+
+    module: str
+    extra: str | None
+    summary: str
+
+
+PROGRAMS = {
+    "prepare": Program("pretraining.prepare.run", "pretrain", "turn text into a tokenizer and a packed dataset"),
+    "pretrain": Program("pretraining.train", "pretrain", "pretrain a masked language model from a recipe"),
+    "finetune": Program("finetuning.run", "finetune", "fine-tune a checkpoint on a task"),
+    "convert": Program("luna_tools.convert.run", None, "convert the authors' checkpoints, or a model back"),
+    "push": Program("luna_tools.push", None, "check a model folder as a stranger would use it, then upload it"),
+    "export": Program("luna_tools.export_onnx", "onnx", "export a model to ONNX"),
+    "plot": Program("luna_tools.plot_attention", "plot", "draw what the packed vectors attend to"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `luna PROGRAM ...`. Returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in PROGRAMS:
+        return run(argv[0], argv[1:])
+    width = max(map(len, PROGRAMS))
+    usage = ["usage: luna PROGRAM ...", "", "programs (luna PROGRAM --help tells more):"]
+    usage += [f"  {name:<{width}}  {program.summary}" for name, program in PROGRAMS.items()]
+    if not argv or argv[0] in ("-h", "--help"):
+        print("\n".join(usage))
+        return 0
+    print(f"error: {argv[0]!r} is not a program of luna: choose one of {', '.join(PROGRAMS)}.", file=sys.stderr)
+    return 2
+
+
+def run(name: str, argv: list[str]) -> int:
+    """Run a program's `main(argv)`. Returns the exit status: 0, 2 for wrong input, 128 + the number of a signal.
+
+    Of several processes on a machine, which all stop with the same sentence, the first one says it.
+    """
+    program = PROGRAMS[name]
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+
+    def fail(sentence: str) -> int:
+        if is_first:
+            print(f"error: {sentence}", file=sys.stderr)
+        return 2
+
+    try:
+        return importlib.import_module(program.module).main(argv) or 0
+    except InputError as error:
+        return fail(str(error))
+    except ModuleNotFoundError as error:
+        if program.extra is None or (error.name or "").split(".")[0] in sys.modules:
+            raise
+        return fail(
+            f"`luna {name}` needs the package {error.name}, which is not installed: run "
+            f"`pip install 'luna-transformers[{program.extra}]'`."
+        )
+    except OSError as error:
+        if error.filename is None:
+            raise
+        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+        return fail(f"{error.filename} cannot be used ({error.strerror}): {remedy} and give the same command again.")
+    except Stopped as stopped:
+        if is_first:
+            print(stopped, file=sys.stderr)
+        return 128 + stopped.signal_number
+    except KeyboardInterrupt:
+        if is_first:
+            print("Interrupted: give the same command again.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,0 @@
-# Copyright 2026 The Luna authors.
-# Licensed under the Apache License, Version 2.0.
-"""The error that the command line turns into one sentence."""
-
-
-class PrepareError(ValueError):
-    """An option, an input or an output folder that cannot be used; the message is one sentence with the remedy."""

@@ -1,0 +1,105 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""Both commands that load a Luna refuse what is not whole, with one sentence, and write nothing."""
+
+import json
+
+import export_onnx
+import plot_attention
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.support.luna_builders import build, make_tokenizer
+from transformers import BertConfig
+
+from luna_tools.load import load_luna
+from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification, LunaModel
+
+
+def export(model, tmp_path):
+    for library in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(library, reason=f"{library} is not installed: pip install 'luna-transformers[onnx]'")
+    export_onnx.main([str(model), str(tmp_path / "onnx")])
+
+
+def plot(model, tmp_path):
+    plot_attention.main([str(model), "A text.", "--output", str(tmp_path / "picture.png")])
+
+
+def change_config(**changes):
+    def change(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def change_weights(change):
+    def change_file(folder):
+        path = folder / "model.safetensors"
+        weights = load_file(path)
+        save_file(change(weights), path, {"format": "pt"})
+
+    return change_file
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+DAMAGES = {
+    "other keys": (
+        change_weights(lambda weights: {f"x.{name}": x for name, x in weights.items()}),
+        "are missing or of another shape, such as ",
+    ),
+    "one key": (
+        change_weights(lambda weights: {name: x for name, x in weights.items() if "layers.1.fc1.bias" not in name}),
+        ": 1 are missing or of another shape, such as ",
+    ),
+    "another size": (change_config(intermediate_size=33), "are missing or of another shape, such as "),
+    "truncated": (truncate, "the weights of {0!r} cannot be loaded ("),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "the weights of {0!r} cannot be loaded ("),
+    "negative size": (change_config(hidden_size=-3), "the config.json of {0!r} makes no model ("),
+    "size as text": (change_config(hidden_size="big"), "the config.json of {0!r} makes no model ("),
+    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "the config.json of {0!r} makes no model ("),
+    "list": (lambda folder: (folder / "config.json").write_text("[]"), "the config.json of {0!r} makes no model ("),
+    "bert": (lambda folder: BertConfig().save_pretrained(folder), "{0!r} is a bert model, not a Luna: "),
+    "absent": (lambda folder: folder.rename(folder.with_name("elsewhere")), "there is no model {0!r}: "),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+@pytest.mark.parametrize("command", [export, plot])
+def test_damaged_folders(command, case, tmp_path, capsys):
+    damage, sentence = DAMAGES[case]
+    tokenizer = make_tokenizer()
+    folder = tmp_path / "luna"
+    build(LunaForMaskedLM, dtype=torch.float32, vocab_size=len(tokenizer), num_hidden_layers=2).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    damage(folder)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as error:
+        command(folder, tmp_path)
+    message = str(error.value)
+    assert message.startswith("error: ") and sentence.format(str(folder)) in message and "\n" not in message, message
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_class_that_is_none(tmp_path):
+    build(LunaModel, dtype=torch.float32).save_pretrained(tmp_path)
+    change_config(architectures=["LunaForPoetry"])(tmp_path)
+    with pytest.raises(SystemExit, match="`architectures` in the config.json of .* is \\['LunaForPoetry'\\], no Luna: give"):
+        load_luna(str(tmp_path))
+
+
+def test_the_class_of_the_config_or_another_in_float32(tmp_path):
+    model = build(LunaForSequenceClassification, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    own, base = load_luna(str(tmp_path)), load_luna(str(tmp_path), LunaModel, attn_implementation="eager")
+    assert type(own) is LunaForSequenceClassification and type(base) is LunaModel
+    assert base.config._attn_implementation == "eager" and not own.training and not base.training
+    for loaded, expected in ((own, model), (base, model.luna)):
+        weights = loaded.state_dict()
+        assert all(weights[name].dtype == torch.float32 for name in weights)
+        assert all(torch.equal(weights[name], tensor.float()) for name, tensor in expected.state_dict().items())

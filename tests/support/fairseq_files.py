@@ -1,0 +1,79 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""What official checkpoints come with: GPT-2's BPE files and a dictionary, trained here, and the official code's reading."""
+
+import json
+import random
+from pathlib import Path
+
+import regex
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from luna_tools.convert.checkpoint import load_fairseq_checkpoint, main
+from tests.support.parity_kit import REPOSITORY, find_variant
+
+TIED = find_variant("luna_bert/tied")
+EMBEDDINGS = "encoder.sentence_encoder.embed_tokens.weight"
+# GPT-2 writes each byte as one visible character.
+VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTE_PIECES = {byte: chr(byte) for byte in VISIBLE}
+BYTE_PIECES |= {byte: chr(256 + i) for i, byte in enumerate(byte for byte in range(256) if byte not in VISIBLE)}
+GPT2_SPLIT = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+
+
+def convert(checkpoint, out, *options, dictionary=TIED / "dict.txt") -> int:
+    return main([str(checkpoint), str(out), "--dict", str(dictionary), *map(str, options)])
+
+
+def gpt2_pieces(text: str, merges: list[tuple[str, str]]) -> list[str]:
+    """The pieces of GPT-2's BPE, by its definition: the first merge of the list that occurs, everywhere, until none does."""
+    ranks = {merge: rank for rank, merge in enumerate(merges)}
+    pieces = []
+    for word in GPT2_SPLIT.findall(text):
+        parts = [BYTE_PIECES[byte] for byte in word.encode()]
+        while pairs := [pair for pair in zip(parts, parts[1:], strict=False) if pair in ranks]:
+            best, i, merged = min(pairs, key=ranks.get), 0, []
+            while i < len(parts):
+                is_best = tuple(parts[i : i + 2]) == best
+                merged.append("".join(best) if is_best else parts[i])
+                i += 2 if is_best else 1
+            parts = merged
+        pieces += parts
+    return pieces
+
+
+class Bpe:
+    """GPT-2's files for a BPE that was trained on this project's texts, and a dictionary whose ids are in another order."""
+
+    def __init__(self, folder: Path):
+        trained = Tokenizer(models.BPE())
+        trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
+        trained.train_from_iterator([path.read_text() for path in sorted((REPOSITORY / "docs").glob("*.md"))], trainer)
+        model = json.loads(trained.to_str())["model"]
+        self.merges = [tuple(merge) for merge in model["merges"]]
+        self.numbers = model["vocab"] | {"<|endoftext|>": 600}
+        symbols = [str(number) for number in self.numbers.values()]
+        random.Random(1).shuffle(symbols)
+        self.symbols = [*symbols, "madeupword0000", "madeupword0001"]
+        self.ids = {symbol: i for i, symbol in enumerate(["<s>", "<pad>", "</s>", "<unk>", *self.symbols, "<mask>"])}
+
+        self.encoder_json, self.vocab_bpe, self.dict = (folder / n for n in ("encoder.json", "vocab.bpe", "dict.txt"))
+        self.encoder_json.write_text(json.dumps(self.numbers))
+        self.vocab_bpe.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in self.merges), encoding="utf-8")
+        counts = range(len(self.symbols), 0, -1)
+        self.dict.write_text("".join(f"{symbol} {count}\n" for symbol, count in zip(self.symbols, counts, strict=True)))
+        self.options = ("--encoder-json", str(self.encoder_json), "--vocab-bpe", str(self.vocab_bpe))
+
+        # luna_bert/tied with a vocabulary of this size
+        args, state_dict = load_fairseq_checkpoint(TIED / "model.pt")
+        rows = torch.randn(len(self.ids), 32, generator=torch.Generator().manual_seed(1))
+        state_dict |= {EMBEDDINGS: rows, "encoder.lm_head.weight": rows, "encoder.lm_head.bias": rows[:, 0]}
+        torch.save({"args": args, "model": state_dict}, folder / "model.pt")
+        self.checkpoint = folder / "model.pt"
+
+    def encode(self, text: str) -> list[int]:
+        """As the official code does: the number of each piece is a symbol of the dictionary."""
+        return [self.ids.get(str(self.numbers[piece]), 3) for piece in gpt2_pieces(text, self.merges)]
