@@ -14,7 +14,7 @@ from transformers import (
     BitsAndBytesConfig,
 )
 
-import export_onnx
+from luna_tools import export_onnx
 from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification, LunaModel
 from tests.support.backends import emulated_flash
 from tests.support.hub_server import Hub
