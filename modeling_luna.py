@@ -584,9 +584,9 @@ class LunaModel(LunaPreTrainedModel):
         )
 
     def refuse_flattened_batch(self, inputs_embeds, attention_mask, position_ids, flattening: list[str]) -> None:
+        may_restart = position_ids is not None and attention_mask is None and inputs_embeds.shape[0] == 1
         # Asking for values makes the host wait for the device: only where nothing else tells.
-        is_one_unmasked_row = len(inputs_embeds) == 1 and attention_mask is None and position_ids is not None
-        if not flattening and is_one_unmasked_row and not torch.compiler.is_compiling():
+        if not flattening and may_restart and not torch.compiler.is_compiling():
             flattening = ["position_ids"] if (position_ids.diff(dim=-1) < 0).any() else []
         if flattening:
             raise ValueError(
