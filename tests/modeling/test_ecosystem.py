@@ -300,7 +300,7 @@ def test_sentence_transformers_must_pad_under_flash_attention(encoder):
     model = library.SentenceTransformer(str(folder), device="cpu")
     expected = model.encode(texts, convert_to_tensor=True)
     with emulated_flash():
-        model[0].model.set_attn_implementation("flash_attention_2")
+        model[0].model.config._attn_implementation = "flash_attention_2"
         model[0].can_flatten_inputs = True  # what `unpad_inputs=None` finds where the kernels are installed
         with pytest.raises(ValueError, match="`unpad_inputs=False`"):
             model.encode(texts)
