@@ -219,11 +219,8 @@ def marked_folders(tmp_path_factory):
     return root / "A" / "luna", root / "B" / "luna", root / "broken"
 
 
-@pytest.mark.parametrize(
-    "program",
-    [REMOTE_THEN_INSTALLED, pytest.param(INSTALLED_THEN_REMOTE, marks=pytest.mark.slow)],
-    ids=["remote", "installed"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [REMOTE_THEN_INSTALLED, INSTALLED_THEN_REMOTE], ids=["remote", "installed"])
 def test_code_of_two_folders_and_installed_code_do_not_clash(program, marked_folders, tmp_path):
     assert_succeeds(run_program(program, tmp_path, *marked_folders, project=True))
 
