@@ -21,7 +21,7 @@ MASK_TOKEN = "<mask>"  # the last id
 MIN_FREQUENCY = 2  # a pair of tokens seen once is not merged
 # Training takes time with the square of a word's length. Words as long as this are none of a language.
 MAX_WORD_CHARS = 2**10
-LONG_RUN = re.compile(rf"[\S\x1c-\x1f]{{{MAX_WORD_CHARS + 1}}}|\s{{{MAX_WORD_CHARS + 1}}}")
+LONG_RUN = re.compile(rf"[\S\x1c-\x1f]{{{MAX_WORD_CHARS}}}|\s{{{MAX_WORD_CHARS}}}")  # a space may belong to the word
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -65,7 +65,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def cut_long_words(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the texts, cut inside words of more than `MAX_WORD_CHARS`; say at the end how many there were."""
+    """Yield the texts, cut inside words of more than `MAX_WORD_CHARS`; say at the end how many there are."""
     count = 0
     pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     for text in texts:
@@ -78,7 +78,7 @@ def cut_long_words(texts: Iterable[str]) -> Iterator[str]:
                 start = cut
         yield text[start:]
     if count:
-        print(f"To train the tokenizer, {count:,} words of more than {MAX_WORD_CHARS:,} characters were cut.")
+        print(f"Words of more than {MAX_WORD_CHARS:,} characters are cut to train the tokenizer: there are {count:,}.")
 
 
 def wrap_tokenizer(tokenizer: Tokenizer) -> "PreTrainedTokenizerFast":
