@@ -129,6 +129,10 @@ class Packing:
         self.progress_file = progress_file
         self.writers = writers
         self.log = log
+        # Names that are listed: so many of the first part, which a merge may drop, and so many of all others.
+        self._names = [0, 0]
+        for number, counts in enumerate(progress["counts"]):
+            self._names[number > 0] += len(counts["skipped"]["first"])
 
     def run(self, tokenizer_folder: Path, title: str, total: int | None) -> None:
         """Do all of it, under a bar with this title that counts the `total` bytes of text."""
@@ -164,16 +168,15 @@ class Packing:
         self.progress["counts"][item.part][name] += self.inputs[self.parts[item.part].input].repeat == 0
 
     def _add_fault(self, item: Item) -> None:
-        counts = self.progress["counts"]
-        counts[item.part]["ended"] |= isinstance(item.content, FinalFault)
+        counts = self.progress["counts"][item.part]
+        counts["ended"] |= isinstance(item.content, FinalFault)
         if self.inputs[self.parts[item.part].input].repeat > 0:
             return
         self.progress["skipped"]["count"] += 1
-        counts[item.part]["skipped"]["count"] += 1
-        # So many names of the first part, which a merge may drop, and so many of all others.
-        alike = counts[:1] if item.part == 0 else counts[1:]
-        if sum(len(of["skipped"]["first"]) for of in alike) < MAX_NAMES:
-            counts[item.part]["skipped"]["first"].append(item.content._asdict())
+        counts["skipped"]["count"] += 1
+        if self._names[item.part > 0] < MAX_NAMES:
+            self._names[item.part > 0] += 1
+            counts["skipped"]["first"].append(item.content._asdict())
 
     def _add_slice(self, item: Item, tokens: np.ndarray) -> int:
         """Return its bytes of text."""

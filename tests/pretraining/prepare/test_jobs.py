@@ -315,7 +315,7 @@ def planned(faulty, tmp_path_factory):
     """A plan with two complete jobs, to copy."""
     output = tmp_path_factory.mktemp("planned") / "out"
     for step in steps(2)[:-1]:
-        prepare(make_config(output, faulty, num_jobs=2, on_error="skip", **step))
+        _do(output, faulty, **step)
     return output
 
 
@@ -324,12 +324,13 @@ def output(planned, tmp_path):
     return shutil.copytree(planned, tmp_path / "out")
 
 
-def _merge(output, faulty, **options):
-    return prepare(make_config(output, faulty, **({"num_jobs": 2, "merge": True, "on_error": "skip"} | options)))
+def _do(output, source, **step):
+    """Do one step of the two jobs."""
+    return prepare(make_config(output, source, **({"num_jobs": 2, "on_error": "skip"} | step)))
 
 
 def test_the_copy_can_be_merged(output, faulty, faulty_complete):
-    _merge(output, faulty)
+    _do(output, faulty, merge=True)
     assert contents(output) == contents(faulty_complete)
 
 
@@ -345,29 +346,27 @@ def _flip_bit(path):
     path.write_bytes(data)
 
 
+def _job(output, number):
+    return output / "jobs" / f"{number:05d}"
+
+
 HARMS = {
-    "not begun": (
-        lambda out: shutil.rmtree(out / "jobs" / "00001"),
-        r"out: 1 of 2 jobs are not complete; run --job 1 first\.",
-    ),
+    "not begun": (lambda out: shutil.rmtree(_job(out, 1)), r"out: 1 of 2 jobs are not complete; run --job 1 first\."),
     "not finished": (
-        lambda out: [(out / "jobs" / f"{i:05d}" / "result.json").unlink() for i in range(2)],
+        lambda out: [(_job(out, i) / "result.json").unlink() for i in range(2)],
         r"out: 2 of 2 jobs are not complete; run --job 0,1 first\.",
     ),
     "bit flipped": (
-        lambda out: _flip_bit(out / "jobs" / "00001" / "train.tokens"),
+        lambda out: _flip_bit(_job(out, 1) / "train.tokens"),
         r"jobs/00001/train\.tokens is damaged: delete .*/jobs/00001 and run --job 1 again\.",
     ),
     "cut": (
-        lambda out: os.truncate(out / "jobs" / "00000" / "validation.tokens", 10),
+        lambda out: os.truncate(_job(out, 0) / "validation.tokens", 10),
         r"jobs/00000/validation\.tokens is damaged: delete .*/jobs/00000 and run --job 0 again\.",
     ),
-    "missing stream": (
-        lambda out: (out / "jobs" / "00000" / "train.tokens").unlink(),
-        r"jobs/00000/train\.tokens is damaged",
-    ),
+    "missing stream": (lambda out: (_job(out, 0) / "train.tokens").unlink(), r"jobs/00000/train\.tokens is damaged"),
     "changed counts": (
-        lambda out: _edit(out / "jobs" / "00000" / "result.json", lambda result: result["counts"][0].update(left_out=9)),
+        lambda out: _edit(_job(out, 0) / "result.json", lambda result: result["counts"][0].update(left_out=9)),
         r"jobs/00000/result\.json is damaged",
     ),
     "other input": (
@@ -375,13 +374,11 @@ HARMS = {
         r"jobs/00000 was made with another input: delete it and run --job 0 again\.",
     ),
     "other settings": (
-        lambda out: _edit(
-            out / "jobs" / "00001" / "result.json", lambda result: result["made_from"]["settings"].update(seed=9)
-        ),
+        lambda out: _edit(_job(out, 1) / "result.json", lambda result: result["made_from"]["settings"].update(seed=9)),
         r"jobs/00001 was made with another settings: delete it and run --job 1 again\.",
     ),
     "swapped jobs": (
-        lambda out: shutil.copytree(out / "jobs" / "00000", out / "jobs" / "00001", dirs_exist_ok=True),
+        lambda out: shutil.copytree(_job(out, 0), _job(out, 1), dirs_exist_ok=True),
         r"jobs/00001 was made with another number: delete it",
     ),
     "other tokenizer": (
@@ -407,7 +404,7 @@ HARMS = {
 def test_merge_refuses(output, faulty, harm, message):
     harm(output)
     with pytest.raises(InputError, match=message) as caught:
-        _merge(output, faulty)
+        _do(output, faulty, merge=True)
     assert "\n" not in str(caught.value)
     assert not (output / "manifest.json").exists()
 
@@ -428,24 +425,24 @@ def test_other_settings(output, faulty, options, message, step):
         return  # what was skipped matters in the dataset alone
     step = {"job": 0} if step == "job" else {step: True}
     with pytest.raises(InputError, match=message):
-        prepare(make_config(output, faulty, **({"num_jobs": 2, "on_error": "skip"} | options | step)))
+        _do(output, faulty, **(options | step))
 
 
 def test_raw_text_is_not_needed_to_merge(planned, faulty, faulty_complete, tmp_path):
     shutil.copytree(faulty, tmp_path / "corpus")
     for step in steps(2)[:-1]:
-        prepare(make_config(tmp_path / "out", tmp_path / "corpus", num_jobs=2, on_error="skip", **step))
+        _do(tmp_path / "out", tmp_path / "corpus", **step)
     shutil.rmtree(tmp_path / "corpus")
-    manifest = _merge(tmp_path / "out", tmp_path / "corpus")
+    manifest = _do(tmp_path / "out", tmp_path / "corpus", merge=True)
     assert manifest["fingerprint"] == json.loads((faulty_complete / "manifest.json").read_text())["fingerprint"]
 
 
 def test_input_that_changed_since_the_plan(faulty, tmp_path):
     shutil.copytree(faulty, tmp_path / "corpus")
-    prepare(make_config(tmp_path / "out", tmp_path / "corpus", num_jobs=2, on_error="skip", plan=True))
+    _do(tmp_path / "out", tmp_path / "corpus", plan=True)
     (tmp_path / "corpus" / "b.jsonl").write_text('{"text": "other"}\n')
     with pytest.raises(InputError, match=r"out was planned with other input \(first change: .*b\.jsonl\): bring it back"):
-        prepare(make_config(tmp_path / "out", tmp_path / "corpus", num_jobs=2, on_error="skip", job=0))
+        _do(tmp_path / "out", tmp_path / "corpus", job=0)
 
 
 def test_a_plan_may_be_made_anew_before_the_first_job(faulty, faulty_complete, tmp_path):
@@ -457,14 +454,14 @@ def test_a_plan_may_be_made_anew_before_the_first_job(faulty, faulty_complete, t
 def test_complete_steps_are_left_alone(output, faulty, capsys):
     before = contents(output)
     for step in steps(2)[:-1]:
-        prepare(make_config(output, faulty, num_jobs=2, on_error="skip", **step))
+        _do(output, faulty, **step)
     assert contents(output) == before
     printed = capsys.readouterr().out
     assert "is planned already, with these settings." in printed
     assert "jobs/00001 is complete already." in printed
-    _merge(output, faulty)
+    _do(output, faulty, merge=True)
     for step in steps(2):
-        prepare(make_config(output, faulty, num_jobs=2, on_error="skip", **step))
+        _do(output, faulty, **step)
     assert capsys.readouterr().out.count("is complete already, with these settings: nothing to do.") == 4
 
 
@@ -473,17 +470,17 @@ def test_two_processes_of_one_job(output, faulty):
         locked(output / "jobs" / "00001"),
         pytest.raises(InputError, match="jobs/00001: another run is writing here; wait for it"),
     ):
-        prepare(make_config(output, faulty, num_jobs=2, on_error="skip", job=1))
+        _do(output, faulty, job=1)
 
 
-@pytest.mark.parametrize("step", [{"plan": True}, {"merge": True}])
-def test_two_plans_or_merges(output, faulty, step):
+@pytest.mark.parametrize("step", [{"plan": True}, {"merge": True}, {"num_jobs": None}])
+def test_two_runs_in_a_folder(output, faulty, step):
     with locked(output), pytest.raises(InputError, match="out: another run is writing here; wait for it"):
-        prepare(make_config(output, faulty, num_jobs=2, on_error="skip", **step))
+        _do(output, faulty, **step)
 
 
 def test_an_interrupted_job_that_was_changed(faulty, tmp_path):
-    prepare(make_config(tmp_path / "out", faulty, num_jobs=2, on_error="skip", plan=True))
+    _do(tmp_path / "out", faulty, plan=True)
     config = make_config(tmp_path / "out", faulty, num_jobs=2, on_error="skip", job=0)
     assert prepare_until_killed(config, 3) is None
     (tmp_path / "out" / "jobs" / "00000" / "train.tokens").write_bytes(b"")
@@ -496,13 +493,7 @@ def test_one_job_and_several_in_one_folder(output, faulty, tmp_path):
         prepare(make_config(output, faulty, on_error="skip"))
     assert prepare_until_killed(make_config(tmp_path / "alone", faulty, on_error="skip"), 3) is None
     with pytest.raises(InputError, match="alone was begun as one job: leave out --num_jobs, use another folder, or"):
-        prepare(make_config(tmp_path / "alone", faulty, num_jobs=2, on_error="skip", plan=True))
-
-
-def test_a_plan_where_other_things_are(faulty, tmp_path):
-    (tmp_path / "thesis.txt").write_text("x")
-    with pytest.raises(InputError, match=r"the folder is not empty \(thesis\.txt\) and not from an earlier run"):
-        prepare(make_config(tmp_path, faulty, num_jobs=2, plan=True))
+        _do(tmp_path / "alone", faulty, plan=True)
 
 
 def test_on_error_may_become_skip_on_the_way(faulty, tmp_path):

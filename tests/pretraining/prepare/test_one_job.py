@@ -15,7 +15,6 @@ from luna_tools.errors import InputError
 from pretraining.prepare.packing import SplitWriter
 from pretraining.prepare.run import prepare
 from pretraining.prepare.sources import python_docs
-from pretraining.prepare.state import locked
 from tests.support.preparing import command_line, contents, make_config, prepare_until_killed
 
 ROOT = Path(__file__).parents[3]
@@ -95,12 +94,6 @@ def test_disk_full_on_the_way(corpus, tmp_path, complete, monkeypatch):
             prepare(make_config(tmp_path / "out", corpus))
     prepare(make_config(tmp_path / "out", corpus))
     assert contents(tmp_path / "out") == contents(complete[0])
-
-
-def test_two_runs_at_once(corpus, tmp_path):
-    (tmp_path / "out").mkdir()
-    with locked(tmp_path / "out"), pytest.raises(InputError, match="out: another run is writing here; wait for it"):
-        prepare(make_config(tmp_path / "out", corpus))
 
 
 @pytest.mark.parametrize("name", ["progress.json", "plan.json"])

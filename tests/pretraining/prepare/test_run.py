@@ -309,10 +309,11 @@ def test_output_in_the_source(corpus, tmp_path):
         prepare(make_config(tmp_path / "corpus" / "out", tmp_path / "corpus"))
 
 
-def test_output_that_holds_other_things(corpus, tmp_path):
+@pytest.mark.parametrize("step", [{}, {"num_jobs": 2, "plan": True}])
+def test_output_that_holds_other_things(corpus, tmp_path, step):
     (tmp_path / "thesis.txt").write_text("x")
     with pytest.raises(InputError, match=r"the folder is not empty \(thesis\.txt\) and not from an earlier run"):
-        prepare(make_config(tmp_path, corpus))
+        prepare(make_config(tmp_path, corpus, **step))
     assert (tmp_path / "thesis.txt").exists()
 
 
