@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 
 from luna_tools.command_line import run
 from luna_tools.errors import InputError
-from pretraining.prepare import finish, slices, work
+from pretraining.prepare import finish, readers, slices, work
 from pretraining.prepare.documents import is_taken, split_of
 from pretraining.prepare.readers import read_input
 from pretraining.prepare.run import prepare
@@ -106,15 +106,17 @@ def _expected_streams(config):
     return streams
 
 
-@given(
-    files=st.lists(FILES, min_size=1, max_size=5),
-    num_jobs=st.integers(1, 8),
-    separator=st.sampled_from(["line", "blank_line", "file"]),
-    slice_chars=st.sampled_from([2**20, 16]),
-    weights=st.none() | st.tuples(*[st.sampled_from([0.5, 1.0, 1.5, 2.0])] * 2).map(list),
-    deduplicate=st.booleans(),
-    on_error=st.sampled_from(["skip", "skip", "fail"]),
-)
+ANY = {
+    "files": st.lists(FILES, min_size=1, max_size=5),
+    "num_jobs": st.integers(1, 8),
+    "separator": st.sampled_from(["line", "blank_line", "file"]),
+    "slice_chars": st.sampled_from([2**20, 16]),
+    "weights": st.none() | st.tuples(*[st.sampled_from([0.5, 1.0, 1.5, 2.0])] * 2).map(list),
+    "deduplicate": st.booleans(),
+    "on_error": st.sampled_from(["skip", "skip", "fail"]),
+}
+
+
 def check_any_corpus(tmp_path_factory, tokenizer, files, num_jobs, separator, slice_chars, weights, deduplicate, on_error):
     folder = tmp_path_factory.mktemp("any")
     (folder / "corpus").mkdir()
@@ -134,6 +136,7 @@ def check_any_corpus(tmp_path_factory, tokenizer, files, num_jobs, separator, sl
     }
     source = [str(folder / "corpus"), str(folder / "more.jsonl")]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "READ_CHARS", slice_chars)
         patch.setattr(slices, "SLICE_CHARS", slice_chars)
         patch.setattr(slices, "CUT_WINDOW_CHARS", 8)
         alone = _try(lambda: prepare(make_config(folder / "alone", source, **options)))
@@ -153,7 +156,7 @@ def check_any_corpus(tmp_path_factory, tokenizer, files, num_jobs, separator, sl
 @pytest.mark.parametrize("examples", [12, pytest.param(80, marks=pytest.mark.slow)])
 def test_any_corpus(tmp_path_factory, tokenizer, examples):
     options = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-    settings(max_examples=examples, **options)(check_any_corpus)(tmp_path_factory, tokenizer)
+    settings(max_examples=examples, **options)(given(**ANY)(check_any_corpus))(tmp_path_factory, tokenizer)
 
 
 def test_a_file_without_text_is_told_however_it_is_divided(faulty, tmp_path):
