@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetuning import data
 from finetuning.data import CustomFiles, load_task
 from finetuning.predictions import check_submission
 from finetuning.tasks import TASKS, custom_task
@@ -218,7 +217,7 @@ def test_the_hub(tmp_path, monkeypatch, name):
         loaded = {path.name.split("-")[0]: datasets.Dataset.from_parquet(str(path), cache_dir=tmp_path) for path in files}
         return loaded[split] if split else datasets.DatasetDict(loaded)
 
-    monkeypatch.setattr(data, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset", load)
     assert _all_rows(load_task(task)) == _all_rows(load_task(task, tmp_path))
 
 
@@ -231,7 +230,7 @@ def test_a_hub_that_cannot_be_reached(monkeypatch):
 
 
 def test_a_hub_without_the_split(monkeypatch):
-    monkeypatch.setattr(data, "load_dataset", lambda *_: {"test": datasets.Dataset.from_dict({"a": [1]})})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: {"test": datasets.Dataset.from_dict({"a": [1]})})
     with pytest.raises(InputError, match=r"tau/commonsense_qa on the Hub has no split 'train'"):
         load_task(TASKS["csqa"])
 

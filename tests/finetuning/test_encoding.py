@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from finetuning.data import Row, TaskData, _dataset, load_task
+from finetuning.data import TaskData, load_task
+from finetuning.tasks.reading import Row
+from finetuning.tasks.reading import make_dataset as _dataset
 from finetuning.encoding import encode, make_collator
 from finetuning.tasks import TASKS, custom_task
 from luna_tools.errors import InputError
