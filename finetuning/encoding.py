@@ -114,7 +114,7 @@ class Encoder:
             keep_in_memory=True,
             desc="Tokenizing",
         )
-        for option, count in sorted(self.cut.items()):
+        for option, count in sorted((+self.cut).items()):  # those above 0
             logger.warning(
                 "%d of %d rows of the split %r are cut at %d tokens: raise --%s, as far as the model reads, to keep more.",
                 count,

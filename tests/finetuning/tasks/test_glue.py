@@ -6,8 +6,9 @@ import logging
 import math
 
 import pytest
+from datasets import Dataset
 
-from finetuning.data import load_task
+from finetuning.data import TaskData, load_task
 from finetuning.predictions import check_submission
 from finetuning.tasks import TASKS
 from finetuning.tasks.glue import GLUE_FILES, GLUE_TASKS
@@ -110,6 +111,12 @@ def test_test_rows_keep_the_index_of_their_file_and_must_be_all_there(tmp_path, 
     message = f"^`index` of row 2 of the split '{split}' is 2, but GLUE's server wants 1: predict all rows of .*tsv"
     with pytest.raises(InputError, match=message):
         check_submission(loaded)
+
+
+def test_all_test_rows_in_order_are_accepted_in_silence(caplog):
+    check_submission(TaskData(TASKS["wnli"], {"test": Dataset.from_dict({"index": range(146)})}))
+    check_submission(TaskData(TASKS["race"], {"test": Dataset.from_dict({"index": ["b7", "a1", "c2"]})}))  # by their ids
+    assert not caplog.messages
 
 
 def test_files_and_rows_that_the_server_wants():
