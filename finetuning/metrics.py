@@ -84,7 +84,7 @@ def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[
     """
     predictions = decide(task, logits)
     if task.kind != "token_classification":
-        inputs = rows = (predictions, labels)
+        inputs = rows = (predictions, labels.astype(predictions.dtype))  # a regression's labels are float32
     else:
         kept = labels != PADDING
         rows = tuple(
