@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from finetuning.tasks import Task, TaskData
+from finetuning.tasks.task import HIDDEN
 from luna_tools.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -71,14 +72,7 @@ def encode(
 
 
 class Encoder:
-    """One form of input: how a batch of rows becomes columns, checked for room at the start.
-
-    Args:
-        tokenizer: its settings for truncation are changed.
-
-    Raises:
-        InputError: the lengths leave no room for text, or the tokenizer lacks what the form needs.
-    """
+    """One form of input. Its lengths are checked for room at the start, and the rows that they cut are counted."""
 
     def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, max_sequence_length: int, max_option_length: int):
         self.task, self.tokenizer = task, tokenizer
@@ -87,22 +81,21 @@ class Encoder:
         self.check_room()
 
     def check_room(self) -> None:
+        """Refuse lengths that leave no room for text, and tokenizers that lack what the form needs."""
         raise NotImplementedError
 
     def encode_batch(self, batch: dict[str, list]) -> dict[str, list]:
         """The columns that `encode` returns, and others, which are dropped."""
         raise NotImplementedError
 
-    def features(self, rows: Dataset) -> dict[str, Any]:
-        types = {name: Value("int32" if name == "input_ids" else "int8") for name in input_names(self.tokenizer)}
-        return {name: List(kind) for name, kind in types.items()} | {"length": Value("int32")}
-
-    def has_labels(self, labels: list) -> bool:
-        return all(label == label for label in labels) if self.task.kind == "regression" else min(labels) >= 0
-
     def encode_split(self, split: str, rows: Dataset) -> Dataset:
-        features = self.features(rows)
-        if self.has_labels(rows["label"][:]):
+        kind = self.task.kind
+        types = {name: Value("int32" if name == "input_ids" else "int8") for name in input_names(self.tokenizer)}
+        features = {name: List(List(type) if kind == "multiple_choice" else type) for name, type in types.items()}
+        features["length"] = Value("int32")
+        if kind == "token_classification":
+            features["first_tokens"] = List(Value("int32"))
+        if all(label == label and label != HIDDEN[kind] for label in rows["label"]):  # NaN is not itself
             features["labels"] = rows.features["label"]
         self.cut.clear()
         encoded = rows.map(
@@ -116,12 +109,8 @@ class Encoder:
         )
         for option, count in sorted((+self.cut).items()):  # those above 0
             logger.warning(
-                "%d of %d rows of the split %r are cut at %d tokens: raise --%s, as far as the model reads, to keep more.",
-                count,
-                len(rows),
-                split,
-                getattr(self, option),
-                option,
+                f"{count} of {len(rows)} rows of the split {split!r} are cut at {getattr(self, option)} tokens: raise "
+                f"--{option}, as far as the model reads, to keep more."
             )
         return encoded
 
@@ -152,12 +141,6 @@ class TextEncoder(Encoder):
 class WordEncoder(TextEncoder):
     """Words, each with a label."""
 
-    def features(self, rows: Dataset) -> dict[str, Any]:
-        return super().features(rows) | {"first_tokens": List(Value("int32"))}
-
-    def has_labels(self, labels: list) -> bool:
-        return all(labels)
-
     def encode_batch(self, batch: dict[str, list]) -> dict[str, list]:
         # Byte-level tokens start with the space before the word, which words alone don't have.
         space = " " if self.tokens_hold_spaces else ""
@@ -185,10 +168,6 @@ class WordEncoder(TextEncoder):
 
 class ChoiceEncoder(Encoder):
     """The options of a question, each in an input of its own."""
-
-    def features(self, rows: Dataset) -> dict[str, Any]:
-        features = super().features(rows)
-        return {name: kind if name == "length" else List(kind) for name, kind in features.items()}
 
     def encode_batch(self, batch: dict[str, list]) -> dict[str, list]:
         backend = self.tokenizer.backend_tokenizer

@@ -4,9 +4,9 @@
 
 from finetuning.tasks.custom import CUSTOM_RECIPES, CustomFiles, custom_task
 from finetuning.tasks.glue import GLUE_TASKS
-from finetuning.tasks.question_answering import CSQA, RACE_TASKS
+from finetuning.tasks.question_answering import QUESTION_ANSWERING_TASKS
 from finetuning.tasks.task import Task, TaskData, TaskKind
 
 __all__ = ["CUSTOM_RECIPES", "TASKS", "CustomFiles", "Task", "TaskData", "TaskKind", "custom_task"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (*GLUE_TASKS, *RACE_TASKS, CSQA)}
+TASKS: dict[str, Task] = {task.name: task for task in (*GLUE_TASKS, *QUESTION_ANSWERING_TASKS)}

@@ -72,8 +72,39 @@ class CustomTask(Task):
     """A task over the user's own files. Its label names are known once the files, or the checkpoint, are read."""
 
     def load(self, source: CustomFiles) -> TaskData:
-        """The task with its text columns and labels filled in, and the splits that there are files for."""
-        return _load(self, source)
+        """Read the files that are given, and fill in the task's text columns and labels."""
+        task = replace(self, text_columns=source.text_columns)
+        paths = {split: path for split, (path,) in self.files(source).items()}
+        if not paths:
+            raise InputError("The custom task has no data: give `--train_file`, `--validation_file` or `--test_file`.")
+        if "train" in paths and "validation" not in paths and not 0 < source.validation_fraction < 1:
+            raise InputError(
+                f"`--validation_fraction` is {source.validation_fraction}: give a number between 0 and 1, both excluded, or "
+                "a `--validation_file`."
+            )
+        if task.kind in ("classification", "regression") and len(source.text_columns) not in (1, 2):
+            raise InputError(f"`--text_columns` has {len(source.text_columns)} names: give one, or two for pairs of texts.")
+        if task.kind == "multiple_choice" and not source.option_columns:
+            raise InputError("`--option_columns` is missing: name the column of each option, or the column of lists.")
+        if source.label_column in _input_columns(task, source):
+            raise InputError(
+                f"`--label_column` is {source.label_column!r}, which is a column of text too: name the column of the labels."
+            )
+        for one, other in itertools.combinations(paths, 2):
+            if paths[one].resolve() == paths[other].resolve():
+                logger.warning("%s is the file of both the %s and the %s rows.", paths[one], one, other)
+        rows = {split: _custom_rows(task, source, split, path) for split, path in paths.items()}
+        if task.kind in ("classification", "token_classification"):
+            task = replace(task, labels=_label_names(task, source, rows.get("train")))
+            for split, split_rows in rows.items():
+                for place, columns in split_rows:
+                    if split == "test" and columns["label"] == "-1" and "-1" not in task.labels:
+                        columns["label"] = -1
+                    columns["label"] = _label_ids(columns["label"], task, source.label_column, place)
+        splits = {split: make_dataset(task, str(paths[split]), split_rows) for split, split_rows in rows.items()}
+        if "train" in paths and "validation" not in paths:
+            splits = _split_off_validation(task, splits.pop("train"), source) | splits
+        return TaskData(task, splits)
 
     def files(self, source: CustomFiles) -> dict[str, list[Path]]:
         paths = {"train": source.train_file, "validation": source.validation_file, "test": source.test_file}
@@ -93,41 +124,6 @@ def custom_task(kind: TaskKind, text_columns: tuple[str, ...] = (), labels: tupl
         text_columns=text_columns,
         labels=labels,
     )
-
-
-def _load(task: Task, files: CustomFiles) -> TaskData:
-    paths = {split: path for split, (path,) in task.files(files).items()}
-    if not paths:
-        raise InputError("The custom task has no data: give `--train_file`, `--validation_file` or `--test_file`.")
-    if "train" in paths and "validation" not in paths and not 0 < files.validation_fraction < 1:
-        raise InputError(
-            f"`--validation_fraction` is {files.validation_fraction}: give a number between 0 and 1, both excluded, or "
-            "a `--validation_file`."
-        )
-    if task.kind in ("classification", "regression") and len(files.text_columns) not in (1, 2):
-        raise InputError(f"`--text_columns` has {len(files.text_columns)} names: give one, or two for pairs of texts.")
-    if task.kind == "multiple_choice" and not files.option_columns:
-        raise InputError("`--option_columns` is missing: name the column of each option, or the column of lists.")
-    if files.label_column in _input_columns(task, files):
-        raise InputError(
-            f"`--label_column` is {files.label_column!r}, which is a column of text too: name the column of the labels."
-        )
-    for one, other in itertools.combinations(paths, 2):
-        if paths[one].resolve() == paths[other].resolve():
-            logger.warning("%s is the file of both the %s and the %s rows.", paths[one], one, other)
-    task = replace(task, text_columns=files.text_columns)
-    rows = {split: _custom_rows(task, files, split, path) for split, path in paths.items()}
-    if task.kind in ("classification", "token_classification"):
-        task = replace(task, labels=_label_names(task, files, rows.get("train")))
-        for split, split_rows in rows.items():
-            for place, columns in split_rows:
-                if split == "test" and columns["label"] == "-1" and "-1" not in task.labels:
-                    columns["label"] = -1
-                columns["label"] = _label_ids(columns["label"], task, files.label_column, place)
-    splits = {split: make_dataset(task, str(paths[split]), split_rows) for split, split_rows in rows.items()}
-    if "train" in paths and "validation" not in paths:
-        splits = _split_off_validation(task, splits.pop("train"), files) | splits
-    return TaskData(task, splits)
 
 
 def _input_columns(task: Task, files: CustomFiles) -> tuple[str, ...]:

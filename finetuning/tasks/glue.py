@@ -120,16 +120,27 @@ class GlueTask(PublishedTask):
         return ("index", "prediction"), answers
 
 
-def _glue(name: str, title: str, text_columns: str, labels: str | None, metrics: str, **fields) -> GlueTask:
+def _glue(
+    name: str,
+    title: str,
+    text_columns: str,
+    labels: str | None,
+    metrics: str,
+    rows: int = 0,
+    official: bool = False,
+    **fields,
+) -> GlueTask:
+    """A task with one test file of so many rows, where the fields say nothing else; `official`: with the authors' recipe."""
     defaults = {
-        "recipes": ("table9/glue.yaml",),
         "tsv_columns": (*text_columns.split(), "label"),
         "submission_files": (("test", f"{title}.tsv"),),
+        "submission_rows": (rows,),
     }
     return GlueTask(
         name=name,
         title=title,
         kind="classification" if labels else "regression",
+        recipes=("table9/glue.yaml", *([f"official/{name}.yaml"] if official else [])),
         grid="glue.yaml",
         hub_dataset="nyu-mll/glue",
         hub_config=name,
@@ -142,83 +153,28 @@ def _glue(name: str, title: str, text_columns: str, labels: str | None, metrics:
     )
 
 
+PAIR, ENTAILMENT = "sentence1 sentence2", "entailment not_entailment"
+MNLI = {
+    "tsv_columns": ("sentence1", "sentence2", "gold_label"),
+    "validation_splits": ("validation_matched", "validation_mismatched"),
+    "test_splits": ("test_matched", "test_mismatched", "diagnostic"),
+    "submission_files": (("test_matched", "MNLI-m.tsv"), ("test_mismatched", "MNLI-mm.tsv"), ("diagnostic", "AX.tsv")),
+    "submission_rows": (9796, 9847, 1104),
+    "submits_label_names": True,
+}
+MRPC = {"tsv_columns": ("#1 String", "#2 String", "Quality")}
+STSB = {"tsv_columns": ("sentence1", "sentence2", "score"), "value_range": (0.0, 5.0)}
+QQP = {"tsv_columns": ("question1", "question2", "is_duplicate"), "official": True}
 GLUE_TASKS = (
-    _glue("cola", "CoLA", "sentence", "unacceptable acceptable", "matthews_correlation", submission_rows=(1063,)),
-    _glue(
-        "sst2",
-        "SST-2",
-        "sentence",
-        "negative positive",
-        "accuracy",
-        recipes=("table9/glue.yaml", "official/sst2.yaml"),
-        submission_rows=(1821,),
-    ),
-    _glue(
-        "mrpc",
-        "MRPC",
-        "sentence1 sentence2",
-        "not_equivalent equivalent",
-        "accuracy f1",
-        tsv_columns=("#1 String", "#2 String", "Quality"),
-        submission_rows=(1725,),
-    ),
-    _glue(
-        "stsb",
-        "STS-B",
-        "sentence1 sentence2",
-        None,
-        "pearson spearmanr",
-        tsv_columns=("sentence1", "sentence2", "score"),
-        value_range=(0.0, 5.0),
-        submission_rows=(1379,),
-    ),
-    _glue(
-        "qqp",
-        "QQP",
-        "question1 question2",
-        "not_duplicate duplicate",
-        "accuracy f1",
-        recipes=("table9/glue.yaml", "official/qqp.yaml"),
-        tsv_columns=("question1", "question2", "is_duplicate"),
-        submission_rows=(390_965,),
-    ),
-    _glue(
-        "mnli",
-        "MNLI",
-        "premise hypothesis",
-        "entailment neutral contradiction",
-        "accuracy",
-        tsv_columns=("sentence1", "sentence2", "gold_label"),
-        validation_splits=("validation_matched", "validation_mismatched"),
-        test_splits=("test_matched", "test_mismatched", "diagnostic"),
-        submission_files=(
-            ("test_matched", "MNLI-m.tsv"),
-            ("test_mismatched", "MNLI-mm.tsv"),
-            ("diagnostic", "AX.tsv"),
-        ),
-        submission_rows=(9796, 9847, 1104),
-        submits_label_names=True,
-    ),
-    _glue(
-        "qnli",
-        "QNLI",
-        "question sentence",
-        "entailment not_entailment",
-        "accuracy",
-        recipes=("table9/glue.yaml", "official/qnli.yaml"),
-        submission_rows=(5463,),
-        submits_label_names=True,
-    ),
-    _glue(
-        "rte",
-        "RTE",
-        "sentence1 sentence2",
-        "entailment not_entailment",
-        "accuracy",
-        submission_rows=(3000,),
-        submits_label_names=True,
-    ),
-    _glue("wnli", "WNLI", "sentence1 sentence2", "not_entailment entailment", "accuracy", submission_rows=(146,)),
+    _glue("cola", "CoLA", "sentence", "unacceptable acceptable", "matthews_correlation", 1063),
+    _glue("sst2", "SST-2", "sentence", "negative positive", "accuracy", 1821, official=True),
+    _glue("mrpc", "MRPC", PAIR, "not_equivalent equivalent", "accuracy f1", 1725, **MRPC),
+    _glue("stsb", "STS-B", PAIR, None, "pearson spearmanr", 1379, **STSB),
+    _glue("qqp", "QQP", "question1 question2", "not_duplicate duplicate", "accuracy f1", 390_965, **QQP),
+    _glue("mnli", "MNLI", "premise hypothesis", "entailment neutral contradiction", "accuracy", **MNLI),
+    _glue("qnli", "QNLI", "question sentence", ENTAILMENT, "accuracy", 5463, official=True, submits_label_names=True),
+    _glue("rte", "RTE", PAIR, ENTAILMENT, "accuracy", 3000, submits_label_names=True),
+    _glue("wnli", "WNLI", PAIR, "not_entailment entailment", "accuracy", 146),
 )
 # What the server wants in one zip.
 GLUE_FILES = tuple(name for task in GLUE_TASKS for _, name in task.submission_files)

@@ -98,32 +98,24 @@ class CommonsenseQA(QuestionAnswering):
             yield make_row(place, raw["id"], "", question["stem"], options, raw.get("answerKey"))
 
 
-def _race(name: str, title: str, hub_config: str) -> Race:
-    return Race(
+def _task(family: type[QuestionAnswering], name: str, title: str, file: str, **fields) -> QuestionAnswering:
+    return family(
         name=name,
         title=title,
         kind="multiple_choice",
-        recipes=("table9/race.yaml", "official/race.yaml"),
+        recipes=tuple(f"{recipe}/{fields['folder'].lower()}.yaml" for recipe in ("table9", "official")),
         grid="qa.yaml",
-        hub_dataset="ehovy/race",
-        hub_config=hub_config,
-        folder="RACE",
         metrics=("accuracy",),
         best_metric="accuracy",
-        submission_files=(("test", f"{title}.tsv"),),
+        submission_files=(("test", file),),
+        **fields,
     )
 
 
-RACE_TASKS = (_race("race", "RACE", "all"), _race("race-middle", "RACE-M", "middle"), _race("race-high", "RACE-H", "high"))
-CSQA = CommonsenseQA(
-    name="csqa",
-    title="CSQA",
-    kind="multiple_choice",
-    recipes=("table9/csqa.yaml", "official/csqa.yaml"),
-    grid="qa.yaml",
-    hub_dataset="tau/commonsense_qa",
-    folder="CSQA",
-    metrics=("accuracy",),
-    best_metric="accuracy",
-    submission_files=(("test", "test_predictions.csv"),),
+RACE = {"hub_dataset": "ehovy/race", "folder": "RACE"}
+QUESTION_ANSWERING_TASKS = (
+    _task(Race, "race", "RACE", "RACE.tsv", hub_config="all", **RACE),
+    _task(Race, "race-middle", "RACE-M", "RACE-M.tsv", hub_config="middle", **RACE),
+    _task(Race, "race-high", "RACE-H", "RACE-H.tsv", hub_config="high", **RACE),
+    _task(CommonsenseQA, "csqa", "CSQA", "test_predictions.csv", hub_dataset="tau/commonsense_qa", folder="CSQA"),
 )
