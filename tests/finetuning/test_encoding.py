@@ -53,6 +53,10 @@ def _cats(count):
     return " ".join(["cat"] * count)
 
 
+def _choice(passage, question, *options):
+    return {"passage": passage, "question": question, "options": options}
+
+
 def _tokens(tokenizer, encoded):
     """The tokens of the first row's options."""
     return [" ".join(tokenizer.convert_ids_to_tokens(ids)) for ids in encoded["train"][0]["input_ids"]]
@@ -61,70 +65,49 @@ def _tokens(tokenizer, encoded):
 # ---- RACE and CommonsenseQA by hand. A Ġ is the space before a word. ----
 
 RACE, CSQA, CUSTOM = TASKS["race"], TASKS["csqa"], custom_task("multiple_choice")
-ON_THE_MAT = "The cat sat on the mat ."
-CHOICES = [
-    # A gap; line ends and white space become one space; the option follows where there is no gap.
-    (RACE, "The cat\nsat .", "_ ran and _ sat", ["The dog", "He"], (512,), [
-        "<s> The Ġdog Ġran Ġand ĠThe Ġdog Ġsat </s> </s> The Ġcat Ġsat Ġ. </s>",
-        "<s> He Ġran Ġand ĠHe Ġsat </s> </s> The Ġcat Ġsat Ġ. </s>",
-    ]),
-    (RACE, "The  cat\n\n sat .", "Who sat ?", ["The cat", "dog"], (512,), [
-        "<s> Who Ġsat Ġ? ĠThe Ġcat </s> </s> The Ġcat Ġsat Ġ. </s>",
-        "<s> Who Ġsat Ġ? Ġdog </s> </s> The Ġcat Ġsat Ġ. </s>",
-    ]),
+MAT = "The cat sat on the mat ."
+CHOICES = [  # task, passage, question, options, lengths; the inputs of the two options
+    # A gap or none; line ends and white space become one space.
+    (RACE, "The cat\nsat .", "_ ran and _ sat", ["The dog", "He"], (512,),
+     "<s> The Ġdog Ġran Ġand ĠThe Ġdog Ġsat </s> </s> The Ġcat Ġsat Ġ. </s>",
+     "<s> He Ġran Ġand ĠHe Ġsat </s> </s> The Ġcat Ġsat Ġ. </s>"),
+    (RACE, "The  cat\n\n sat .", "Who sat ?", ["The cat", "dog"], (512,),
+     "<s> Who Ġsat Ġ? ĠThe Ġcat </s> </s> The Ġcat Ġsat Ġ. </s>", "<s> Who Ġsat Ġ? Ġdog </s> </s> The Ġcat Ġsat Ġ. </s>"),
     # <s> and 126 tokens and </s> are 128; </s> and 382 tokens and </s> fill up to 512.
-    (RACE, _cats(600), " ".join(["mat"] * 150), ["He", "red"], (512,), [
-        " ".join(["<s> mat", *["Ġmat"] * 125, "</s> </s> cat", *["Ġcat"] * 381, "</s>"])
-    ] * 2),
-    (RACE, ON_THE_MAT, "Who sat on the mat ?", ["The cat", "He"], (14, 9), [
-        "<s> Who Ġsat Ġon Ġthe Ġmat Ġ? ĠThe </s> </s> The Ġcat Ġsat </s>",
-        "<s> Who Ġsat Ġon Ġthe Ġmat Ġ? ĠHe </s> </s> The Ġcat Ġsat </s>",
-    ]),
+    (RACE, _cats(600), " ".join(["mat"] * 150), ["He", "red"], (512,),
+     *[" ".join(["<s> mat", *["Ġmat"] * 125, "</s> </s> cat", *["Ġcat"] * 381, "</s>"])] * 2),
+    (RACE, MAT, "Who sat on the mat ?", ["The cat", "He"], (14, 9),
+     "<s> Who Ġsat Ġon Ġthe Ġmat Ġ? ĠThe </s> </s> The Ġcat Ġsat </s>",
+     "<s> Who Ġsat Ġon Ġthe Ġmat Ġ? ĠHe </s> </s> The Ġcat Ġsat </s>"),
     # The room that a short option leaves goes to the passage.
-    (RACE, ON_THE_MAT, "Who ?", ["red and blue", "He"], (14, 9), [
-        "<s> Who Ġ? Ġred Ġand Ġblue </s> </s> The Ġcat Ġsat Ġon Ġthe </s>",
-        "<s> Who Ġ? ĠHe </s> </s> The Ġcat Ġsat Ġon Ġthe Ġmat Ġ. </s>",
-    ]),
-    (RACE, "The cat", "Who ?", ["cat", "dog"], (131, 128), [  # the least that has room
-        "<s> Who Ġ? Ġcat </s> </s> The Ġcat </s>",
-        "<s> Who Ġ? Ġdog </s> </s> The Ġcat </s>",
-    ]),
+    (RACE, MAT, "Who ?", ["red and blue", "He"], (14, 9),
+     "<s> Who Ġ? Ġred Ġand Ġblue </s> </s> The Ġcat Ġsat Ġon Ġthe </s>",
+     "<s> Who Ġ? ĠHe </s> </s> The Ġcat Ġsat Ġon Ġthe Ġmat Ġ. </s>"),
+    (RACE, "The cat", "Who ?", ["cat", "dog"], (131, 128),  # the least that has room
+     "<s> Who Ġ? Ġcat </s> </s> The Ġcat </s>", "<s> Who Ġ? Ġdog </s> </s> The Ġcat </s>"),
     # The official form of CommonsenseQA: `<s> Q: ... </s> A: ... </s>`, with one separator.
-    (CSQA, "", "Who sat ?", ["cat", "The dog"], (512,), [
-        "<s> Q : ĠWho Ġsat Ġ? </s> A : Ġcat </s>",
-        "<s> Q : ĠWho Ġsat Ġ? </s> A : ĠThe Ġdog </s>",
-    ]),
-    (CSQA, "", "He _ it", ["red", "the _"], (512,), [
-        "<s> Q : ĠHe Ġ_ Ġit </s> A : Ġred </s>",
-        "<s> Q : ĠHe Ġ_ Ġit </s> A : Ġthe Ġ_ </s>",
-    ]),
+    (CSQA, "", "Who sat ?", ["cat", "The dog"], (512,),
+     "<s> Q : ĠWho Ġsat Ġ? </s> A : Ġcat </s>", "<s> Q : ĠWho Ġsat Ġ? </s> A : ĠThe Ġdog </s>"),
+    (CSQA, "", "He _ it", ["red", "the _"], (512,),
+     "<s> Q : ĠHe Ġ_ Ġit </s> A : Ġred </s>", "<s> Q : ĠHe Ġ_ Ġit </s> A : Ġthe Ġ_ </s>"),
     # The question is cut and the answer kept; one that is too long by itself is cut at its end.
-    (CSQA, "", "Who sat on the mat and ran ?", ["cat", "The dog and the cat"], (512, 11), [
-        "<s> Q : ĠWho Ġsat Ġon </s> A : Ġcat </s>",
-        "<s> Q </s> A : ĠThe Ġdog Ġand Ġthe Ġcat </s>",
-    ]),
-    (CSQA, "", "Who sat on the mat and ran ?", ["cat", "The dog and the cat"], (8,), [
-        "<s> Q : </s> A : Ġcat </s>",
-        "<s> </s> A : ĠThe Ġdog Ġand </s>",
-    ]),
+    (CSQA, "", "Who sat on the mat and ran ?", ["cat", "The dog and the cat"], (512, 11),
+     "<s> Q : ĠWho Ġsat Ġon </s> A : Ġcat </s>", "<s> Q </s> A : ĠThe Ġdog Ġand Ġthe Ġcat </s>"),
+    (CSQA, "", "Who sat on the mat and ran ?", ["cat", "The dog and the cat"], (8,),
+     "<s> Q : </s> A : Ġcat </s>", "<s> </s> A : ĠThe Ġdog Ġand </s>"),
     # The user's own rows have one of the two forms.
-    (CUSTOM, "He ran", "Who _ ?", ["cat", "dog"], (64, 16), [
-        "<s> Who Ġcat Ġ? </s> </s> He Ġran </s>",
-        "<s> Who Ġdog Ġ? </s> </s> He Ġran </s>",
-    ]),
-    (CUSTOM, "", "Who _ ?", ["cat", "dog"], (64, 16), [
-        "<s> Q : ĠWho Ġ_ Ġ? </s> A : Ġcat </s>",
-        "<s> Q : ĠWho Ġ_ Ġ? </s> A : Ġdog </s>",
-    ]),
+    (CUSTOM, "He ran", "Who _ ?", ["cat", "dog"], (64, 16),
+     "<s> Who Ġcat Ġ? </s> </s> He Ġran </s>", "<s> Who Ġdog Ġ? </s> </s> He Ġran </s>"),
+    (CUSTOM, "", "Who _ ?", ["cat", "dog"], (64, 16),
+     "<s> Q : ĠWho Ġ_ Ġ? </s> A : Ġcat </s>", "<s> Q : ĠWho Ġ_ Ġ? </s> A : Ġdog </s>"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("task", "passage", "question", "options", "lengths", "expected"), CHOICES)
-def test_choices(roberta, task, passage, question, options, lengths, expected):
-    row = {"passage": passage, "question": question, "options": options}
-    encoded = encode(_data(task, row), roberta, *lengths)
-    assert _tokens(roberta, encoded) == expected
-    counts = [len(tokens.split()) for tokens in expected]
+@pytest.mark.parametrize(("task", "passage", "question", "options", "lengths", "first", "second"), CHOICES)
+def test_choices(roberta, task, passage, question, options, lengths, first, second):
+    encoded = encode(_data(task, _choice(passage, question, *options)), roberta, *lengths)
+    assert _tokens(roberta, encoded) == [first, second]
+    counts = [len(tokens.split()) for tokens in (first, second)]
     assert encoded["train"][0]["length"] == max(counts)
     assert encoded["train"][0]["attention_mask"] == [[1] * count for count in counts]
 
@@ -181,10 +164,6 @@ def test_words_without_tokens_and_words_cut_off(bert):
 
 
 # ---- What is cut is told ----
-
-
-def _choice(passage, question, *options):
-    return {"passage": passage, "question": question, "options": options}
 
 
 CUT = [  # task, rows, lengths; how many rows are cut at how many tokens by which option

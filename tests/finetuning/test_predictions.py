@@ -16,24 +16,28 @@ from finetuning.tasks.glue import GLUE_FILES, GLUE_TASKS
 from luna_tools.command_line import main as luna
 from luna_tools.errors import InputError
 
-# What GLUE's server takes as the predictions of the classes 0, 1, 2.
-GLUE_ANSWERS = {
-    "cola": "0 1",
-    "sst2": "0 1",
-    "mrpc": "0 1",
-    "qqp": "0 1",
-    "mnli": "entailment neutral contradiction",
-    "qnli": "entailment not_entailment",
-    "rte": "entailment not_entailment",
-    "wnli": "0 1",
-}
+GLUE = "index\tprediction"
+SUBMISSIONS = [  # what the servers want: task, files, header, the answers of the classes or options 0, 1, 2
+    ("cola", "CoLA.tsv", GLUE, "0 1"),
+    ("sst2", "SST-2.tsv", GLUE, "0 1"),
+    ("mrpc", "MRPC.tsv", GLUE, "0 1"),
+    ("stsb", "STS-B.tsv", GLUE, None),
+    ("qqp", "QQP.tsv", GLUE, "0 1"),
+    ("mnli", "MNLI-m.tsv MNLI-mm.tsv AX.tsv", GLUE, "entailment neutral contradiction"),
+    ("qnli", "QNLI.tsv", GLUE, "entailment not_entailment"),
+    ("rte", "RTE.tsv", GLUE, "entailment not_entailment"),
+    ("wnli", "WNLI.tsv", GLUE, "0 1"),
+    ("race", "RACE.tsv", "id\tanswer", "A B C D"),
+    ("race-middle", "RACE-M.tsv", "id\tanswer", "A B C D"),
+    ("race-high", "RACE-H.tsv", "id\tanswer", "A B C D"),
+    ("csqa", "test_predictions.csv", "id,answer", "A B C D E"),
+]
 
 
-def _data(task, splits=("test",), rows=7, index=None):
-    hidden = float("nan") if task.kind == "regression" else -1
-    columns = {"index": index or list(range(rows)), "label": [hidden] * rows, "text": ["x"] * rows}
+def _data(task, splits=("test",), rows=7):
+    columns = {"index": list(range(rows)), "label": [-1] * rows, "text": ["x"] * rows}
     if task.kind == "multiple_choice":
-        columns |= {"options": [["a", "b", "c", "d"]] * rows}
+        columns["index"] = [f"é{row}" for row in range(rows)]
     return TaskData(task, {split: Dataset.from_dict(columns) for split in splits})
 
 
@@ -54,39 +58,32 @@ def _submit(folder, task):
     return write_submission(folder, _data(task, splits), logits), logits
 
 
-@pytest.mark.parametrize("task", GLUE_TASKS, ids=lambda task: task.name)
-def test_glue_submission(tmp_path, task):
-    path, logits = _submit(tmp_path / "run", task)
-    assert path == tmp_path / "run" / "submission.zip"
-    with zipfile.ZipFile(path) as archive:
-        texts = {name: archive.read(name).decode() for name in archive.namelist()}
-    assert sorted(texts) == sorted(name for _, name in task.submission_files)
-    for split, name in task.submission_files:
-        if task.kind == "regression":
-            expected = [f"{min(max(float(value), 0), 5):.3f}" for value in logits[split][:, 0]]
-            assert {"0.000", "5.000"} < set(expected)
+@pytest.mark.parametrize(("name", "files", "header", "answers"), SUBMISSIONS)
+def test_submissions(tmp_path, name, files, header, answers):
+    path, logits = _submit(tmp_path, TASKS[name])
+    assert path == tmp_path / "submission.zip"
+    texts = {}
+    for file, scores in zip(files.split(), logits.values(), strict=True):
+        if answers:
+            expected = [answers.split()[option] for option in scores.argmax(1)]
         else:
-            expected = [GLUE_ANSWERS[task.name].split()[label] for label in logits[split].argmax(1)]
-        lines = ["index\tprediction", *(f"{row}\t{answer}" for row, answer in enumerate(expected))]
-        assert texts[name] == "\n".join(lines) + "\n"
-        assert (tmp_path / "run" / "submission" / name).read_bytes().decode() == texts[name]
+            expected = [f"{min(max(float(value), 0), 5):.3f}" for value in scores[:, 0]]
+            assert {"0.000", "5.000"} < set(expected)
+        separator, letter = ("," if "," in header else "\t"), "é" * header.startswith("id")
+        lines = [header, *(f"{letter}{row}{separator}{answer}" for row, answer in enumerate(expected))]
+        texts[file] = ("\n".join(lines) + "\n").encode()
+    with zipfile.ZipFile(path) as archive:
+        assert {file: archive.read(file) for file in archive.namelist()} == texts
+    assert {file.name: file.read_bytes() for file in (tmp_path / "submission").iterdir()} == texts
 
 
-@pytest.mark.parametrize(
-    ("name", "file", "separator"),
-    [("csqa", "test_predictions.csv", ","), ("race", "RACE.tsv", "\t"), ("race-high", "RACE-H.tsv", "\t")],
-)
-def test_multiple_choice_submission(tmp_path, name, file, separator):
-    data = _data(TASKS[name], rows=3, index=["b7", "a1", "c2"])
-    write_submission(tmp_path, data, {"test": np.eye(4)[[3, 0, 1]]})
-    lines = [("id", "answer"), ("b7", "D"), ("a1", "A"), ("c2", "B")]
-    assert (tmp_path / "submission" / file).read_text() == "".join(separator.join(line) + "\n" for line in lines)
+def test_every_task_has_its_submission():
+    assert [row[0] for row in SUBMISSIONS] == list(TASKS)
 
 
 def test_a_test_split_that_is_not_there_is_left_out(tmp_path):
     data = _data(TASKS["mnli"], ("test_matched", "test_mismatched"))
-    logits = {split: _logits(TASKS["mnli"], 0) for split in data.splits}
-    path = write_submission(tmp_path, data, logits)
+    path = write_submission(tmp_path, data, {split: _logits(TASKS["mnli"], 0) for split in data.splits})
     with zipfile.ZipFile(path) as archive:
         assert archive.namelist() == ["MNLI-m.tsv", "MNLI-mm.tsv"]
 

@@ -71,27 +71,32 @@ def test_any_text_comes_back_from_csv_and_json(tmp_path_factory, texts):
 @pytest.mark.parametrize(
     ("values", "options", "names", "ids"),
     [
-        ([10, 9, -1, 9], {}, ("-1", "9", "10"), [2, 1, 0, 1]),
+        ([10, 9, -1, 9], {}, ("-1", "9", "10"), [2, 1, 0, 1]),  # -1 hides no label where it is trained on
         (["10", "9", "x"], {}, ("10", "9", "x"), [0, 1, 2]),
-        ([True, False], {}, ("false", "true"), [1, 0]),
         (["b", "a"], {"class_names": ("b", "c", "a")}, ("b", "c", "a"), [0, 2]),
+        ([0.0, 1.0, 1.0], {}, ("0", "1"), [0, 1, 1]),  # as pandas writes whole numbers where one is missing
     ],
 )
-def test_order_of_labels(tmp_path, values, options, names, ids):
-    path = _texts(tmp_path / "a.jsonl", values)
-    loaded = _load("classification", path, path, **options)
-    assert (loaded.task.labels, loaded.splits["train"]["label"][:]) == (names, ids)
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_order_of_labels(tmp_path, suffix, values, options, names, ids):
+    path = _texts(tmp_path / f"a{suffix}", values)
+    loaded = _load("classification", path, path, path, **options)
+    assert loaded.task.labels == names
+    assert [rows["label"][:] for rows in loaded.splits.values()] == [ids] * 3
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_true_and_false_are_labels(tmp_path, suffix):
+    path = _texts(tmp_path / f"a{suffix}", (True, False))
+    loaded = _load("classification", path, path)
+    assert (loaded.task.labels, loaded.splits["train"]["label"][:]) == (("false", "true"), [1, 0])
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_whole_numbers_that_pandas_made_decimal(tmp_path, suffix):
-    """A column with one missing value: its whole numbers become 0.0, 1.0."""
-    train = _texts(tmp_path / f"a{suffix}", (0.0, 1.0, 1.0))
-    loaded = _load("classification", train, train)
-    assert (loaded.task.labels, loaded.splits["train"]["label"][:]) == (("0", "1"), [0, 1, 1])
+def test_right_options_that_pandas_made_decimal(tmp_path, suffix):
     rows = [{"question": "x", "a": "y", "b": "z", "label": value} for value in (0.0, 1.0)]
-    choice = _write_rows(tmp_path / f"choice{suffix}", rows)
-    assert _load("multiple_choice", choice, choice, option_columns=("a", "b")).splits["train"]["label"][:] == [0, 1]
+    path = _write_rows(tmp_path / f"a{suffix}", rows)
+    assert _load("multiple_choice", path, path, option_columns=("a", "b")).splits["train"]["label"][:] == [0, 1]
 
 
 HIDDEN_LABELS = {  # kind -> the column of labels of a test file; what is read
@@ -110,11 +115,6 @@ def test_hidden_labels_in_a_test_file(tmp_path, kind):
     names = ("a", "b") if "classification" in kind else None
     loaded = _load(kind, test=test, option_columns=("options",), class_names=names)
     assert [row["label"] for row in rows_of(loaded)["test"]] == [*expected, expected[0]]
-
-
-def test_minus_one_is_a_label_where_it_is_trained_on(tmp_path):
-    path = _texts(tmp_path / "a.csv", (-1, 0, 1))
-    assert _load("classification", path, path, path).splits["test"]["label"][:] == [0, 1, 2]
 
 
 def test_rows_of_two_splits_in_one_file_are_told(tmp_path, caplog):
