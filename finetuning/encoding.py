@@ -62,23 +62,31 @@ def encode(
     if not tokenizer.is_fast:
         raise InputError(f"The tokenizer {tokenizer.name_or_path} has no tokenizer.json: use one that is fast.")
     tokenizer = copy.deepcopy(tokenizer)  # truncation is a setting inside it, and would be saved with it
-    if data.task.kind == "multiple_choice":
-        has_passages = any(passage for split in data.splits.values() for passage in split["passage"])
-        encoder_class = PassageEncoder if has_passages else QuestionEncoder
-    else:
-        encoder_class = WordEncoder if data.task.kind == "token_classification" else TextEncoder
+    encoder_class = encoder_of(data.task).suited(data)
     encoder = encoder_class(data.task, tokenizer, max_sequence_length, max_option_length)
     return {split: encoder.encode_split(split, rows) for split, rows in data.splits.items()}
 
 
 class Encoder:
-    """One form of input. Its lengths are checked for room at the start, and the rows that they cut are counted."""
+    """One form of input, and its batches. The lengths are checked for room, and the rows that they cut are counted."""
+
+    make_padding = DataCollatorWithPadding
 
     def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, max_sequence_length: int, max_option_length: int):
         self.task, self.tokenizer = task, tokenizer
         self.max_sequence_length, self.max_option_length = max_sequence_length, max_option_length
         self.cut: Counter[str] = Counter()  # rows of the present split, by the option that cut them
         self.check_room()
+
+    @classmethod
+    def suited(cls, data: TaskData) -> "type[Encoder]":
+        """The class, or the one of its forms that these rows need."""
+        return cls
+
+    @staticmethod
+    def collate(padding: Callable, names: set[str], rows: list[dict[str, Any]]) -> BatchEncoding:
+        """A batch of tensors of the named columns, with `padding` by the library."""
+        return padding([{name: row[name] for name in row if name in names} for row in rows])
 
     def check_room(self) -> None:
         """Refuse lengths that leave no room for text, and tokenizers that lack what the form needs."""
@@ -141,6 +149,8 @@ class TextEncoder(Encoder):
 class WordEncoder(TextEncoder):
     """Words, each with a label."""
 
+    make_padding = DataCollatorForTokenClassification
+
     def encode_batch(self, batch: dict[str, list]) -> dict[str, list]:
         # Byte-level tokens start with the space before the word, which words alone don't have.
         space = " " if self.tokens_hold_spaces else ""
@@ -168,6 +178,24 @@ class WordEncoder(TextEncoder):
 
 class ChoiceEncoder(Encoder):
     """The options of a question, each in an input of its own."""
+
+    @classmethod
+    def suited(cls, data: TaskData) -> type[Encoder]:
+        has_passages = any(passage for split in data.splits.values() for passage in split["passage"])
+        return PassageEncoder if has_passages else QuestionEncoder
+
+    @staticmethod
+    def collate(padding: Callable, names: set[str], rows: list[dict[str, Any]]) -> BatchEncoding:
+        """transformers' own collator for multiple choice fails on rows without labels."""
+        options = len(rows[0]["input_ids"])
+        inputs = names - {"labels"}
+        flat = [{name: row[name][option] for name in row if name in inputs} for row in rows for option in range(options)]
+        batch = padding(flat)
+        for name, tensor in batch.items():
+            batch[name] = tensor.view(len(rows), options, -1)
+        if "labels" in rows[0]:
+            batch["labels"] = torch.tensor([row["labels"] for row in rows])
+        return batch
 
     def encode_batch(self, batch: dict[str, list]) -> dict[str, list]:
         backend = self.tokenizer.backend_tokenizer
@@ -262,6 +290,18 @@ class QuestionEncoder(ChoiceEncoder):
         return rows
 
 
+ENCODERS = {
+    "classification": TextEncoder,
+    "regression": TextEncoder,
+    "multiple_choice": ChoiceEncoder,
+    "token_classification": WordEncoder,
+}
+
+
+def encoder_of(task: Task) -> type[Encoder]:
+    return task.encoder() or ENCODERS[task.kind]
+
+
 def input_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [name for name in INPUT_NAMES if name in tokenizer.model_input_names]
 
@@ -277,26 +317,6 @@ def make_collator(
 
     It keeps the model's inputs and `labels` only: (rows, tokens), or (rows, options, tokens) for multiple choice.
     """
-    if task.kind == "token_classification":
-        collator = DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
-    else:
-        collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
-    collate = _collate_choices if task.kind == "multiple_choice" else _collate
-    return functools.partial(collate, collator, {*input_names(tokenizer), "labels"})
-
-
-def _collate(collator: Callable, names: set[str], rows: list[dict[str, Any]]) -> BatchEncoding:
-    return collator([{name: row[name] for name in row if name in names} for row in rows])
-
-
-def _collate_choices(collator: Callable, names: set[str], rows: list[dict[str, Any]]) -> BatchEncoding:
-    """transformers' own collator for multiple choice fails on rows without labels."""
-    options = len(rows[0]["input_ids"])
-    inputs = names - {"labels"}
-    flat = [{name: row[name][option] for name in row if name in inputs} for row in rows for option in range(options)]
-    batch = collator(flat)
-    for name, tensor in batch.items():
-        batch[name] = tensor.view(len(rows), options, -1)
-    if "labels" in rows[0]:
-        batch["labels"] = torch.tensor([row["labels"] for row in rows])
-    return batch
+    form = encoder_of(task)
+    padding = form.make_padding(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
+    return functools.partial(form.collate, padding, {*input_names(tokenizer), "labels"})

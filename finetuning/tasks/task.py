@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
 
+    from finetuning.encoding import Encoder
+
 TaskKind = Literal["classification", "regression", "multiple_choice", "token_classification"]
 # The label of a row whose label is not known.
 HIDDEN = {"classification": -1, "multiple_choice": -1, "regression": math.nan, "token_classification": []}
@@ -52,6 +54,10 @@ class Task:
     def files(self, source: Any) -> dict[str, list[Path]]:
         """The local files that `load` reads, by split."""
         raise NotImplementedError
+
+    def encoder(self) -> "type[Encoder] | None":
+        """The family's own form of input and its batches; None for the form that its kind has in `encoding.ENCODERS`."""
+        return None
 
     def check_submission(self, data: "TaskData") -> None:
         """Refuse test rows that the benchmark's server would take for others. Most servers go by the rows' ids."""

@@ -13,8 +13,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from finetuning.data import TaskData, load_task
-from finetuning.encoding import encode, make_collator
+from finetuning.encoding import TextEncoder, encode, make_collator
 from finetuning.tasks import TASKS, custom_task
+from finetuning.tasks.custom import CustomTask
 from finetuning.tasks.reading import Row, make_dataset
 from luna_tools.errors import InputError
 from pretraining.prepare.tokenizer import train_tokenizer, wrap_tokenizer
@@ -277,6 +278,27 @@ def test_batches_of_words(bert, side):
     hidden = encode(_data(task, *(row | {"label": []} for row in rows)), bert, 16)["train"]
     assert "labels" not in hidden.column_names
     assert set(make_collator(task, bert)(list(hidden))) == {"input_ids", "attention_mask", "token_type_ids"}
+
+
+class _Reversed(TextEncoder):
+    def encode_batch(self, batch):
+        return super().encode_batch(batch | {"text": [text[::-1] for text in batch["text"]]})
+
+    @staticmethod
+    def collate(padding, names, rows):
+        return TextEncoder.collate(padding, names, rows[::-1])
+
+
+class _Family(CustomTask):
+    def encoder(self):
+        return _Reversed
+
+
+def test_a_family_brings_its_own_inputs_and_batches(roberta):
+    task = _Family(**vars(custom_task("classification", ("text",), ("a", "b"))))
+    rows = encode(_data(task, {"text": "tac"}, {"text": "tas tac", "label": 1}), roberta, 16)["train"]
+    assert [roberta.decode(ids) for ids in rows["input_ids"]] == ["<s>cat</s>", "<s>cat sat</s>"]
+    assert make_collator(task, roberta)(list(rows))["labels"].tolist() == [1, 0]
 
 
 def test_the_tokenizer_is_left_as_it_was(roberta):
