@@ -170,6 +170,7 @@ def test_correlations_of_constants_are_zero(predictions, labels, which, error, c
 def test_classes_that_do_not_occur(recwarn):
     logits = np.eye(2)[[0, 0, 0]]
     assert compute_metrics(TASKS["cola"], logits, np.array([1, 0, 1])) == {"matthews_correlation": 0.0}
+    assert compute_metrics(TASKS["cola"], logits, np.array([0, 0, 0])) == {"matthews_correlation": 0.0}
     assert compute_metrics(TASKS["mrpc"], logits, np.array([0, 0, 0])) == {"accuracy": 1.0, "f1": 0.0}
     assert not [warning for warning in recwarn if issubclass(warning.category, UserWarning)]
 
