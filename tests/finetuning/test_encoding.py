@@ -190,6 +190,7 @@ CUT = [  # task, rows, lengths; how many rows are cut at how many tokens by whic
         (13, 8),
         [(2, 8, "max_option_length"), (1, 13, "max_sequence_length")],
     ),
+    (RACE, [_choice("cat", "Who sat on the mat", "He", "red")], (13, 8), []),
     (CSQA, [_choice("", "Who sat ?", "cat", "The dog")], (512, 12), []),
     (CSQA, [_choice("", "Who sat ?", "cat", "The dog")] * 2, (512, 11), [(2, 11, "max_option_length")]),
     (CSQA, [_choice("", "Who sat ?", "cat", "The dog")], (11, 128), [(1, 11, "max_sequence_length")]),
