@@ -3,6 +3,7 @@
 """transformers' Trainer as this program uses it: its arguments, the loss, the order of the rows, and what it tells."""
 
 import gc
+import json
 import logging
 import math
 import os
@@ -66,9 +67,11 @@ def make_training_arguments(arguments: Arguments) -> TrainingArguments:
             raise InputError(f"`trainer.{name}` is {others[name]}, but TrainingArguments has no such field: correct it.")
     if values["fp16"] and values["use_cpu"]:
         raise InputError("`fp16` is True, but float16 is for accelerators: on a CPU, give --bf16 or neither.")
+    # TrainingArguments reads its dictionaries from JSON.
+    values = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in (values | others).items()}
     parser = Parser(PROG, "", TrainingArguments)
     with told("The Trainer refuses the options", "correct them"):
-        (args,) = parser.parse(to_options(values | others))
+        (args,) = parser.parse(to_options(values))
         check_launch(args.world_size)  # which starts the processes' group
     return args
 
