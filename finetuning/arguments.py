@@ -315,11 +315,11 @@ USAGE = f"""usage: {PROG} TASK [TASK ...] [options.yaml ...] --model_name_or_pat
 tasks: {", ".join(TASK_NAMES)}
 recipes (--recipe): table9, the paper's and the default; official; none
 
-  {PROG} sst2 --model_name_or_path M                                            a task of GLUE, RACE, CSQA from the Hub
-  {PROG} sst2 --model_name_or_path M --data_dir FOLDER                          the same from local files
-  {PROG} custom --kind classification --train_file rows.csv --model_name_or_path M     rows of your own
-  {PROG} qnli --model_name_or_path M --sweep --num_seeds 5                      the paper's grid
-  {PROG} cola rte --model_name_or_path M --compare cls packed                   heads, or checkpoints
+  {PROG} sst2 --model_name_or_path M                                    a task of GLUE, RACE or CSQA, from the Hub
+  {PROG} sst2 --model_name_or_path M --data_dir FOLDER                  the same from local files
+  {PROG} custom --model_name_or_path M --kind classification --train_file rows.csv    your own rows
+  {PROG} qnli --model_name_or_path M --sweep --num_seeds 5              the paper's grid
+  {PROG} cola rte --model_name_or_path M --compare cls packed           heads or checkpoints, side by side
 
 `{PROG} --help` lists every option."""
 

@@ -167,6 +167,8 @@ class Run:
         self.on_signal, callbacks = SaveOnSignal(), []
         if run.early_stopping_patience is not None and run.do_train:
             callbacks.append(StopEarly(run.early_stopping_patience))
+        if args.should_save:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
         pad_to_multiple_of = 8 if args.fp16 or args.bf16 else None
         with told("The Trainer cannot start", "correct the options"):
             return FinetuningTrainer(
@@ -201,11 +203,9 @@ class Run:
 
     def begin(self, finished: set[str]) -> None:
         """Make the folder this run's."""
-        if not self.args.should_save:
-            return
         with writing(self.output_dir):
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            write_json(self.output_dir / "run.json", self.description | {"finished": sorted(finished)})
+            if self.args.should_save:
+                write_json(self.output_dir / "run.json", self.description | {"finished": sorted(finished)})
 
     def train(self) -> None:
         """Train to the end, from the newest checkpoint if there is one.

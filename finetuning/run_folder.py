@@ -175,13 +175,10 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if getattr(error, "filename", None):  # which says what cannot be written
-            raise
-        reason = re.sub(r"^\[.*?\]\W*", "", " ".join(str(error).split())).rstrip(
-            "."
-        )  # torch starts with a line of its source
-        free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.is_dir())).free
+        # torch begins with a line of its source in brackets.
+        reason = getattr(error, "strerror", None) or re.sub(r"^\[.*?\]\W*", "", " ".join(str(error).split())).rstrip(".")
+        free = shutil.disk_usage(folder if folder.is_dir() else ".").free
         raise InputError(
-            f"{folder} cannot be written ({reason}; {free / 1e6:,.0f} MB are free there): make room, then give the same "
-            "command again to go on."
+            f"{folder} cannot be written ({reason}; {free / 1e6:,.0f} MB are free there): make room or mend that, then give "
+            "the same command again to go on."
         ) from error

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -34,7 +35,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from finetuning.arguments import PROG, Arguments
 from finetuning.metrics import metric_names
-from finetuning.run_folder import writing
+from finetuning.run_folder import list_checkpoints, writing
 from finetuning.tasks import Task
 from luna_tools.cards import named_card
 from luna_tools.errors import InputError, told
@@ -61,14 +62,17 @@ def make_training_arguments(arguments: Arguments) -> TrainingArguments:
     if values["greater_is_better"] is None:
         values["greater_is_better"] = not values["metric_for_best_model"].endswith(("loss", "error"))
     others = values.pop("trainer")
-    known = {field.name for field in fields(TrainingArguments)}
+    known = {field.name: field.default for field in fields(TrainingArguments)}
     for name in others:
         if name not in known:
             raise InputError(f"`trainer.{name}` is {others[name]}, but TrainingArguments has no such field: correct it.")
     if values["fp16"] and values["use_cpu"]:
         raise InputError("`fp16` is True, but float16 is for accelerators: on a CPU, give --bf16 or neither.")
+    checkpointing = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in known)
+    values[checkpointing] = values.pop("gradient_checkpointing") or None
     # TrainingArguments reads its dictionaries from JSON.
     values = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in (values | others).items()}
+    values = {name: value for name, value in values.items() if value != known[name]}
     parser = Parser(PROG, "", TrainingArguments)
     with told("The Trainer refuses the options", "correct them"):
         (args,) = parser.parse(to_options(values))
@@ -219,6 +223,8 @@ class FinetuningTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.group_by_length = group_by_length
         self.write_card = write_card
+        # The library's rotation of checkpoints takes any folder called checkpoint-... for one.
+        self.num_kept, self.args.save_total_limit = self.args.save_total_limit, None
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         has_bars = not self.args.disable_tqdm and sys.stderr.isatty()
@@ -231,6 +237,11 @@ class FinetuningTrainer(Trainer):
     def _save_checkpoint(self, *args, **kwargs) -> None:
         with writing(Path(self.args.output_dir)):
             super()._save_checkpoint(*args, **kwargs)
+        if self.num_kept is not None and self.args.should_save:
+            newest, *others = list_checkpoints(Path(self.args.output_dir))
+            others = [path for path in others if str(path) != self.state.best_model_checkpoint]
+            for path in others[max(0, self.num_kept - 1 - (self.state.best_model_checkpoint not in (None, str(newest)))) :]:
+                shutil.rmtree(path)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
