@@ -238,10 +238,16 @@ class FinetuningTrainer(Trainer):
         with writing(Path(self.args.output_dir)):
             super()._save_checkpoint(*args, **kwargs)
         if self.num_kept is not None and self.args.should_save:
-            newest, *others = list_checkpoints(Path(self.args.output_dir))
-            others = [path for path in others if str(path) != self.state.best_model_checkpoint]
-            for path in others[max(0, self.num_kept - 1 - (self.state.best_model_checkpoint not in (None, str(newest)))) :]:
+            self.remove_old_checkpoints(self.num_kept)
+
+    def remove_old_checkpoints(self, num_kept: int) -> None:
+        """Keep the best checkpoint and the newest, and others up to so many in all."""
+        newest, *others = list_checkpoints(Path(self.args.output_dir))
+        kept = {newest} | ({Path(self.state.best_model_checkpoint)} if self.state.best_model_checkpoint else set())
+        for path in others:
+            if path not in kept and len(kept) >= num_kept:
                 shutil.rmtree(path)
+            kept.add(path)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

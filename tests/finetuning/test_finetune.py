@@ -3,6 +3,7 @@
 """Whole runs: every task from its published files, resumed runs bit by bit, custom data, any architecture."""
 
 import csv
+import itertools
 import json
 import os
 import shutil
@@ -169,33 +170,23 @@ def test_the_original_files_run_to_the_submission(task_name, checkpoint, base, t
 
 
 @pytest.mark.parametrize("pooling", [slow("cls"), "packed_mean"])
-def test_training_learns(pooling, checkpoint, base, tmp_path):
-    results = run_task(
-        "sst2",
-        model_name_or_path=checkpoint,
-        data_dir=published("sst2", "hub", base, rows=128),
-        output_dir=tmp_path / "run",
-        classifier_pooling=pooling,
-        learning_rate=6e-3,
-        num_train_epochs=5,
-        **NO_DROPOUT,
-    )
+def test_training_learns(values, pooling, base):
+    values |= {"data_dir": published("sst2", "hub", base, rows=128), "classifier_pooling": pooling, "learning_rate": 6e-3}
+    results = run_task("sst2", **values, num_train_epochs=5, **NO_DROPOUT)
     assert results["eval_accuracy"] >= 0.95
 
 
-def test_the_best_checkpoint_is_kept(checkpoint, sst2, tmp_path):
+def test_the_best_checkpoint_is_kept(values, tmp_path):
     """With a learning rate that falls apart, the epochs differ: the saved model is the best one's, not the last one's."""
-    folder = tmp_path / "run"
-    values = {"num_train_epochs": 6, "learning_rate": 0.05, **NO_DROPOUT}
-    results = run_task("sst2", model_name_or_path=checkpoint, data_dir=sst2, output_dir=folder, **values)
-    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    results = run_task("sst2", **values, num_train_epochs=6, learning_rate=0.05, **NO_DROPOUT)
+    log = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     scores = {entry["step"]: entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry}
     assert len(scores) == 6 and len(set(scores.values())) > 1
     assert results["eval_accuracy"] == max(scores.values())
     assert results["best_step"] == min(step for step, score in scores.items() if score == max(scores.values()))
 
 
-def test_a_finished_run_is_not_run_again(values, sst2, tmp_path, monkeypatch):
+def test_a_finished_run_is_not_run_again(values, monkeypatch):
     results = run_task("sst2", **values)
     monkeypatch.setattr(finetune, "load_config", None)  # what comes next is never reached
     assert run_task("sst2", **values) == results
@@ -216,26 +207,21 @@ def test_results_of_other_files_are_refused(checkpoint, sst2, tmp_path):
     ):
         before = path.read_bytes()
         path.write_bytes(before + b"\n")
-        with pytest.raises(
-            InputError, match=f"^The files of `{name}` have changed since the run in .*run: choose anot"
-        ):
+        with pytest.raises(InputError, match=f"^The files of `{name}` have changed since the run in .*run: choose anot"):
             run_task("sst2", **values, num_train_epochs=1)
         path.write_bytes(before)
     run_task("sst2", **values, num_train_epochs=1)
 
 
-def test_a_run_that_left_nothing_behind_does_not_hold_its_folder(values, sst2, tmp_path):
+def test_a_run_that_left_nothing_behind_does_not_hold_its_folder(values, tmp_path):
     with pytest.raises(InputError, match="lower learning_rate"):
         run_task("sst2", **values, learning_rate=1e6)
     run_task("sst2", **values, learning_rate=1e-4)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["learning_rate"] == 1e-4
 
 
-def test_checkpoints_hold_their_folder(values, checkpoint, sst2, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupt(patch, "signal", 1)
-        with pytest.raises(Stopped):
-            run_task("sst2", **values)
+def test_checkpoints_hold_their_folder(values, tmp_path, monkeypatch):
+    run_interrupted(monkeypatch, "signal", 1, values)
     with pytest.raises(InputError, match="holds a run with learning_rate 0.001, and this one has 0.002: choose"):
         run_task("sst2", **values, learning_rate=2e-3)
     (tmp_path / "run" / "checkpoint-2" / "rng_state.pth").rename(tmp_path / "run" / "checkpoint-2" / "rng_state_0.pth")
@@ -244,46 +230,43 @@ def test_checkpoints_hold_their_folder(values, checkpoint, sst2, tmp_path, monke
 
 
 @pytest.mark.parametrize("left_out", [slow(["do_predict"]), ["do_eval"], slow(["do_eval", "do_predict"])])
-def test_what_a_run_left_out_is_run_later_from_its_model(left_out, checkpoint, sst2, tmp_path, monkeypatch):
-    values = {"model_name_or_path": checkpoint, "data_dir": sst2, "classifier_pooling": "packed_mean"}
-    run_task("sst2", output_dir=tmp_path / "whole" / "run", **values)
-    first = run_task("sst2", output_dir=tmp_path / "run", **values, **dict.fromkeys(left_out, False))
+def test_what_a_run_left_out_is_run_later_from_its_model(values, left_out, tmp_path, monkeypatch):
+    values |= {"classifier_pooling": "packed_mean"}
+    run_task("sst2", **values | {"output_dir": tmp_path / "whole" / "run"})
+    first = run_task("sst2", **values, **dict.fromkeys(left_out, False))
     assert ("eval_accuracy" in first) == ("do_eval" not in left_out)
     assert (tmp_path / "run" / "submission.zip").exists() == ("do_predict" not in left_out)
     monkeypatch.setattr(finetune.Run, "train", None)
-    run_task("sst2", output_dir=tmp_path / "run", **values)
+    run_task("sst2", **values)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole" / "run")
     cards = [(folder / "run" / "README.md").read_text() for folder in (tmp_path, tmp_path / "whole")]
     assert cards[0] == cards[1]
     monkeypatch.setattr(finetune, "load_config", None)
-    assert run_task("sst2", output_dir=tmp_path / "run", **values) == read_results(tmp_path / "run")
+    assert run_task("sst2", **values) == read_results(tmp_path / "run")
 
 
-def test_a_folder_of_the_user_s_among_the_checkpoints_stays(values, checkpoint, sst2, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupt(patch, "crash", 5)
-        with pytest.raises(Crash):
-            run_task("sst2", **values)
+def test_a_folder_of_the_user_s_among_the_checkpoints_stays(values, tmp_path, monkeypatch):
+    run_interrupted(monkeypatch, "crash", 5, values)
     (tmp_path / "run" / "checkpoint-best").mkdir()
     run_task("sst2", **values)
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-best"]
 
 
-def test_a_broken_file_of_a_run_is_named(name, text, checkpoint, sst2, tmp_path):
-    values = {"model_name_or_path": checkpoint, "data_dir": sst2, "output_dir": tmp_path, "max_steps": 1}
+def test_a_broken_file_of_a_run_is_named(values):
+    values |= {"max_steps": 1}
     run_task("sst2", **values)
-    (tmp_path / name).write_text(text)
-    with pytest.raises(InputError, match=f"{name} is not a JSON object: choose another --output_dir, or remove"):
-        run_task("sst2", **values)
+    for name, text in itertools.product(("run.json", "all_results.json"), ("{", "[]")):
+        whole = (values["output_dir"] / name).read_text()
+        (values["output_dir"] / name).write_text(text)
+        with pytest.raises(InputError, match=f"{name} is not a JSON object: choose another --output_dir, or remove"):
+            run_task("sst2", **values)
+        (values["output_dir"] / name).write_text(whole)
 
 
-def test_checkpoints_within_an_epoch(values, checkpoint, sst2, tmp_path, monkeypatch):
+def test_checkpoints_within_an_epoch(values, tmp_path, monkeypatch):
     """The options that the docs name for it."""
     values |= {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3}
-    with monkeypatch.context() as patch:
-        interrupt(patch, "crash", 7)
-        with pytest.raises(Crash):
-            run_task("sst2", **values)
+    run_interrupted(monkeypatch, "crash", 7, values)
     assert (tmp_path / "run" / "checkpoint-6").is_dir()
     run_task("sst2", **values)
     run_task("sst2", **values | {"output_dir": tmp_path / "whole"})
@@ -309,10 +292,9 @@ class Crash(Exception):
     pass
 
 
-def interrupt(monkeypatch, how, steps):
-    """Within step `steps` + 1 of the run in this process, once: Ctrl-C, or an exception as of a broken machine."""
-    training_step = FinetuningTrainer.training_step
-    done = []
+def run_interrupted(monkeypatch, how, steps, values):
+    """A run of SST-2 with Ctrl-C, or an exception as of a broken machine, within its step `steps` + 1."""
+    training_step, done = FinetuningTrainer.training_step, []
 
     def step(self, *args, **kwargs):
         if self.state.global_step == steps and not done:
@@ -322,7 +304,10 @@ def interrupt(monkeypatch, how, steps):
             os.kill(os.getpid(), signal.SIGINT)
         return training_step(self, *args, **kwargs)
 
-    monkeypatch.setattr(FinetuningTrainer, "training_step", step)
+    with monkeypatch.context() as patch:
+        patch.setattr(FinetuningTrainer, "training_step", step)
+        with pytest.raises(Crash if how == "crash" else Stopped):
+            run_task("sst2", **values)
 
 
 def evaluations(folder):
@@ -336,8 +321,8 @@ def evaluations(folder):
 
 
 RUNS = {
-    "grouped": {"num_train_epochs": 3},
-    "ungrouped": {"num_train_epochs": 3, "group_by_length": False},
+    "grouped": {"num_train_epochs": 3, "group_by_length": True},
+    "ungrouped": {"num_train_epochs": 3},
     "accumulated": {"num_train_epochs": 3, "total_train_batch_size": 8, "per_device_train_batch_size": 4},
     "early": {"num_train_epochs": 8, "learning_rate": 1e-6, "early_stopping_patience": 2},
 }
@@ -371,15 +356,10 @@ def undisturbed(checkpoint, sst2, base):
         slow("early", "crash", 9),
     ],
 )
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
-    name, how, steps, undisturbed, checkpoint, sst2, tmp_path, monkeypatch
-):
-    values = {"model_name_or_path": checkpoint, "data_dir": sst2, "output_dir": tmp_path / "run", **RUNS[name]}
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(values, name, how, steps, undisturbed, tmp_path, monkeypatch):
+    values |= RUNS[name]
     handler = signal.getsignal(signal.SIGINT)
-    with monkeypatch.context() as patch:
-        interrupt(patch, how, steps)
-        with pytest.raises(Crash if how == "crash" else Stopped):
-            run_task("sst2", **values)
+    run_interrupted(monkeypatch, how, steps, values)
     assert signal.getsignal(signal.SIGINT) is handler
     assert (tmp_path / "run" / f"checkpoint-{steps + 1 if how == 'signal' else 4 * (steps // 4)}").is_dir()
     assert not (tmp_path / "run" / "all_results.json").exists()
@@ -396,24 +376,23 @@ def test_early_stopping_stops_after_its_patience(undisturbed):
     assert [entry["step"] for entry in evaluations(undisturbed("early"))] == [4, 8, 12]
 
 
-@pytest.mark.parametrize("change", [slow({"num_train_epochs": 2}), slow({"max_steps": 6}), RUNS["early"] | {"save_total_limit": 9}])
-def test_a_crash_after_the_training_trains_no_further(change, checkpoint, sst2, tmp_path, monkeypatch):
-    values = {"model_name_or_path": checkpoint, "data_dir": sst2, **change}
-    run_task("sst2", output_dir=tmp_path / "whole", **values)
+@pytest.mark.parametrize(
+    "change", [slow({"num_train_epochs": 2}), slow({"max_steps": 6}), RUNS["early"] | {"save_total_limit": 9}]
+)
+def test_a_crash_after_the_training_trains_no_further(values, change, tmp_path, monkeypatch):
+    values |= change
+    run_task("sst2", **values | {"output_dir": tmp_path / "whole"})
     with monkeypatch.context() as patch:
         patch.setattr(finetune.Run, "evaluate", lambda run: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run_task("sst2", output_dir=tmp_path / "run", **values)
-    run_task("sst2", output_dir=tmp_path / "run", **values)
+            run_task("sst2", **values)
+    run_task("sst2", **values)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
-def test_a_checkpoint_that_is_not_whole_is_passed_over(undisturbed, checkpoint, sst2, tmp_path, monkeypatch, caplog):
-    values = {"model_name_or_path": checkpoint, "data_dir": sst2, "output_dir": tmp_path / "run", **RUNS["grouped"]}
-    with monkeypatch.context() as patch:
-        interrupt(patch, "signal", 5)
-        with pytest.raises(Stopped):
-            run_task("sst2", **values)
+def test_a_checkpoint_that_is_not_whole_is_passed_over(values, undisturbed, tmp_path, monkeypatch, caplog):
+    values |= RUNS["grouped"]
+    run_interrupted(monkeypatch, "signal", 5, values)
     (tmp_path / "run" / "checkpoint-6" / "trainer_state.json").write_text('{"epoch": 1')
     run_task("sst2", **values)
     assert "checkpoint-6 is incomplete (trainer_state.json) and is not used." in caplog.text
@@ -563,7 +542,9 @@ def test_a_model_without_a_pad_token(sst2, tmp_path, logits):
 
 
 @pytest.mark.parametrize("architecture", [slow("luna"), "roberta", slow("modernbert")])
-@pytest.mark.parametrize("kind", [slow("classification"), slow("regression"), slow("multiple_choice"), "token_classification"])
+@pytest.mark.parametrize(
+    "kind", [slow("classification"), slow("regression"), slow("multiple_choice"), "token_classification"]
+)
 def test_accumulation_changes_nothing(architecture, kind, checkpoints, tmp_path):
     """Rows have different numbers of tags: a mean of the micro-batches' means would be another gradient."""
     rows = write_rows(tmp_path / "rows.jsonl", custom_rows(kind, 20))
@@ -583,11 +564,11 @@ def test_accumulation_changes_nothing(architecture, kind, checkpoints, tmp_path)
         torch.testing.assert_close(divided[name], tensor, rtol=1e-4, atol=1e-6)
 
 
-def test_the_evaluation_is_not_smoothed(checkpoint, sst2, tmp_path, logits, monkeypatch):
-    values = {"model_name_or_path": checkpoint, "data_dir": sst2, "label_smoothing_factor": 0.5, "max_steps": 2}
+def test_the_evaluation_is_not_smoothed(values, sst2, logits, monkeypatch):
+    values |= {"label_smoothing_factor": 0.5, "max_steps": 2}
     drawn = {}
     monkeypatch.setattr(finetune, "plot_learning_curve", lambda *args, **kwargs: drawn.update(kwargs))
-    results = run_task("sst2", output_dir=tmp_path / "run", **values)
+    results = run_task("sst2", **values)
     labels = torch.tensor(load_task(TASKS["sst2"], sst2).splits["validation"]["label"][:])
     scores = torch.from_numpy(logits["validation"])
     assert results["eval_loss"] == pytest.approx(make_loss(TASKS["sst2"])({"logits": scores}, labels).item(), rel=1e-6)
@@ -605,9 +586,8 @@ def test_luna_needs_no_search_for_unused_parameters(architecture, expected, chec
     assert seen[0].ddp_find_unused_parameters is expected
 
 
-def test_random_weights_are_those_of_a_new_model(checkpoint, sst2, tmp_path):
-    values = {"random_weights": True, "learning_rate": 0.0, "output_dir": tmp_path / "run"}
-    run_task("sst2", model_name_or_path=checkpoint, data_dir=sst2, **values)
+def test_random_weights_are_those_of_a_new_model(values, checkpoint, tmp_path):
+    run_task("sst2", **values, random_weights=True, learning_rate=0.0)
     weights, start = load_file(tmp_path / "run" / "model.safetensors"), load_file(checkpoint / "model.safetensors")
     shared = [key for key in weights if key in start and weights[key].std() > 0]
     assert shared and not any(torch.equal(weights[key], start[key]) for key in shared)

@@ -61,7 +61,7 @@ def refusal(capsys, *argv):
 WRONG = [
     ("sst3 --model_name_or_path {luna}", "sst3 is neither a task nor a .yaml or .json file of options, perhaps sst2 is"),
     ("--model_name_or_path m", "Name a task: one of cola"),
-    ("SST2 --learning_rates 1", "--learning_rates is not an option, perhaps --learning_rate is meant; `luna finetune --help`"),
+    ("SST2 --learning_rates 1", "--learning_rates is not an option, perhaps --learning_rate is meant; `luna fin"),
     ("SST2 --learning_rate fast", "`learning_rate` is 'fast', but must be of type float; .*--help"),
     ("SST2 --do_eval maybe", "`do_eval`.*got maybe"),
     ("SST2 --eval_strategy often", "`eval_strategy` is 'often', but must be one of 'no', 'steps', 'epoch'"),
@@ -80,9 +80,9 @@ WRONG = [
     ("SST2 --model_name_or_path {tuned_stsb}", "fine-tuned for 1 label, but sst2 has 2 .*: start"),
     ("SST2 --model_name_or_path {tuned_race}", "holds a LunaForMultipleChoice, but sst2 is a task of"),
     ("SST2 --model_name_or_path {answers}", "holds a LunaForQuestionAnswering, but sst2 is a task of"),
-    ("csqa --data_dir {csqa} --model_name_or_path {tuned_race}", "rows of csqa have 5 options, but .* was fine-tuned on 4: give"),
-    ("SST2 --model_name_or_path {roberta} --classifier_pooling cls", r"`classifier_pooling` was given, but .*\(roberta\) has no"),
-    ("SST2 --model_name_or_path {modernbert} --classifier_pooling packed_mean", "is 'packed_mean', which modernbert refuses: "),
+    ("csqa --data_dir {csqa} --model_name_or_path {tuned_race}", "csqa have 5 options, but .* was fine-tuned on 4: give"),
+    ("SST2 --model_name_or_path {roberta} --classifier_pooling cls", r"pooling` was given, but .*\(roberta\) has no"),
+    ("SST2 --model_name_or_path {modernbert} --classifier_pooling packed_mean", "'packed_mean', which modernbert refuses: "),
     ("SST2 --classifier_pooling max", "`classifier_pooling` is 'max', but must be one of 'cls'"),
     ("SST2 --hidden_dropout_prob 1.5", "`hidden_dropout_prob` is 1.5: give at least 0 and below 1"),
     ("SST2 --learning_rate nan", "`learning_rate` is nan: give a finite number"),
@@ -94,7 +94,7 @@ WRONG = [
     ("SST2 --max_sequence_length 97", "`max_sequence_length` is 97, but .* at most 96 tokens: give"),
     ("SST2 --model_name_or_path {roberta} --max_sequence_length 97", "is 97, but .*roberta reads at most 96 tokens"),
     ("SST2 --total_train_batch_size 0", "`total_train_batch_size` is 0: give at least 1"),
-    ("SST2 --total_train_batch_size 8 --gradient_accumulation_steps 2", "is 2, but it follows from `total_train_batch_size` 8"),
+    ("SST2 --total_train_batch_size 8 --gradient_accumulation_steps 2", "is 2, but it follows from `total_train_batch"),
     ("cola --model_name_or_path m --recipe official", "`recipe` is 'official', which has no values for cola: choose table9"),
     ("RACE --recipe best", "`recipe` is 'best', which has no values for race: choose table9 or official"),
     ("sst2 {base}/broken.yaml", "broken.yaml is not valid YAML or JSON at line 2: correct it"),
@@ -116,7 +116,7 @@ WRONG = [
     ("SST2 --output_dir {base}/rows.csv", "--output_dir is .*rows.csv, but .*rows.csv is a file: choose"),
     ("SST2 --output_dir {base}/rows.csv/run", "run, but .*rows.csv is a file: choose another"),
     ("csqa --data_dir {csqa} --model_name_or_path {gpt2}", r"gpt2 \(gpt2\) cannot be loaded for multiple ch"),
-    ("csqa --data_dir {csqa} --model_name_or_path {gpt2} --random_weights", r"gpt2 \(gpt2\) cannot do multiple choice \(Unrec"),
+    ("csqa --data_dir {csqa} --model_name_or_path {gpt2} --random_weights", r"gpt2 \(gpt2\) cannot do multiple choice"),
     ("SST2 --model_name_or_path {t5}", r"t5 \(t5\) cannot do classification \(.*decoder_start_token_id.*\): give"),
     ("SST2 --model_name_or_path {vit}", r"vit \(vit\) reads no text: give a model that does"),
     ("SST2 --model_name_or_path {no_end}", "no_end has neither a pad token nor an end token: give it one of"),
@@ -127,13 +127,13 @@ WRONG = [
     ("SST2 --lr_scheduler_type slow", "`lr_scheduler_type` is 'slow', but must be one of 'linear', 'cosine'"),
     ("SST2 --optim_args foo", r"`optim` adamw_torch.* cannot be used \(.*\): correct --optim or"),
     ("SST2 --dataloader_drop_last", "--dataloader_drop_last is not an option"),
-    ("SST2 --trainer.dataloader_drop_last true", "`trainer.dataloader_drop_last` is True, but the evaluation would lose rows: lea"),
+    ("SST2 --trainer.dataloader_drop_last true", "drop_last` is True, but the evaluation would lose rows: lea"),
     ("SST2 --trainer.label_names foo", "`trainer.label_names` is foo, but every task has the one column of labels"),
     ("SST2 --trainer.prediction_loss_only true", "`trainer.prediction_loss_only` is True, but the metrics need the scores"),
     ("SST2 --trainer.resume_from_checkpoint d", "`trainer.resume_from_checkpoint` is d, but the same command goes on from"),
     ("SST2 --trainer.hub_strategy checkpoint", "`trainer.hub_strategy` is checkpoint, but only a finished run is pushed"),
     ("SST2 --trainer.seed 3", "`trainer.seed` is 3, but seed is an option of its own: give --seed 3"),
-    ("SST2 --trainer.torch_compiles true", "`trainer.torch_compiles` is True, but TrainingArguments has no such field: corr"),
+    ("SST2 --trainer.torch_compiles true", "_compiles` is True, but TrainingArguments has no such field: corr"),
     ("SST2 --trainer.torch_compile maybe", "`torch_compile`: .*got maybe"),
     ("SST2 --trainer fast", "--trainer is 'fast', but must be `name: value` pairs, set by --trainer.NAME VALUE"),
     ("SST2 --train_file c/train.csv", r"`train_file` was given, but sst2 \(classification\) does not read"),
@@ -141,12 +141,12 @@ WRONG = [
     ("SST2 --max_option_length 9", "`max_option_length` was given, but sst2"),
     ("CUSTOM --kind regression --data_dir d", r"`data_dir` was given, but custom \(regression\) does"),
     ("CUSTOM --kind regression --class_names a b", "`class_names` was given, but custom"),
-    ("CUSTOM --kind token_classification --classifier_pooling mean", r"`classifier_pooling` .* custom \(token classification\)"),
-    ("CUSTOM --kind token_classification --train_file t --compare cls packed", "`compare` has cls, but token classification r"),
-    ("CUSTOM --kind regression --validation_file a --validation_fraction 0.2", "`validation_fraction` was given beside `valida"),
+    ("CUSTOM --kind token_classification --classifier_pooling mean", r"pooling` .* custom \(token classification\)"),
+    ("CUSTOM --kind token_classification --train_file t --compare cls packed", "`compare` has cls, but token cl"),
+    ("CUSTOM --kind regression --validation_file a --validation_fraction 0.2", "fraction` was given beside `valida"),
     ("SST2 --num_seeds 3", "`num_seeds` was given, but only --sweep and --compare read it: leave"),
     ("CUSTOM", "A custom task needs --kind: classification, regression"),
-    ("CUSTOM --kind classification --test_file {base}/rows.csv --class_names a b", "custom has no train rows here: give --train"),
+    ("CUSTOM --kind classification --test_file {base}/rows.csv --class_names a b", "custom has no train rows here: give"),
     ("SST2 --learning_rate 1e6", "NaN or infinite in 16 of 16 rows, so the training has diverged: lower learning_rate"),
     ("SST2 --fp16", "`fp16` is True, but float16 is for accelerators: on a CPU, give --bf16 or neither"),
 ]  # fmt: skip
@@ -180,7 +180,8 @@ def wrong(tuned, checkpoints, base):
     """Name -> a folder or file that the cases above speak of."""
     places = {"base": base, **checkpoints} | {f"tuned_{name}": folder for name, folder in tuned.items()}
     places |= {name: published(name, "hub", base) for name in ("sst2", "race", "mnli", "rte", "stsb", "csqa")}
-    changed = {"more_entries": {"vocab_size": 100}, "fewer_entries": {"vocab_size": 4096}, "other_padding": {"pad_token_id": 3}}
+    changed = {"more_entries": {"vocab_size": 100}, "fewer_entries": {"vocab_size": 4096}}
+    changed |= {"other_padding": {"pad_token_id": 3}}
     for name in ("no_tokenizer", "broken", "answers", "no_end", *changed):
         places[name] = base / name
         shutil.copytree(checkpoints["luna"], base / name)
@@ -215,7 +216,10 @@ def test_deepspeed_that_is_not_installed_is_named(values, monkeypatch, capsys):
     assert sentence.startswith("`deepspeed` is zero2.json, but the package deepspeed is not installed: run `pip install 'luna-")
 
 
-@pytest.mark.parametrize(("limit", "reason"), [(20_000, "File too large"), (100_000, "I/O error"), (250_000, "pos|Pytorch")])
+LIMITS = [(20_000, "File too large"), (100_000, "I/O error"), (250_000, "pos|Pytorch")]  # bytes, and what libraries say
+
+
+@pytest.mark.parametrize(("limit", "reason"), LIMITS)
 def test_a_full_disk_is_one_sentence(limit, reason, values, tmp_path, capsys, monkeypatch):
     """A limit on the size of a file, which libraries meet as they meet a disk's end: in code, model, or optimizer."""
 
@@ -248,8 +252,9 @@ def test_a_run_tells_its_evaluations_its_results_and_where_they_are(values, tmp_
     assert caplog.messages[0] == "Processes: 1, on cpu."
     number = r"\d+(\.\d+)?"
     lines = [line for line in caplog.messages if line.startswith("Epoch ")]
-    expected = [f"Epoch {n}, step {4 * n} of 8: eval_loss {number}, eval_accuracy {number}, training loss {number}" for n in (1, 2)]
-    assert len(lines) == 2 and all(re.fullmatch(*pair) for pair in zip(expected, lines, strict=True))
+    values = f"eval_loss {number}, eval_accuracy {number}, training loss {number}"
+    for epoch, line in zip((1, 2), lines, strict=True):
+        assert re.fullmatch(f"Epoch {epoch}, step {4 * epoch} of 8: {values}", line)
 
 
 def test_long_phases_tell_how_far_they_are(values, caplog, monkeypatch):
@@ -265,7 +270,7 @@ def test_a_training_that_diverged_is_told(values, tmp_path, caplog):
     """At this learning rate the loss goes up and stays finite."""
     assert run_main("sst2", *to_options(**values | {"learning_rate": 10, "num_train_epochs": 3})) == 0
     warning = read_results(tmp_path / "run")["warning"]
-    pattern = r"The training diverged: its loss began at .* and ended at .*, where constant predictions have 0.69.*: lower learning_rate\."
+    pattern = r"The training diverged: its loss began at .* and ended at .*, where constant predictions have 0.69.*: lower .*\."
     assert re.fullmatch(pattern, warning) and f"warning: {warning}" in caplog.messages
     assert f"**{warning}**" in (tmp_path / "run" / "README.md").read_text()
 
@@ -313,9 +318,10 @@ def test_two_processes_train_as_one(values, base, tmp_path):
 def test_torchrun_launches_the_program(values, tmp_path):
     """Without --use_cpu: where there is no accelerator, the CPU is used."""
     options = to_options(**values | {"max_steps": 2, "use_cpu": None})
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "finetuning", "sst2"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([*command, *options], capture_output=True, text=True, env=env, cwd=tmp_path)
+    command = [*launcher, "-m", "finetuning", "sst2", *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Saved in") == 1 and done.stderr.count("Processes: 2, on cpu.") == 1
 
