@@ -53,14 +53,14 @@ def plan(task_names: list[str], options: list[str], settings: list[dict[str, str
     """
     planned = []
     for task_name in task_names:
+        base = parse(task_name, options, task_names)
+        twice = sorted(base.given & ({name for setting in settings for name in setting} - {"seed", "model_name_or_path"}))
+        if twice:
+            raise InputError(f"`{twice[0]}` was given, but the runs differ in it: leave it out.")
+        has_labels = base.task.name != "custom" or base.data.train_file or base.data.validation_file
+        if not (base.run.do_eval and has_labels):
+            raise InputError("Runs are compared by their evaluation: give validation rows and no --no_do_eval.")
         for setting in settings:
-            base = parse(task_name, options, task_names)
-            twice = sorted(base.given & (set(setting) - {"seed", "model_name_or_path"}))
-            if twice:
-                raise InputError(f"`{twice[0]}` was given, but the runs differ in it: leave it out.")
-            has_labels = base.task.name != "custom" or base.data.train_file or base.data.validation_file
-            if not (base.run.do_eval and has_labels):
-                raise InputError("Runs are compared by their evaluation: give validation rows and no --no_do_eval.")
             # The whole path of a checkpoint: pretraining calls each one "model".
             name = "-".join(f"{name}_{value.strip('/').replace('/', '-')}" for name, value in setting.items())
             folder = Path(base.training.output_dir, *([task_name] if len(task_names) > 1 else []), name)

@@ -331,6 +331,7 @@ class Run:
             versions={library.__name__: library.__version__ for library in (transformers, torch, datasets)},
             model_type=config.model_type,
             base_model=None if description["random_weights"] else description["model_name_or_path"],
+            base_is_on_hub="model" not in description["digests"],
             data_description=f"{task.title}, from {source}.",
             classifier_pooling=None if task.kind == "token_classification" else getattr(config, "classifier_pooling", None),
             pictures=tuple(sorted(path.name for path in self.output_dir.glob("*.png"))),

@@ -6,7 +6,6 @@ from pathlib import Path
 from string import Template
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from finetuning.data import TaskData
 from finetuning.metrics import ENTITY_METRICS, metric_names
@@ -52,6 +51,7 @@ def make_model_card(
     *,
     model_type: str,
     base_model: str | None,
+    base_is_on_hub: bool = False,
     data_description: str,
     classifier_pooling: str | None = None,
     pictures: tuple[str, ...] = (),
@@ -67,7 +67,8 @@ def make_model_card(
         hyperparameters: by name of the option; those that are None are left out.
         versions: library -> version.
         model_type: as the model's config has it.
-        base_model: the checkpoint that was fine-tuned, a folder or a Hub name, or None for random weights.
+        base_model: the checkpoint that was fine-tuned, or None for random weights.
+        base_is_on_hub: whether that is a name on the Hub, and not a folder.
         data_description: one or more sentences on where the data comes from.
         classifier_pooling: the sentence representation, for models that have a choice.
         pictures: names of files beside the card.
@@ -78,7 +79,7 @@ def make_model_card(
     task = data.task
     card_data = ModelCardData(
         model_name=model_name,
-        base_model=base_model if is_hub_name(base_model) else None,
+        base_model=base_model if base_is_on_hub else None,
         datasets=[task.hub_dataset] if task.hub_dataset else None,
         language=language or ("en" if task.hub_dataset else None),
         library_name="transformers",
@@ -120,16 +121,6 @@ def make_model_card(
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits_of(data, metrics, hyperparameters)),
     ]
     return ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n")
-
-
-def is_hub_name(name: str | None) -> bool:
-    if name is None or Path(name).exists():
-        return False
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def results_table(metrics: dict[str, dict[str, float]]) -> str:

@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0.
 """transformers' Trainer as this program uses it: its arguments, the loss, the order of the rows, and what it tells."""
 
+import functools
 import gc
 import json
 import logging
@@ -73,11 +74,15 @@ def make_training_arguments(arguments: Arguments) -> TrainingArguments:
     # TrainingArguments reads its dictionaries from JSON.
     values = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in (values | others).items()}
     values = {name: value for name, value in values.items() if value != known[name]}
-    parser = Parser(PROG, "", TrainingArguments)
     with told("The Trainer refuses the options", "correct them"):
-        (args,) = parser.parse(to_options(values))
+        (args,) = trainer_parser().parse(to_options(values))
         check_launch(args.world_size)  # which starts the processes' group
     return args
+
+
+@functools.cache  # the runs of a sweep share it
+def trainer_parser() -> Parser:
+    return Parser(PROG, "", TrainingArguments)
 
 
 def best_metric(arguments: Arguments) -> str:

@@ -213,7 +213,7 @@ def test_processes_that_do_not_know_each_other_are_refused(monkeypatch):
 def test_deepspeed_that_is_not_installed_is_named(values, monkeypatch, capsys):
     monkeypatch.setattr(arguments.importlib.util, "find_spec", lambda name: None)
     sentence = refusal(capsys, "sst2", *to_options(**values | {"deepspeed": "zero2.json"}))
-    assert sentence.startswith("`deepspeed` is zero2.json, but the package deepspeed is not installed: run `pip install 'luna-")
+    assert sentence.startswith("`deepspeed` is zero2.json, but the package deepspeed is not installed: run `pip install")
 
 
 LIMITS = [(20_000, "File too large"), (100_000, "I/O error"), (250_000, "pos|Pytorch")]  # bytes, and what libraries say
@@ -270,8 +270,8 @@ def test_a_training_that_diverged_is_told(values, tmp_path, caplog):
     """At this learning rate the loss goes up and stays finite."""
     assert run_main("sst2", *to_options(**values | {"learning_rate": 10, "num_train_epochs": 3})) == 0
     warning = read_results(tmp_path / "run")["warning"]
-    pattern = r"The training diverged: its loss began at .* and ended at .*, where constant predictions have 0.69.*: lower .*\."
-    assert re.fullmatch(pattern, warning) and f"warning: {warning}" in caplog.messages
+    pattern = r"The training diverged: its loss began at .* and ended at .*, where constant predictions have 0.69.*: lower "
+    assert re.match(pattern, warning) and f"warning: {warning}" in caplog.messages
     assert f"**{warning}**" in (tmp_path / "run" / "README.md").read_text()
 
 
@@ -286,6 +286,7 @@ def test_what_is_uploaded_tells_no_local_path(values, tmp_path):
         assert path.is_dir() or bytes(tmp_path.parent) not in path.read_bytes(), path
     card = (tmp_path / "run" / "README.md").read_text()
     assert "license: mit" in card and "language: de" in card and "the checkpoint `luna`, fine-tuned" in card
+    assert "base_model" not in card  # it is no name on the Hub
 
 
 def test_ctrl_c_while_libraries_load_is_no_traceback(values, tmp_path):
@@ -414,5 +415,3 @@ def test_the_program_starts_by_both_names(name):
     argv = ["finetune", "--help"] if name == "luna_tools.command_line" else ["--help"]
     done = subprocess.run([sys.executable, "-m", name, *argv], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and done.stdout.startswith("usage: luna finetune TASK")
-
-
