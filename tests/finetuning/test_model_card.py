@@ -157,7 +157,7 @@ def test_the_example_works(tmp_path, capsys, task, auto_class, labels):
     installed = "import modeling_luna\n" + named_card(code, folder).replace(", trust_remote_code=True", "")
     variables = {}
     exec(compile(installed, "example", "exec"), variables)
-    printed = capsys.readouterr().out.strip()
+    printed = capsys.readouterr().out.strip().splitlines()[-1]
     if task.kind == "multiple_choice":
         assert printed in data.splits["train"][0]["options"]
         encoded = encode(data, tokenizer, 256)["train"][0]["input_ids"]
@@ -167,9 +167,9 @@ def test_the_example_works(tmp_path, capsys, task, auto_class, labels):
         assert "score" in printed or printed == "[]"
     known = {"model_type": "luna", "base_model": None, "data_description": "Some data."}
     assert f"```python\n{code}```" in make_model_card("me/luna", data, {}, {}, VERSIONS, **known).content
-    if task.name in ("sst2", "race"):  # a pipeline and Auto classes, in a stranger's process
+    if task.name == "sst2":  # in a stranger's process
         done = run_program(named_card(code, folder), tmp_path / "elsewhere")
-        assert done.returncode == 0 and done.stdout.strip() == printed, done.stderr
+        assert done.returncode == 0 and done.stdout.strip().splitlines()[-1] == printed, done.stderr
 
 
 def test_other_models_need_no_luna():
