@@ -29,8 +29,8 @@ try:  # loading takes seconds, in which Ctrl-C would leave a traceback
     from sklearn.pipeline import make_pipeline
 
     from finetuning.experiments import POOLING_NAMES, compare, markdown_table, percent
-    from finetuning.train import Interrupted, write_json
-    from luna_tools.errors import InputError
+    from luna_tools.errors import InputError, Stopped
+    from luna_tools.files import write_json
     from pretraining.prepare.sources import python_docs
 except KeyboardInterrupt:
     sys.exit(130)
@@ -174,7 +174,7 @@ def main() -> int:
     except OSError as error:
         print(f"error: {error.filename} cannot be used: {error.strerror}.", file=sys.stderr)
         return 2
-    except (Interrupted, KeyboardInterrupt):
+    except (Stopped, KeyboardInterrupt):
         print("Interrupted: give the same command again to go on.", file=sys.stderr)
         return 130
     table = report(splits, scores, runs, options.num_seeds)
