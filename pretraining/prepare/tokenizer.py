@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from luna_tools.errors import InputError
+from luna_tools.tokenizer import FIRST_TOKENS, MASK_TOKEN, wrap_tokenizer  # noqa: F401  (with the others of this file)
 
 if TYPE_CHECKING:  # transformers is imported where it is used: the worker processes have no use for it
     from transformers import PreTrainedTokenizerFast
 
-FIRST_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3
-MASK_TOKEN = "<mask>"  # the last id
 MIN_VOCAB_SIZE = len(FIRST_TOKENS) + 256 + 1  # every byte is an entry
 MIN_FREQUENCY = 2  # a pair of tokens seen once is not merged
 
@@ -51,23 +50,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         ("</s>", FIRST_TOKENS.index("</s>")), ("<s>", FIRST_TOKENS.index("<s>")), add_prefix_space=False
     )
     return tokenizer
-
-
-def wrap_tokenizer(tokenizer: Tokenizer) -> "PreTrainedTokenizerFast":
-    """Returns a trained tokenizer as the transformers class that `AutoTokenizer` loads."""
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        sep_token="</s>",
-        cls_token="<s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        mask_token=AddedToken(MASK_TOKEN, lstrip=True, special=True),
-        model_input_names=["input_ids", "attention_mask"],
-    )
 
 
 def load_tokenizer(name_or_path: str) -> "PreTrainedTokenizerFast":
