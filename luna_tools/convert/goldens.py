@@ -65,6 +65,16 @@ def read_goldens(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     return goldens, facts
 
 
+def build_model(
+    model_class: type[PreTrainedModel], config: LunaConfig, weights: dict[str, torch.Tensor], attention: str
+) -> PreTrainedModel:
+    """A model with converted weights, in eval mode; of these it takes what it has."""
+    config._attn_implementation = attention
+    model = model_class(config).eval()
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+    return model
+
+
 def check_same_model(config: LunaConfig, facts: dict) -> None:
     """Raises InputError for goldens of another model."""
     ours = args_from_config(config) | {"vocab_size": config.vocab_size}
