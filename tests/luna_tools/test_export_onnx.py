@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.support.luna_builders import build
+from tests.support.stopped_command import exit_status_when_stopped
 
 from modeling_luna import LunaForMultipleChoice, LunaForQuestionAnswering, LunaForTokenClassification, LunaModel
-from tests.support.stopped_command import exit_status_when_stopped
 
 for library in ("onnxscript", "onnxruntime"):
     pytest.importorskip(library, reason=f"{library} is not installed: pip install 'luna-transformers[onnx]'")

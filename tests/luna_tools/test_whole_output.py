@@ -6,9 +6,9 @@ import signal
 from pathlib import Path
 
 import pytest
+from tests.support.stopped_command import exit_status_when_stopped
 
 from luna_tools.files import one_sentence_when_stopped, put_in_place, staging_folder
-from tests.support.stopped_command import exit_status_when_stopped
 
 
 def tree(folder) -> list[str]:
