@@ -25,6 +25,7 @@ try:
 except ImportError:
     import httpx  # of huggingface_hub 1
 
+from luna_tools.cards import model_card, named_card
 from luna_tools.errors import InputError, one_line
 from luna_tools.publish import TRAINING_STATE, additions, files_to_upload
 from luna_tools.settings import Parser
@@ -262,13 +263,12 @@ def check_model(folder: Path, auto_name: str, class_name: str) -> dict:
     return found
 
 
-def write_card(folder: Path, auto_name: str, found: dict) -> CommitOperationAdd:
+def write_card(folder: Path, auto_name: str, found: dict, repository: str, revision: str | None) -> CommitOperationAdd:
     """A card for a folder that has none; the folder stays without."""
     from configuration_luna import LunaConfig
-    from luna_tools.cards import model_card
 
     card = model_card(LunaConfig.from_pretrained(folder), found["class"], auto_name, found["parameters"])
-    return CommitOperationAdd("README.md", card.encode("utf-8"))
+    return CommitOperationAdd("README.md", named_card(card, repository, revision).encode("utf-8"))
 
 
 def describe(folder: Path, operations: list[CommitOperationAdd], found: dict) -> str:
@@ -380,7 +380,7 @@ def main(argv: list[str]) -> None:
     found = check_model(folder, auto_name, class_name)
     operations = additions(folder, names, repository, options.revision)
     if "README.md" not in names:
-        operations.append(write_card(folder, auto_name, found))
+        operations.append(write_card(folder, auto_name, found, repository, options.revision))
     print(describe(folder, operations, found))
     if options.dry_run:
         print(f"Nothing was uploaded to {repository}: this was a dry run.")
