@@ -185,7 +185,7 @@ class Parser(HfArgumentParser):
         if unknown:
             name = re.split("[.=]", unknown[0].removeprefix("--"), maxsplit=1)[0]
             near = difflib.get_close_matches(name, self.field_types, n=1)
-            self.error(f"{unknown[0]} is not an option" + (f", perhaps --{near[0]} is meant" if near else ""))
+            self.error(f"{unknown[0]!r} is not an option" + (f", perhaps --{near[0]} is meant" if near else ""))
         return tuple(objects)
 
     def parse_command(self, argv: list[str]) -> tuple[list[str], Any]:

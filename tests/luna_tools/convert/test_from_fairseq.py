@@ -532,6 +532,7 @@ def test_a_model_that_does_not_load_back_is_not_kept(monkeypatch, tmp_path):
 
 
 LIMITED = """
+sys.dont_write_bytecode = True  # the limit is for these files too
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 from luna_tools.command_line import run
