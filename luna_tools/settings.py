@@ -116,6 +116,15 @@ def field_docs(dataclass: type) -> dict[str, str]:
     return docs
 
 
+# What argparse says of a value, and how this project says it.
+REWORDED = (
+    (r"argument --(\w+)\S*: invalid (\w+) value: (.*)", r"`\1` is \3, but must be of type \2"),
+    (r"argument --(\w+)\S*: invalid choice: (.*) \(choose from (.*)\)", r"`\1` is \2, but must be one of \3"),
+    (r"argument --(\w+)\S*: (.*)", r"`\1`: \2"),
+    (r"the following arguments are required: --(\w+).*", r"`\1` is missing: give --\1"),
+)
+
+
 class Parser(HfArgumentParser):
     """Options by the fields of dataclasses.
 
@@ -150,7 +159,9 @@ class Parser(HfArgumentParser):
         return dict in (annotation, *map(get_origin, (annotation, *get_args(annotation))))
 
     def error(self, message: str):
-        raise InputError(f"{message[0].upper()}{message[1:].rstrip('.')}: `{self.prog} --help` lists the options.")
+        for pattern, wording in REWORDED:
+            message = re.sub(f"^{pattern}$", wording, message)
+        raise InputError(f"{message[0].upper()}{message[1:].rstrip('.')}; `{self.prog} --help` lists the options.")
 
     def parse(self, options: list[str]) -> tuple[Any, ...]:
         """One object of each dataclass.
@@ -161,24 +172,24 @@ class Parser(HfArgumentParser):
         values: dict[str, dict] = {}
         plain, tokens = [], iter(options)
         for token in tokens:
-            name, dot, rest = token[2:].partition(".")
-            if not (token.startswith("--") and dot and self.is_dict(name)):
+            path, equals, text = token.removeprefix("--").partition("=")
+            name, *sections = path.split(".")
+            if not (token.startswith("--") and self.is_dict(name)):
                 plain.append(token)
                 continue
-            path, equals, text = rest.partition("=")
-            text = text if equals else next(tokens, None)
-            if text is None or not path:
-                self.error(f"the option {token} has no value")
-            *sections, leaf = path.split(".")
-            inside = values.setdefault(name, {})
-            for section in sections:
+            text = text if equals else next(tokens, "")
+            try:
+                value = yaml.load(text, Loader)
+            except yaml.YAMLError:
+                self.error(f"the value {text!r} of --{path} is not valid YAML")
+            inside = values
+            for section in [name, *sections][:-1]:
                 inside = inside.setdefault(section, {})
                 if not isinstance(inside, dict):
-                    self.error(f"the option {token} goes into {section}, which is a single value")
-            try:
-                inside[leaf] = yaml.load(text, Loader)
-            except yaml.YAMLError:
-                self.error(f"the value {text!r} of {token} is not valid YAML")
+                    self.error(f"--{path} goes into {section}, which is a single value")
+            inside[[name, *sections][-1]] = value
+            if not isinstance(values[name], dict):
+                self.error(f"--{name} is {text!r}, but must be `name: value` pairs, set by --{name}.NAME VALUE")
         for name, inside in values.items():
             plain += [f"--{name}", json.dumps(inside)]
         *objects, unknown = self.parse_args_into_dataclasses(plain, return_remaining_strings=True, look_for_args_file=False)
