@@ -13,8 +13,6 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-ENVIRONMENT = os.path.join(ROOT, ".venv")
-CONSTRAINTS = os.path.join(ROOT, "scripts", "constraints.txt")
 MINIMUM_PYTHON = (3, 11)
 # PyTorch for Linux comes with its CUDA libraries unless the user's pip is told otherwise.
 NEEDED_GIB = 10 if sys.platform == "linux" else 4
@@ -57,23 +55,29 @@ def check_disk():
         )
 
 
-def ensure(extra, needs_compiler=False):
-    """Create .venv with the project and `extra` installed, unless that is done. Returns its Python."""
+def ensure(extra, needs_compiler=False, libraries=None):
+    """Create .venv with the project and `extra` installed, unless that is done. Returns its Python.
+
+    With `libraries`, "oldest" or "newest", it is .venv-oldest or .venv-newest, with these constraints.
+    """
     check_machine(needs_compiler)
+    suffix = f"-{libraries}" if libraries else ""
+    environment = os.path.join(ROOT, f".venv{suffix}")
+    constraints = os.path.join(ROOT, "scripts", f"constraints{suffix}.txt")
     digest = hashlib.sha256()
-    for path in (os.path.join(ROOT, "setup.cfg"), CONSTRAINTS):
+    for path in (os.path.join(ROOT, "setup.cfg"), constraints):
         with open(path, "rb") as file:
             digest.update(file.read())
-    stamp = os.path.join(ENVIRONMENT, f"luna-{extra}-{digest.hexdigest()[:16]}")
-    python = os.path.join(ENVIRONMENT, "bin", "python")
+    stamp = os.path.join(environment, f"luna-{extra}-{digest.hexdigest()[:16]}")
+    python = os.path.join(environment, "bin", "python")
     if os.path.exists(stamp):
         return python
     check_disk()
-    print(f"Installing Luna and what it needs into {ENVIRONMENT} (once, a few minutes).", flush=True)
+    print(f"Installing Luna and what it needs into {environment} (once, a few minutes).", flush=True)
     # Harmless where the environment is whole, and mends one whose making was interrupted.
-    if subprocess.call([sys.executable, "-m", "venv", ENVIRONMENT]) != 0:
-        stop(f"The environment {ENVIRONMENT} could not be made; Python's own message is above.")
-    command = [python, "-m", "pip", "install", "-c", CONSTRAINTS, "-e", f"{ROOT}[{extra}]"]
+    if subprocess.call([sys.executable, "-m", "venv", environment]) != 0:
+        stop(f"The environment {environment} could not be made; Python's own message is above.")
+    command = [python, "-m", "pip", "install", "-c", constraints, "-e", f"{ROOT}[{extra}]"]
     if subprocess.call(command) != 0:
         stop("pip could not install the packages; its own message is above. Run this command again when that is mended.")
     with open(stamp, "w"):

@@ -74,14 +74,14 @@ def test_a_file_stands_where_it_is_named_and_later_wins(tmp_path):
 
 
 REFUSED = [
-    ("--stepz 3", "'--stepz' is not an option, perhaps --steps is meant: `program --help` lists the options."),
+    ("--stepz 3", "'--stepz' is not an option, perhaps --steps is meant; `program --help` lists the options."),
     ("--modle.hidden_size 3", "'--modle.hidden_size' is not an option, perhaps --model is meant"),
-    ("--steps many", "--steps: invalid int value: 'many'"),
-    ("--kind three", "--kind: invalid choice: 'three'"),
-    ("--steps", "--steps: expected one argument"),
-    ("--model.hidden_size", "The option --model.hidden_size has no value"),
-    ("--model.a 1 --model.a.b 2", "The option --model.a.b goes into a, which is a single value"),
+    ("--steps many", "`steps` is 'many', but must be of type int"),
+    ("--kind three", "`kind` is 'three', but must be one of "),
+    ("--steps", "`steps`: expected one argument"),
+    ("--model.a 1 --model.a.b 2", "--model.a.b goes into a, which is a single value"),
     ("--model.a [1", "The value '[1' of --model.a is not valid YAML"),
+    ("--model 5", "--model is '5', but must be `name: value` pairs, set by --model.NAME VALUE"),
     ("word", "'word' is not an option"),
 ]
 
@@ -94,7 +94,7 @@ def test_mistakes_are_one_sentence(line, sentence):
 
 
 def test_a_field_without_a_default_must_be_given():
-    with pytest.raises(InputError, match="^The following arguments are required: --output_dir: `program --help` lists"):
+    with pytest.raises(InputError, match="^`output_dir` is missing: give --output_dir; `program --help` lists"):
         Parser("program", "It runs.", Options).parse([])
 
 
@@ -132,7 +132,7 @@ def test_words_are_counted():
     words, options = parser.parse_command(["a", "b", "--output_dir", "out"])
     assert words == ["a", "b"] and options.output_dir == "out"
     for found in ([], ["a"], ["a", "b", "c"]):
-        with pytest.raises(InputError, match=f"^Give FOLDER NAME before the options, not {' '.join(found) or 'nothing'}: "):
+        with pytest.raises(InputError, match=f"^Give FOLDER NAME before the options, not {' '.join(found) or 'nothing'}; "):
             parser.parse_command([*found, "--output_dir", "out"])
 
 
