@@ -13,6 +13,13 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+CONSTRAINTS = os.path.join(ROOT, "scripts", "constraints.txt")
+# Pairs that the tests ran with: the usual one, and the ends of setup.cfg's ranges.
+LIBRARIES = {
+    "usual": ["torch==2.13.0", "transformers==5.23.0"],
+    "oldest": ["torch==2.11.0", "transformers==5.17.0"],
+    "newest": ["torch==2.15.0", "transformers==5.24.0"],
+}
 MINIMUM_PYTHON = (3, 11)
 # PyTorch for Linux comes with its CUDA libraries unless the user's pip is told otherwise.
 NEEDED_GIB = 10 if sys.platform == "linux" else 4
@@ -55,17 +62,15 @@ def check_disk():
         )
 
 
-def ensure(extra, needs_compiler=False, libraries=None):
+def ensure(extra, needs_compiler=False, libraries="usual"):
     """Create .venv with the project and `extra` installed, unless that is done. Returns its Python.
 
-    With `libraries`, "oldest" or "newest", it is .venv-oldest or .venv-newest, with these constraints.
+    Other `libraries` than the usual ones have an environment of their own: .venv-oldest or .venv-newest.
     """
     check_machine(needs_compiler)
-    suffix = f"-{libraries}" if libraries else ""
-    environment = os.path.join(ROOT, f".venv{suffix}")
-    constraints = os.path.join(ROOT, "scripts", f"constraints{suffix}.txt")
-    digest = hashlib.sha256()
-    for path in (os.path.join(ROOT, "setup.cfg"), constraints):
+    environment = os.path.join(ROOT, ".venv" if libraries == "usual" else f".venv-{libraries}")
+    digest = hashlib.sha256(" ".join(LIBRARIES[libraries]).encode())
+    for path in (os.path.join(ROOT, "setup.cfg"), CONSTRAINTS):
         with open(path, "rb") as file:
             digest.update(file.read())
     stamp = os.path.join(environment, f"luna-{extra}-{digest.hexdigest()[:16]}")
@@ -77,7 +82,7 @@ def ensure(extra, needs_compiler=False, libraries=None):
     # Harmless where the environment is whole, and mends one whose making was interrupted.
     if subprocess.call([sys.executable, "-m", "venv", environment]) != 0:
         stop(f"The environment {environment} could not be made; Python's own message is above.")
-    command = [python, "-m", "pip", "install", "-c", constraints, "-e", f"{ROOT}[{extra}]"]
+    command = [python, "-m", "pip", "install", "-c", CONSTRAINTS, "-e", f"{ROOT}[{extra}]", *LIBRARIES[libraries]]
     if subprocess.call(command) != 0:
         stop("pip could not install the packages; its own message is above. Run this command again when that is mended.")
     with open(stamp, "w"):

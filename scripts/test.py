@@ -24,8 +24,9 @@ def main():
     parser.add_argument("--all", action="store_true", help="also the tests that are marked slow")
     parser.add_argument(
         "--libraries",
-        choices=["oldest", "newest"],
-        help="in an environment of its own, with the oldest or the newest transformers and torch that setup.cfg allows",
+        choices=list(environment.LIBRARIES),
+        default="usual",
+        help="oldest, newest: in an environment of its own, with the oldest or newest transformers and torch of setup.cfg",
     )
     options, others = parser.parse_known_args()
     try:

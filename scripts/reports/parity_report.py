@@ -70,10 +70,11 @@ gradients of a head, the error of `loss` and `grad` counts. Above 1, `tests/mode
 
 A clone carries {len(carried)} of these {len(variants)} variants, in `{OF_THE_CLONE}`:
 {", ".join(f"`{name}`" for name in sorted(carried))}.
-Where the others are not at hand, beside the clone in `../shared/parity` or where LUNA_PARITY_KIT says, their tests are skipped.
+Where the others are not at hand, beside the clone in `../shared/parity` or where LUNA_PARITY_KIT says, their tests are
+skipped.
 
-Made by `python -m scripts.reports.parity_report {" ".join(map(str, folders))} > docs/parity.md` in float32 on CPU, with torch
-{torch.__version__} and transformers {transformers.__version__}.
+Made by `python -m scripts.reports.parity_report {" ".join(map(str, folders))} > docs/parity.md` in float32
+on CPU, with torch {torch.__version__} and transformers {transformers.__version__}.
 
 | variant | attention | {" | ".join(KINDS)} |
 |---|---|{"---|" * len(KINDS)}"""
