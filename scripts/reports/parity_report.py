@@ -6,6 +6,7 @@
 """
 
 import argparse
+import textwrap
 from pathlib import Path
 
 import torch
@@ -59,6 +60,11 @@ def main() -> None:
     folders = parser.parse_args().folders
     variants = find_variants(folders)
     carried = [name for name, folder in variants.items() if folder.is_relative_to(OF_THE_CLONE)]
+    of_the_clone = (
+        f"A clone carries {len(carried)} of these {len(variants)} variants, in `{OF_THE_CLONE}`: "
+        f"{', '.join(f'`{name}`' for name in sorted(carried))}. Where the others are not at hand, beside the clone in "
+        "`../shared/parity` or where LUNA_PARITY_KIT says, their tests are skipped."
+    )
     print(
         f"""# Parity with the official code
 
@@ -68,10 +74,7 @@ float64) on the same variant and kind of tensor; for a loss that is a sum, the e
 The kinds that start with `cls_` are those of a classification head, where the variant has one; for the losses and the
 gradients of a head, the error of `loss` and `grad` counts. Above 1, `tests/modeling/test_parity.py` fails.
 
-A clone carries {len(carried)} of these {len(variants)} variants, in `{OF_THE_CLONE}`:
-{", ".join(f"`{name}`" for name in sorted(carried))}.
-Where the others are not at hand, beside the clone in `../shared/parity` or where LUNA_PARITY_KIT says, their tests are
-skipped.
+{textwrap.fill(of_the_clone, 125)}
 
 Made by `python -m scripts.reports.parity_report {" ".join(map(str, folders))} > docs/parity.md` in float32
 on CPU, with torch {torch.__version__} and transformers {transformers.__version__}.
