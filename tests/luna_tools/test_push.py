@@ -458,7 +458,7 @@ def test_round_trip(folder, tmp_path, monkeypatch, no_fresh_process):
 
         # To main, by the command line, with all checks.
         environment = stranger_environment(tmp_path / "here", HF_TOKEN=TOKEN, PYTHONPATH=str(ROOT), **online)
-        command = [sys.executable, str(ROOT / "scripts" / "push.py"), str(folder), "org/luna"]
+        command = [sys.executable, "-m", "luna_tools.command_line", "push", str(folder), "org/luna"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0 and done.stdout.endswith(f"Uploaded: {hub.url}/org/luna\n"), done.stderr
         on_main = logits_of(model)
