@@ -92,7 +92,7 @@ def export_and_compare(model, name: str, folder: Path) -> tuple[Path, float, lis
 @dataclass
 class ExportOptions:
     output_dir: str
-    """folder to write: new or empty"""
+    """Folder to write: new or empty."""
 
 
 def main(argv: list[str]) -> None:

@@ -103,11 +103,11 @@ def plot(pack, unpack, names: list[str], layers: list[int], title: str, path: Pa
 @dataclass
 class PlotOptions:
     output: str = "attention.png"
-    """picture to write: .png, .svg, .pdf, ..."""
+    """Picture to write: .png, .svg, .pdf, ..."""
     layers: str | None = None
-    """numbers with commas between them; by default all"""
+    """Numbers with commas between them; by default all."""
     head: str | None = None
-    """one head's attention; by default the mean over all heads"""
+    """One head's attention; by default the mean over all heads."""
 
 
 def main(argv: list[str]) -> None:

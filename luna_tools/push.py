@@ -355,13 +355,13 @@ def check_names(repository: str, revision: str | None) -> None:
 @dataclass
 class PushOptions:
     private: bool = False
-    """only you and your organisation can see it"""
+    """Only you and your organisation can see it."""
     revision: str | None = None
-    """upload to this branch, for example step-10000, and not to main"""
+    """Upload to this branch, for example step-10000, and not to main."""
     dry_run: bool = False
-    """check and show, and upload nothing"""
+    """Check and show, and upload nothing."""
     allow: list[str] = field(default_factory=list)
-    """patterns of names that are uploaded though their kind is unknown or a secret seems to be in them (never a pickle)"""
+    """Patterns of names that are uploaded though their kind is unknown or a secret seems to be in them (never a pickle)."""
 
 
 def main(argv: list[str]) -> None:

@@ -37,7 +37,7 @@ def mask_a_word(sentence: str, tokenizer) -> tuple[str, str] | None:
 @dataclass
 class FillOptions:
     dataset: str
-    """folder of `luna prepare` whose validation split the sentences are of"""
+    """Folder of `luna prepare` whose validation split the sentences are of."""
 
 
 def main(argv: list[str]) -> None:

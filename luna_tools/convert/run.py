@@ -17,24 +17,24 @@ from luna_tools.settings import Parser
 @dataclass
 class ConvertOptions:
     output_dir: str | None = None
-    """folder to write: new or empty"""
+    """Folder to write: new or empty."""
     to_fairseq: str | None = None
-    """the way back: the checkpoint to write of a FOLDER, beside which dict.txt, encoder.json and vocab.bpe are made of the
-    folder's tokenizer (or --dictionary is copied)"""
+    """The way back: the checkpoint to write of a FOLDER, beside which dict.txt, encoder.json and vocab.bpe are made of the
+    folder's tokenizer (or --dictionary is copied)."""
     dictionary: str | None = None
-    """dict.txt that came with the checkpoint"""
+    """The dict.txt that came with the checkpoint."""
     encoder_json: str | None = None
-    """pieces of GPT-2's BPE, for the tokenizer"""
+    """Pieces of GPT-2's BPE, for the tokenizer."""
     vocab_bpe: str | None = None
-    """merges of GPT-2's BPE, for the tokenizer"""
+    """Merges of GPT-2's BPE, for the tokenizer."""
     head: str | None = None
-    """classification head to convert, or none for the language model (default: the only head, if there is one); on the way
-    back its official name"""
+    """Classification head to convert, or none for the language model (default: the only head, if there is one); on the way
+    back its official name."""
     layer_norm_scale: Literal["auto", "weight", "weight_plus_one"] = "auto"
-    """whether LayerNorm multiplies by its weight, as in the published release, or by weight + 1, as in official code since
-    January 2023 (auto: tell by the weights; on the way back as in the release)"""
+    """Whether LayerNorm multiplies by its weight, as in the published release, or by weight + 1, as in official code since
+    January 2023 (auto: tell by the weights; on the way back as in the release)."""
     verify: str | None = None
-    """goldens.safetensors to compare the result with: beyond the tolerance nothing is written"""
+    """A goldens.safetensors to compare the result with: beyond the tolerance nothing is written."""
 
     def __post_init__(self):
         if (self.output_dir is None) == (self.to_fairseq is None):

@@ -7,13 +7,14 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.support.luna_builders import build, make_tokenizer
+from tests.support.luna_builders import build
 from transformers import BertConfig
 
 from luna_tools import export_onnx, plot_attention
 from luna_tools.errors import InputError
 from luna_tools.load import load_luna
-from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification, LunaModel
+from modeling_luna import LunaForSequenceClassification, LunaModel
+from tests.support.folders import save_whole
 
 
 def change_config(**changes):
@@ -61,11 +62,7 @@ DAMAGES = {
 
 @pytest.fixture
 def folder(tmp_path):
-    tokenizer = make_tokenizer()
-    folder = tmp_path / "luna"
-    build(LunaForMaskedLM, dtype=torch.float32, vocab_size=len(tokenizer), num_hidden_layers=2).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_whole(tmp_path / "luna")
 
 
 @pytest.mark.parametrize("case", DAMAGES)

@@ -3,27 +3,18 @@
 """Finished models and checkpoints on a Hub on loopback. tests/pretraining/test_publish.py does so while training."""
 
 import pytest
-import torch
 from tests.support.fresh_process import run_program
 from tests.support.hub_server import TOKEN, Hub
-from tests.support.luna_builders import build, make_tokenizer
 
-from luna_tools.cards import UNNAMED, model_card
+from luna_tools.cards import UNNAMED
 from luna_tools.publish import TRAINING_STATE, files_to_upload, publish, wait_for_uploads
-from modeling_luna import LunaForMaskedLM
 from pretraining.checkpoint import SEAL
+from tests.support.folders import save_whole
 
 
 @pytest.fixture
 def finished(tmp_path):
-    folder = tmp_path / "run" / "model"
-    tokenizer = make_tokenizer()
-    model = build(LunaForMaskedLM, dtype=torch.float32, vocab_size=len(tokenizer))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    card = model_card(model.config, "LunaForMaskedLM", "AutoModelForMaskedLM", model.num_parameters())
-    (folder / "README.md").write_text(card)
-    return folder
+    return save_whole(tmp_path / "run" / "model")
 
 
 @pytest.mark.slow

@@ -17,15 +17,15 @@ from huggingface_hub import HfApi
 from safetensors.numpy import save_file
 from tests.support.fresh_process import ROOT, run_program, stranger_environment
 from tests.support.hub_server import TOKEN, Hub, HubError, Repository
-from tests.support.luna_builders import build, make_tokenizer
 from transformers import AutoTokenizer
 
 from luna_tools import push
-from luna_tools.cards import UNNAMED, model_card
+from luna_tools.cards import UNNAMED
 from luna_tools.command_line import run
 from luna_tools.errors import InputError
 from luna_tools.publish import files_to_upload
 from modeling_luna import LunaForMaskedLM
+from tests.support.folders import save_whole
 
 FILES = {
     "README.md",
@@ -40,14 +40,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def whole_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole") / "luna"
-    tokenizer = make_tokenizer()
-    model = build(LunaForMaskedLM, dtype=torch.float32, vocab_size=len(tokenizer))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    card = model_card(model.config, "LunaForMaskedLM", "AutoModelForMaskedLM", model.num_parameters())
-    (folder / "README.md").write_text(card)
-    return folder
+    return save_whole(tmp_path_factory.mktemp("whole") / "luna")
 
 
 @pytest.fixture
