@@ -33,7 +33,7 @@ SHORTER = {
         r"\1 --num_seeds 1 --train_rows 60 --num_train_epochs 1 --heads cls"
     ),
     r"--max_steps 100 --warmup_steps 10": "--max_steps 10 --warmup_steps 2",
-    r"--output_dir runs/(one-process|two-processes|slower)": r"\g<0> --max_steps 4 --warmup_steps 1",
+    r"--output_dir runs/(one-process|two-processes|launched)": r"\g<0> --max_steps 4 --warmup_steps 1",
     r"simulate_ranks --every_place 1000000000": "simulate_ranks --every_place 1000000 --sequences 20000 --num_processes 4",
     r"kill_ranks --kills 100": "kill_ranks --kills 1",
 }
