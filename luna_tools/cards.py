@@ -3,8 +3,12 @@
 """What model cards share: a plain card of any Luna, the table of sizes, the example, and the name on the Hub."""
 
 import re
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from huggingface_hub import ModelCardData
+
+if TYPE_CHECKING:  # which would import torch
+    from transformers import PreTrainedConfig
 
 # What the examples of a card load: the folder that it lies in, until `named_card` says where that is on the Hub.
 UNNAMED = 'name = "."  # this folder, or its name on the Hub'
@@ -53,7 +57,7 @@ def table(header: tuple[str, ...], rows) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def size_rows(config: PreTrainedConfig, parameters: int) -> dict[str, object]:
+def size_rows(config: "PreTrainedConfig", parameters: int) -> dict[str, object]:
     """The rows of a card's table of sizes, of a Luna."""
     limit = config.max_sequence_length
     return {
@@ -67,25 +71,32 @@ def size_rows(config: PreTrainedConfig, parameters: int) -> dict[str, object]:
     }
 
 
-def model_card(model: PreTrainedModel) -> str:
+def card_text(class_name: str, body: str, **known: object) -> str:
+    """A card of a Luna: its metadata and a body.
+
+    Args:
+        class_name: of the model, such as LunaForMaskedLM.
+        known: `license`, `language`, `base_model`, `datasets`, ... as ModelCardData has them; None says nothing.
+    """
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=PIPELINE_TAGS[class_name.removeprefix("Luna")],
+        tags=["luna", "custom_code"],
+        **known,
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n{body}"
+
+
+def model_card(config: "PreTrainedConfig", class_name: str, auto_name: str, parameters: int) -> str:
     """README.md with what a Luna knows of itself, where no program that trained it has written one."""
-    auto_name, class_name = model._auto_class, type(model).__name__
-    rows = {"class": f"`{class_name}`"} | size_rows(model.config, model.num_parameters())
+    rows = {"class": f"`{class_name}`"} | size_rows(config, parameters)
     program = f"""from transformers import AutoTokenizer, {auto_name}
 
 {UNNAMED}
 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
 model = {auto_name}.from_pretrained(name, trust_remote_code=True)
 """
-    return f"""---
-library_name: transformers
-pipeline_tag: {PIPELINE_TAGS[class_name.removeprefix("Luna")]}
-tags:
-- luna
-- custom_code
----
-
-# {class_name}
+    body = f"""# {class_name}
 
 A [Luna](https://arxiv.org/abs/2106.01540) model: attention through a packed sequence of l vectors, linear in the length.
 
@@ -96,3 +107,4 @@ A [Luna](https://arxiv.org/abs/2106.01540) model: attention through a packed seq
 
 This card was written from the model alone, which knows neither the data, the results nor the licence of the weights.
 """
+    return card_text(class_name, body, license="unknown")

@@ -2,13 +2,14 @@
 # Licensed under the Apache License, Version 2.0.
 """The command `luna`, and what all programs do about errors, signals and packages that are not installed."""
 
-import errno
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 from luna_tools.errors import InputError, Stopped
+from luna_tools.files import is_disk_full
 
 
 class Program(NamedTuple):
@@ -47,11 +48,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(name: str, argv: list[str]) -> int:
-    """Run a program's `main(argv)`. Returns the exit status: 0, 2 for wrong input, 128 + the number of a signal.
+    """Run a program's `main(argv)`. Returns the exit status."""
+    program = PROGRAMS[name]
+    return exit_status(lambda: importlib.import_module(program.module).main(argv), f"luna {name}", program.extra)
+
+
+def exit_status(act: Callable[[], int | None], prog: str, extra: str | None = None) -> int:
+    """What a program ends with: 0, or what it returns; 2 for wrong input; 128 + the number of a signal.
 
     Of several processes on a machine, which all stop with the same sentence, the first one says it.
+
+    Args:
+        prog: the program as the user calls it.
+        extra: what installs the packages that it needs beside the base.
     """
-    program = PROGRAMS[name]
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
 
     def fail(sentence: str) -> int:
@@ -60,20 +70,20 @@ def run(name: str, argv: list[str]) -> int:
         return 2
 
     try:
-        return importlib.import_module(program.module).main(argv) or 0
+        return act() or 0
     except InputError as error:
         return fail(str(error))
     except ModuleNotFoundError as error:
-        if program.extra is None or (error.name or "").split(".")[0] in sys.modules:
+        if extra is None or (error.name or "").split(".")[0] in sys.modules:
             raise
         return fail(
-            f"`luna {name}` needs the package {error.name}, which is not installed: run "
-            f"`pip install 'luna-transformers[{program.extra}]'`."
+            f"`{prog}` needs the package {error.name}, which is not installed: run "
+            f"`pip install 'luna-transformers[{extra}]'`."
         )
     except OSError as error:
         if error.filename is None:
             raise
-        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
+        remedy = "free some space" if is_disk_full(error) else "mend that"
         return fail(f"{error.filename} cannot be used ({error.strerror}): {remedy} and give the same command again.")
     except Stopped as stopped:
         if is_first:

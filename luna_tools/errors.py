@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0.
 """The one error that a command turns into one sentence, and how a library's error becomes it."""
 
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,9 +37,14 @@ def told(what: str, remedy: str) -> Iterator[None]:
 
 
 def first_sentence(error: Exception) -> str:
-    """The start of a library's message, which goes on for lines."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].split(". ")[0].rstrip(".: ")
+    """The start of a library's message, which goes on for lines. After a colon the next line belongs to it."""
+    text = re.sub(r":\s*\n\s*", ": ", str(error).strip()) or type(error).__name__
+    return text.splitlines()[0].split(". ")[0].rstrip(".: ")
+
+
+def one_line(error: BaseException) -> str:
+    """All of a library's message, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager

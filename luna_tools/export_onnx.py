@@ -2,39 +2,43 @@
 # Licensed under the Apache License, Version 2.0.
 """Export a Luna to ONNX, in float32 and for any batch size and length, and check it with ONNX Runtime.
 
-`python scripts/export_onnx.py MODEL FOLDER` writes FOLDER/model.onnx by transformers' own exporter, which has no command.
+`luna export MODEL --output_dir FOLDER` writes FOLDER/model.onnx by transformers' own exporter, which has no command.
 """
 
-import argparse
-import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch.export import Dim
-from transformers.exporters import OnnxConfig, OnnxExporter
+from luna_tools.errors import InputError, first_sentence, undone_when_stopped
+from luna_tools.files import is_disk_full, put_in_place, staging_folder, writing
+from luna_tools.settings import Parser
 
-import modeling_luna
-from luna_tools.files import one_sentence_when_stopped, put_in_place, staging_folder
-from luna_tools.load import load_luna, one_line
+if TYPE_CHECKING:  # imported where they are used: the command line is read before
+    import torch
 
 TOLERANCE = 1e-4
 
 
-def make_batch(model, lengths: list[int], n: int, side: str = "right") -> dict[str, torch.Tensor]:
+def make_batch(model, lengths: list[int], n: int, side: str = "right") -> dict[str, "torch.Tensor"]:
     """Rows of `lengths` random tokens, padded to n on one side: (b, n), or (b, 2, n) for multiple choice."""
+    import torch
+
     generator = torch.Generator().manual_seed(n)
     pad = model.config.pad_token_id
     mask = torch.stack([torch.arange(n) < length for length in lengths])
     mask = (mask if side == "right" else mask.flip(-1)).long()
     ids = torch.randint(pad + 1, model.config.vocab_size, mask.shape, generator=generator)
     batch = {"input_ids": torch.where(mask.bool(), ids, pad), "attention_mask": mask}
-    if isinstance(model, modeling_luna.LunaForMultipleChoice):
+    if type(model).__name__ == "LunaForMultipleChoice":
         batch = {name: torch.stack([values, values.roll(1, dims=0)], dim=1) for name, values in batch.items()}
     return batch
 
 
 def export(model, folder: Path) -> Path:
     """Write one graph for all batch sizes and lengths. The example shows it padding, more rows and tokens than one."""
+    from torch.export import Dim
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
     folder.mkdir()
     batch = make_batch(model, [4, 3, 2], 4)
     shapes = {name: dict.fromkeys(range(values.ndim), Dim.DYNAMIC) for name, values in batch.items()}
@@ -51,6 +55,7 @@ def export(model, folder: Path) -> Path:
 def largest_difference(model, path: Path) -> tuple[float, list[int]]:
     """Over lengths around 1, l and 3 l, padding on either side, one row and three; and these lengths."""
     import onnxruntime
+    import torch
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
@@ -68,38 +73,50 @@ def largest_difference(model, path: Path) -> tuple[float, list[int]]:
     return worst, lengths
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="a folder that save_pretrained wrote, or a name on the Hub")
-    parser.add_argument("folder", type=Path)
-    args = parser.parse_args(arguments)
+def export_and_compare(model, name: str, folder: Path) -> tuple[Path, float, list[int]]:
+    """The graph in a folder, its largest difference from the model, and the lengths that were compared.
+
+    Raises:
+        InputError: for what the exporter and ONNX Runtime raise, but of files that cannot be written.
+    """
     try:
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        sys.exit(f"error: {error.name} is not installed: `pip install 'luna-transformers[onnx]'`.")
-    with one_sentence_when_stopped():
-        try:
-            folder = args.folder.resolve()
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                sys.exit(f"error: {str(folder)!r} exists and is not an empty folder: choose another name.")
-            model = load_luna(args.model)
-            with staging_folder(folder) as staging:  # what is wrong never gets the name
-                graph = export(model, staging / "onnx")
-                difference, lengths = largest_difference(model, graph)
-                if not difference <= TOLERANCE:
-                    sys.exit(
-                        f"error: the graph is {difference:.1e} from the model, more than {TOLERANCE:.0e}: nothing was "
-                        "written; try other versions of torch, onnxscript and onnxruntime."
-                    )
-                put_in_place(graph.parent, folder)
-        except OSError as error:
-            sys.exit(f"error: {str(args.folder)!r} cannot be written ({one_line(error)}): choose another folder.")
-        except Exception as error:  # whatever the exporter and ONNX Runtime raise
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            sys.exit(f"error: {args.model!r} cannot be exported ({reason}): try other versions of torch and onnxscript.")
-    print(f"Wrote {args.folder}: at most {difference:.1e} from the model over lengths {lengths} with padding.")
+        graph = export(model, folder)
+        return graph, *largest_difference(model, graph)
+    except Exception as error:
+        if isinstance(error, OSError) or is_disk_full(error):
+            raise
+        reason = f"{type(error).__name__}: {first_sentence(error)}"
+        raise InputError(f"{name!r} cannot be exported ({reason}): try other versions of torch and onnxscript.") from error
 
 
-if __name__ == "__main__":
-    main()
+@dataclass
+class ExportOptions:
+    output_dir: str
+    """Folder to write: new or empty."""
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser("luna export", __doc__.splitlines()[0], ExportOptions, words=("MODEL",))
+    (name,), options = parser.parse_command(argv)
+
+    import onnxruntime  # noqa: F401  (both are asked for before the model is loaded)
+    import onnxscript  # noqa: F401
+
+    from luna_tools.load import load_luna, quiet_transformers
+
+    out = Path(options.output_dir)
+    with undone_when_stopped(), writing(out):
+        folder = out.resolve()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"--output_dir is {options.output_dir!r}, which is not an empty folder: choose another name.")
+        with quiet_transformers():
+            model = load_luna(name)
+        with staging_folder(folder) as staging:  # what is wrong never gets the name
+            graph, difference, lengths = export_and_compare(model, name, staging / "onnx")
+            if not difference <= TOLERANCE:
+                raise InputError(
+                    f"The graph is {difference:.1e} from the model, more than {TOLERANCE:.0e}: nothing was written; "
+                    "try other versions of torch, onnxscript and onnxruntime."
+                )
+            put_in_place(graph.parent, folder)
+    print(f"Wrote {out}: at most {difference:.1e} from the model over lengths {lengths} with padding.")

@@ -1,7 +1,8 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Files that are there whole or not at all, and a lock that no kill leaves behind."""
+"""Files that are there whole or not at all, what is said where they cannot be, and a lock that no kill leaves behind."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -11,6 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from safetensors import SafetensorError
+
+from luna_tools.errors import InputError, first_sentence
 
 
 def flush(path: Path) -> None:
@@ -99,3 +104,30 @@ def put_in_place(folder: Path, target: Path) -> None:
         for path in moved:
             (target / path.name).rename(path)
         raise
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a library failed because a file could not be written whole: torch's writer and safetensors have no errno."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    signs = ("No space left", "File too large", "Disk quota exceeded", "PytorchStreamWriter", "inline_container")
+    return any(sign in str(error) for sign in signs)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Tell in one sentence, of `target`, that what is written inside the block cannot be written.
+
+    Raises:
+        InputError: for what the system, safetensors or torch says of files; other errors pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_disk_full(error):
+            reason, remedy = "the disk is full", "free some space and give the same command again"
+        elif isinstance(error, (OSError, SafetensorError)):
+            reason, remedy = getattr(error, "strerror", None) or first_sentence(error), "choose another place"
+        else:
+            raise
+        raise InputError(f"{target} cannot be written ({reason}): {remedy}.") from error

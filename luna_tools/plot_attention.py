@@ -2,52 +2,43 @@
 # Licensed under the Apache License, Version 2.0.
 """Picture what the packed slots of each layer attend to, and which slots each token reads.
 
-`python scripts/plot_attention.py MODEL "text" [--output attention.png] [--layers 0,3] [--head 1]`
+`luna plot MODEL "text" [--output attention.png] [--layers 0,3] [--head 1]`
 Layers, heads and slots are counted from 0, as in the model.
 """
 
-import argparse
-import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
-import torch
-from transformers import AutoTokenizer
+from luna_tools.errors import InputError, told
+from luna_tools.files import staging_folder, writing
+from luna_tools.settings import Parser
 
-from luna_tools.files import staging_folder
-from luna_tools.load import load_luna, one_line
-from modeling_luna import LunaModel
-
-matplotlib.use("Agg")
-from matplotlib import font_manager  # noqa: E402
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.backend_bases import FigureCanvasBase  # noqa: E402
-from matplotlib.colors import TwoSlopeNorm  # noqa: E402
+if TYPE_CHECKING:  # imported where they are used: the command line is read before
+    import torch
+    from matplotlib.figure import Figure
 
 MAX_TOKENS = 128  # of a legible picture
 
 
-def load_tokenizer(name: str):
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except Exception:  # what tokenizers raises of a damaged file is a plain Exception
-        sys.exit(
-            f"error: {name!r} has no tokenizer that can be read: save the model's tokenizer into it with `save_pretrained`."
-        )
-
-
 def numbers(text: str | None, count: int, option: str) -> list[int]:
-    """The numbers of `0,3`; all `count` of them where there is no text."""
+    """The numbers of `0,3`; all `count` of them where there is no text.
+
+    Raises:
+        InputError: one is no number below `count`.
+    """
     if text is None:
         return list(range(count))
     for number in text.split(","):
         if not number.isdecimal() or int(number) >= count:
-            sys.exit(f"error: {option} has {number!r}, but the model counts them from 0 to {count - 1}: choose among these.")
+            raise InputError(f"{option} has {number!r}, but the model counts from 0 to {count - 1}: choose among these.")
     return [int(number) for number in text.split(",")]
 
 
 def legible(text: str) -> str:
     """The text with escapes such as \\u65e5 for what the picture's font lacks, which would be drawn as empty boxes."""
+    from matplotlib import font_manager
+
     font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
     return "".join(c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in text)
 
@@ -62,8 +53,10 @@ def labels(text: str, ids: list[int], offsets: list[tuple[int, int]], tokenizer)
     return names
 
 
-def attention(model, ids: list[int], layers: list[int], heads: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def attention(model, ids: list[int], layers: list[int], heads: list[int]) -> tuple["torch.Tensor", "torch.Tensor"]:
     """Means over `heads` of pack (layers, l, n) and unpack (layers, n, l)."""
+    import torch
+
     with torch.no_grad():
         outputs = model(torch.tensor([ids]), output_attentions=True)
     pack, unpack = (
@@ -73,22 +66,18 @@ def attention(model, ids: list[int], layers: list[int], heads: list[int]) -> tup
     return pack.float(), unpack.float()
 
 
-def plot(pack, unpack, names: list[str], layers: list[int], title: str, path: Path) -> None:
+def plot(pack, unpack, names: list[str], layers: list[int], title: str, path: Path) -> "Figure":
     """Tokens downwards and slots to the right in every panel: pack above, unpack below, a column a layer.
 
     White is the weight of uniform attention, red is more and blue is less.
     """
+    from matplotlib.colors import TwoSlopeNorm
+    from matplotlib.figure import Figure
+
     n, l = unpack.shape[1:]
     width, height = max(1.8, min(6.0, 0.14 * l)), 0.19 * n + 0.75
-    figure, axes = plt.subplots(
-        2,
-        len(layers),
-        figsize=(width * len(layers) + 2.6, 2 * height + 0.6),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    figure = Figure(figsize=(width * len(layers) + 2.6, 2 * height + 0.6), layout="constrained")
+    axes = figure.subplots(2, len(layers), sharex=True, sharey=True, squeeze=False)
     figure.suptitle(title, parse_math=False)
     rows = (
         ("Pack: what each slot attends to\n(a column is one slot and sums to 1)", pack.transpose(1, 2), n),
@@ -108,44 +97,54 @@ def plot(pack, unpack, names: list[str], layers: list[int], title: str, path: Pa
             image, ax=list(panels), label=f"attention weight (white: 1/{choices}, uniform)", fraction=0.05, pad=0.02
         )
     figure.savefig(path, dpi=150)
-    plt.close(figure)
+    return figure
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="a folder that save_pretrained wrote, or a name on the Hub")
-    parser.add_argument("text")
-    parser.add_argument("--output", type=Path, default=Path("attention.png"))
-    parser.add_argument("--layers", help="numbers with commas between them; by default all")
-    parser.add_argument("--head", help="by default the mean over all heads")
-    args = parser.parse_args(arguments)
-    if args.output.suffix.lstrip(".").lower() not in FigureCanvasBase.get_supported_filetypes():
-        sys.exit(f"error: --output is {str(args.output)!r}, which is no kind of picture: end it in .png, .svg or .pdf.")
-    if not args.output.parent.is_dir():
-        sys.exit(f"error: --output is {str(args.output)!r}, but there is no folder {str(args.output.parent)!r}: make it.")
-    model = load_luna(args.model, LunaModel, attn_implementation="eager")  # which returns the weights of its attention
-    tokenizer = load_tokenizer(args.model)
+@dataclass
+class PlotOptions:
+    output: str = "attention.png"
+    """Picture to write: .png, .svg, .pdf, ..."""
+    layers: str | None = None
+    """Numbers with commas between them; by default all."""
+    head: str | None = None
+    """One head's attention; by default the mean over all heads."""
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser("luna plot", __doc__.splitlines()[0], PlotOptions, words=("MODEL", "TEXT"))
+    (name, text), options = parser.parse_command(argv)
+
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    output = Path(options.output)
+    if output.suffix.lstrip(".").lower() not in FigureCanvasBase.get_supported_filetypes():
+        raise InputError(f"--output is {options.output!r}, which is no kind of picture: end it in .png, .svg or .pdf.")
+    if not output.parent.is_dir():
+        raise InputError(f"--output is {options.output!r}, but there is no folder {str(output.parent)!r}: make it.")
+
+    from transformers import AutoTokenizer
+
+    from luna_tools.load import load_luna, quiet_transformers
+    from modeling_luna import LunaModel
+
+    with quiet_transformers():
+        model = load_luna(name, LunaModel, attn_implementation="eager")  # which returns the weights of its attention
+        with told(f"{name!r} has no tokenizer that can be read", "save the model's into it with `save_pretrained`"):
+            tokenizer = AutoTokenizer.from_pretrained(name)
     config = model.config
-    layers = numbers(args.layers, config.num_hidden_layers, "--layers")
-    heads = numbers(args.head, config.num_attention_heads, "--head")
-    encoded = tokenizer(args.text, return_offsets_mapping=True)
+    layers = numbers(options.layers, config.num_hidden_layers, "--layers")
+    heads = numbers(options.head, config.num_attention_heads, "--head")
+    encoded = tokenizer(text, return_offsets_mapping=True)
     ids = encoded["input_ids"]
     limit = min(config.max_sequence_length or MAX_TOKENS, MAX_TOKENS)
-    if not args.text.strip() or not 0 < len(ids) <= limit:
-        sys.exit(f"error: the text has {len(ids)} tokens, but must have words, and at most {limit} tokens: change it.")
+    if not text.strip() or not 0 < len(ids) <= limit:
+        raise InputError(f"The text has {len(ids)} tokens, but must have words, and at most {limit} tokens: change it.")
     if max(ids) >= config.vocab_size:
-        sys.exit(f"error: the tokenizer of {args.model!r} gives the id {max(ids)}, but the model knows {config.vocab_size}.")
+        raise InputError(f"The tokenizer of {name!r} gives the id {max(ids)}, but the model knows {config.vocab_size}.")
     pack, unpack = attention(model, ids, layers, heads)
-    title = f"{args.model}, " + (f"head {args.head}" if args.head else f"mean over {config.num_attention_heads} heads")
-    names = labels(args.text, ids, encoded["offset_mapping"], tokenizer)
-    try:
-        with staging_folder(args.output) as staging:
-            plot(pack, unpack, names, layers, legible(title), staging / args.output.name)
-            (staging / args.output.name).replace(args.output)
-    except OSError as error:
-        sys.exit(f"error: --output is {str(args.output)!r}, which cannot be written ({one_line(error)}): choose another.")
-    print(f"Wrote {args.output}: {len(layers)} layers, {len(ids)} tokens, {pack.shape[1]} slots.")
-
-
-if __name__ == "__main__":
-    main()
+    title = f"{name}, " + (f"head {options.head}" if options.head else f"mean over {config.num_attention_heads} heads")
+    names = labels(text, ids, encoded["offset_mapping"], tokenizer)
+    with writing(output), staging_folder(output) as staging:
+        plot(pack, unpack, names, layers, legible(title), staging / output.name)
+        (staging / output.name).replace(output)
+    print(f"Wrote {output}: {len(layers)} layers, {len(ids)} tokens, {pack.shape[1]} slots.")

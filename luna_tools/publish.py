@@ -10,10 +10,10 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
 
 from luna_tools.cards import named_card
-from pretraining.checkpoint import SEAL, checkpoint_step
+from luna_tools.errors import one_line
 
-# What only resuming needs.
-TRAINING_STATE = ("optimizer.safetensors", "trainer_state.json", SEAL)
+# What only resuming needs, of a checkpoint of pretraining and of the Trainer.
+TRAINING_STATE = ("optimizer.safetensors", "trainer_state.json", "COMPLETE")
 
 UPLOADS = ThreadPoolExecutor(max_workers=1, thread_name_prefix="upload")
 pending: list[Future] = []
@@ -37,11 +37,12 @@ def additions(folder: Path, names: list[str], repository: str, revision: str | N
 
 
 def publish(folder: Path, repository: str, revision: str | None = None) -> None:
-    """Upload model, tokenizer and card to a branch, by default step-N of a checkpoint, after the uploads before it.
+    """Upload model, tokenizer and card to a branch, by default step-N of a folder step-0000N, after the uploads before it.
 
     A repository that is missing is created, private. A failure is one line on stderr.
     """
-    pending.append(UPLOADS.submit(upload, folder, repository, revision or f"step-{checkpoint_step(folder)}"))
+    revision = revision or f"step-{int(folder.name.removeprefix('step-'))}"
+    pending.append(UPLOADS.submit(upload, folder, repository, revision))
 
 
 def upload(folder: Path, repository: str, revision: str) -> None:
@@ -53,9 +54,8 @@ def upload(folder: Path, repository: str, revision: str) -> None:
         operations = additions(folder, files_to_upload(folder), repository, revision)
         api.create_commit(repository, operations, commit_message=f"Upload {revision}", revision=revision)
     except Exception as error:  # whatever the network does, the run is worth more
-        reason = " ".join(str(error).split())
-        then = f"`python scripts/push_to_hub.py {folder} {repository}` does so" if revision == "main" else "training goes on"
-        print(f"warning: {folder} was not published to {repository} ({reason}): {then}.", file=sys.stderr)
+        then = f"`luna push {folder} {repository}` does so" if revision == "main" else "training goes on"
+        print(f"warning: {folder} was not published to {repository} ({one_line(error)}): {then}.", file=sys.stderr)
 
 
 def wait_for_uploads() -> None:

@@ -1,8 +1,7 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Check a model folder as a stranger would use it, then upload it: `python scripts/push_to_hub.py FOLDER org/name`."""
+"""Check a model folder as a stranger would use it, then upload it: `luna push FOLDER org/name`."""
 
-import argparse
 import codecs
 import fnmatch
 import json
@@ -12,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -25,11 +25,12 @@ try:
 except ImportError:
     import httpx  # of huggingface_hub 1
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the project of this clone, installed or not
+from luna_tools.cards import model_card, named_card
+from luna_tools.errors import InputError, one_line
+from luna_tools.publish import TRAINING_STATE, additions, files_to_upload
+from luna_tools.settings import Parser
 
-from luna_tools.publish import TRAINING_STATE, additions, files_to_upload  # noqa: E402
-
+ROOT = Path(__file__).resolve().parents[1]  # where the model's code lies, in a clone as in an installed wheel
 CODE_FILES = ("configuration_luna.py", "modeling_luna.py")
 
 # What a model repository holds: text, and binary files with what they start with.
@@ -85,10 +86,6 @@ print(json.dumps({
     "finite": all(bool(x.isfinite().all()) for x in outputs.values() if torch.is_tensor(x) and x.is_floating_point()),
 }))
 """
-
-
-class InputError(Exception):
-    """A folder or a request that nothing was uploaded for; its message is one sentence for the user."""
 
 
 def check_files(folder: Path, names: list[str], allowed: list[str]) -> None:
@@ -198,14 +195,14 @@ def read_config(folder: Path) -> tuple[str, str]:
 
 
 def check_card(folder: Path) -> None:
-    """Raises InputError unless README.md is there and starts with valid metadata."""
+    """Raises InputError for a README.md that does not start with valid metadata."""
     path = folder / "README.md"
     if not path.is_file():
-        raise InputError(f"{folder} has no README.md: write a model card, or have one written by `save_pretrained`.")
+        return
     try:
         card = ModelCard.load(path)
     except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"The metadata of {path} is not valid YAML ({' '.join(str(error).split())}): mend it.") from error
+        raise InputError(f"The metadata of {path} is not valid YAML ({one_line(error)}): mend it.") from error
     if not card.data.to_dict():
         raise InputError(f"{path} has no metadata: start it with a block of YAML between two lines of `---`.")
 
@@ -266,6 +263,14 @@ def check_model(folder: Path, auto_name: str, class_name: str) -> dict:
     return found
 
 
+def write_card(folder: Path, auto_name: str, found: dict, repository: str, revision: str | None) -> CommitOperationAdd:
+    """A card for a folder that has none; the folder stays without."""
+    from configuration_luna import LunaConfig
+
+    card = model_card(LunaConfig.from_pretrained(folder), found["class"], auto_name, found["parameters"])
+    return CommitOperationAdd("README.md", named_card(card, repository, revision).encode("utf-8"))
+
+
 def describe(folder: Path, operations: list[CommitOperationAdd], found: dict) -> str:
     """What the checks found and what would be uploaded."""
     lines = [f"{found['class']} with {found['parameters']:,} parameters; loads and runs in a fresh process."]
@@ -276,6 +281,8 @@ def describe(folder: Path, operations: list[CommitOperationAdd], found: dict) ->
         )
     if left_out := [name for name in TRAINING_STATE if (folder / name).exists()]:
         lines.append(f"note: left out, because only resuming a training needs it: {', '.join(left_out)}.")
+    if not (folder / "README.md").exists():
+        lines.append("note: there is no README.md: one is uploaded that says what the model knows of itself.")
     sizes = {operation.path_in_repo: operation.upload_info.size for operation in operations}
     lines += [f"{size:>15,}  {name}" for name, size in sizes.items()]
     lines.append(f"{sum(sizes.values()):>15,}  bytes in {len(sizes)} files")
@@ -332,10 +339,6 @@ def check_metadata(api: HfApi, card: str) -> None:
     hf_raise_for_status(answer)
 
 
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
 def check_names(repository: str, revision: str | None) -> None:
     """Raises InputError for what is no name of a repository or a branch."""
     try:
@@ -349,51 +352,38 @@ def check_names(repository: str, revision: str | None) -> None:
         raise InputError(f"`--revision` is {revision!r}, which can't name a branch: give for example step-10000.")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="a folder with model, tokenizer and card, as `save_pretrained` writes it")
-    parser.add_argument("repository", metavar="org/name", help="its name on the Hub; it is created where it is missing")
-    parser.add_argument("--private", action="store_true", help="only you and your organisation can see it")
-    parser.add_argument("--revision", help="upload to this branch, for example step-10000, and not to main")
-    parser.add_argument("--dry-run", action="store_true", help="check and show, and upload nothing")
-    parser.add_argument(
-        "--allow",
-        metavar="PATTERN",
-        action="append",
-        default=[],
-        help="upload files of this name though their kind is unknown or a secret seems to be in them (never a pickle)",
-    )
-    args = parser.parse_args(arguments)
-    try:
-        check_names(args.repository, args.revision)
-        if not args.folder.is_dir():
-            raise InputError(f"{args.folder} is not a folder.")
-        names = files_to_upload(args.folder)
-        check_files(args.folder, names, args.allow)
-        auto_name, class_name = read_config(args.folder)
-        check_card(args.folder)
-        for note in notes_on_code(args.folder):
-            print(note, flush=True)
-        found = check_model(args.folder, auto_name, class_name)
-        operations = additions(args.folder, names, args.repository, args.revision)
-        print(describe(args.folder, operations, found))
-        if args.dry_run:
-            print(f"Nothing was uploaded to {args.repository}: this was a dry run.")
-            return 0
-        message = f"Upload {args.folder.resolve().name}"
-        address = upload(operations, message, args.repository, args.private, args.revision)
-        print(f"Uploaded: {address}")
-        return 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or args.folder} can't be read ({error.strerror or error}).", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted: nothing was uploaded, or all of it.", file=sys.stderr)
-        return 130
+@dataclass
+class PushOptions:
+    private: bool = False
+    """Only you and your organisation can see it."""
+    revision: str | None = None
+    """Upload to this branch, for example step-10000, and not to main."""
+    dry_run: bool = False
+    """Check and show, and upload nothing."""
+    allow: list[str] = field(default_factory=list)
+    """Patterns of names that are uploaded though their kind is unknown or a secret seems to be in them (never a pickle)."""
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def main(argv: list[str]) -> None:
+    parser = Parser("luna push", __doc__.partition(":")[0], PushOptions, words=("FOLDER", "org/name"))
+    (name, repository), options = parser.parse_command(argv)
+    folder = Path(name)
+    check_names(repository, options.revision)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder.")
+    names = files_to_upload(folder)
+    check_files(folder, names, options.allow)
+    auto_name, class_name = read_config(folder)
+    check_card(folder)
+    for note in notes_on_code(folder):
+        print(note, flush=True)
+    found = check_model(folder, auto_name, class_name)
+    operations = additions(folder, names, repository, options.revision)
+    if "README.md" not in names:
+        operations.append(write_card(folder, auto_name, found, repository, options.revision))
+    print(describe(folder, operations, found))
+    if options.dry_run:
+        print(f"Nothing was uploaded to {repository}: this was a dry run.")
+        return
+    address = upload(operations, f"Upload {folder.resolve().name}", repository, options.private, options.revision)
+    print(f"Uploaded: {address}")

@@ -7,6 +7,7 @@ name; it is spelled out as the command line would spell it, so that everything i
 inside a field of type dict are set by `--field.name value`. Nothing here imports torch: a mistake is told at once.
 """
 
+import argparse
 import ast
 import difflib
 import inspect
@@ -131,16 +132,25 @@ class Parser(HfArgumentParser):
         prog: the program as the user calls it.
         description: what it does.
         dataclasses: each field is an option; a field without a default must be given.
+        words: what stands before the options, as the help names it.
     """
 
-    def __init__(self, prog: str, description: str, *dataclasses: type):
-        super().__init__(dataclasses, prog=prog, description=description, allow_abbrev=False)
+    def __init__(self, prog: str, description: str, *dataclasses: type, words: tuple[str, ...] = ()):
+        usage = " ".join([prog, *words, "[options.yaml] [--name value ...]"])
+        formatter = argparse.HelpFormatter
+        super().__init__(
+            dataclasses, prog=prog, usage=usage, description=description, formatter_class=formatter, allow_abbrev=False
+        )
+        self.words = words
         docs = {name: doc for cls in dataclasses for name, doc in field_docs(cls).items()}
         # Every field, with the one whose values are set by name.
         self.field_types = {field.name: field.type for cls in dataclasses for field in fields(cls)}
         for action in self._actions:
+            action.option_strings = [name for name in action.option_strings if "-" not in name[2:]]
             if action.dest in docs:
                 action.help = docs[action.dest].replace("%", "%%")
+            if action.default not in (None, "", [], argparse.SUPPRESS):
+                action.help = f"{action.help or ''} (default: %(default)s)"
             if self.is_dict(action.dest):
                 action.type, action.metavar = json.loads, f"--{action.dest}.NAME VALUE"
 
@@ -186,5 +196,17 @@ class Parser(HfArgumentParser):
         if unknown:
             name = re.split("[.=]", unknown[0].removeprefix("--"), maxsplit=1)[0]
             near = difflib.get_close_matches(name, self.field_types, n=1)
-            self.error(f"{unknown[0]} is not an option" + (f", perhaps --{near[0]} is meant" if near else ""))
+            self.error(f"{unknown[0]!r} is not an option" + (f", perhaps --{near[0]} is meant" if near else ""))
         return tuple(objects)
+
+    def parse_command(self, argv: list[str]) -> tuple[list[str], Any]:
+        """The words of a command line, and the object of the one dataclass.
+
+        Raises:
+            InputError: as `parse`, and for more or fewer words than there have to be.
+        """
+        words, options = split_command_line(argv, {})
+        (values,) = self.parse(options)
+        if len(words) != len(self.words):
+            self.error(f"give {' '.join(self.words)} before the options, not {' '.join(words) or 'nothing'}")
+        return words, values

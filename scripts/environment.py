@@ -13,8 +13,13 @@ import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-ENVIRONMENT = os.path.join(ROOT, ".venv")
 CONSTRAINTS = os.path.join(ROOT, "scripts", "constraints.txt")
+# Pairs that the tests ran with: the usual one, and the ends of setup.cfg's ranges.
+LIBRARIES = {
+    "usual": ["torch==2.13.0", "transformers==5.23.0"],
+    "oldest": ["torch==2.11.0", "transformers==5.17.0"],
+    "newest": ["torch==2.15.0", "transformers==5.24.0"],
+}
 MINIMUM_PYTHON = (3, 11)
 # PyTorch for Linux comes with its CUDA libraries unless the user's pip is told otherwise.
 NEEDED_GIB = 10 if sys.platform == "linux" else 4
@@ -57,23 +62,27 @@ def check_disk():
         )
 
 
-def ensure(extra, needs_compiler=False):
-    """Create .venv with the project and `extra` installed, unless that is done. Returns its Python."""
+def ensure(extra, needs_compiler=False, libraries="usual"):
+    """Create .venv with the project and `extra` installed, unless that is done. Returns its Python.
+
+    Other `libraries` than the usual ones have an environment of their own: .venv-oldest or .venv-newest.
+    """
     check_machine(needs_compiler)
-    digest = hashlib.sha256()
+    environment = os.path.join(ROOT, ".venv" if libraries == "usual" else f".venv-{libraries}")
+    digest = hashlib.sha256(" ".join(LIBRARIES[libraries]).encode())
     for path in (os.path.join(ROOT, "setup.cfg"), CONSTRAINTS):
         with open(path, "rb") as file:
             digest.update(file.read())
-    stamp = os.path.join(ENVIRONMENT, f"luna-{extra}-{digest.hexdigest()[:16]}")
-    python = os.path.join(ENVIRONMENT, "bin", "python")
+    stamp = os.path.join(environment, f"luna-{extra}-{digest.hexdigest()[:16]}")
+    python = os.path.join(environment, "bin", "python")
     if os.path.exists(stamp):
         return python
     check_disk()
-    print(f"Installing Luna and what it needs into {ENVIRONMENT} (once, a few minutes).", flush=True)
+    print(f"Installing Luna and what it needs into {environment} (once, a few minutes).", flush=True)
     # Harmless where the environment is whole, and mends one whose making was interrupted.
-    if subprocess.call([sys.executable, "-m", "venv", ENVIRONMENT]) != 0:
-        stop(f"The environment {ENVIRONMENT} could not be made; Python's own message is above.")
-    command = [python, "-m", "pip", "install", "-c", CONSTRAINTS, "-e", f"{ROOT}[{extra}]"]
+    if subprocess.call([sys.executable, "-m", "venv", environment]) != 0:
+        stop(f"The environment {environment} could not be made; Python's own message is above.")
+    command = [python, "-m", "pip", "install", "-c", CONSTRAINTS, "-e", f"{ROOT}[{extra}]", *LIBRARIES[libraries]]
     if subprocess.call(command) != 0:
         stop("pip could not install the packages; its own message is above. Run this command again when that is mended.")
     with open(stamp, "w"):

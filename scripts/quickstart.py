@@ -5,29 +5,29 @@
 Every stage that is done is not done again; a stage that was interrupted goes on where it was.
 """
 
+import argparse
 import sys
 
 import environment
 
-DATASET = "data/python-docs"
 STAGES = (
+    ("Prepare the docstrings of Python's standard library", ["luna_tools.command_line", "prepare", "quickstart"]),
+    ("Pretrain (about five minutes on two cores)", ["luna_tools.command_line", "pretrain", "quickstart"]),
     (
-        "Prepare the docstrings of Python's standard library",
-        ["-m", "pretraining.prepare", DATASET, "--source", "python-docs", "--vocab_size", "4096"]
-        + ["--sequence_length", "128", "--validation_fraction", "0.05"],
+        "Fill masks in sentences that were held out",
+        ["pretraining.fill_masks", "runs/quickstart/model", "--dataset", "data/python-docs"],
     ),
-    ("Pretrain (about five minutes on two cores)", ["-m", "pretraining.train", "quickstart"]),
-    ("Fill masks in sentences that were held out", ["scripts/fill_masks.py", "runs/quickstart/model", DATASET]),
 )
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print("[1/4] Set up the environment", flush=True)
     try:
         python = environment.ensure("pretrain,finetune")
         for number, (title, arguments) in enumerate(STAGES, start=2):
             print(f"[{number}/4] {title}", flush=True)
-            status = environment.run([python, *arguments])
+            status = environment.run([python, "-m", *arguments])
             if status != 0:
                 return status
     except KeyboardInterrupt:

@@ -14,7 +14,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from pretraining.prepare.tokenizer import FIRST_TOKENS, MASK_TOKEN, wrap_tokenizer
+from luna_tools.errors import InputError
+from luna_tools.tokenizer import FIRST_TOKENS, MASK_TOKEN, wrap_tokenizer
 
 FILLER = re.compile(r"madeupword\d+")  # fairseq fills dictionaries up to a round size with these
 BYTE_PIECES = sorted(pre_tokenizers.ByteLevel.alphabet())  # in the order of GPT-2's numbers 0 to 255
@@ -22,10 +23,6 @@ OVERWRITE = " #fairseq:overwrite"  # ends a line of a dictionary that repeats a 
 MERGES_HEADER = "#version: 0.2"
 
 Merges = list[tuple[str, str]]
-
-
-class InputError(ValueError):
-    """The checkpoint cannot be converted; the message says why in one sentence."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -70,6 +67,15 @@ def read_dictionary(path: str | Path) -> list[str]:
         symbols.append(symbol)
         seen.add(symbol)
     return symbols if MASK_TOKEN in seen else [*symbols, MASK_TOKEN]
+
+
+def check_vocabulary(dictionary: Path, size: int, embeddings: int) -> None:
+    """Raises InputError for a dictionary of another size than the model."""
+    if size != embeddings:
+        raise InputError(
+            f"{dictionary} makes a vocabulary of {size} symbols with the special ones, but the checkpoint has embeddings "
+            f"for {embeddings}."
+        )
 
 
 def read_bpe(encoder_json: Path, vocab_bpe: Path) -> tuple[dict[str, int], Merges]:
@@ -148,8 +154,8 @@ def map_pieces(symbols: list[str], numbers: dict[str, int], merges: Merges) -> d
     if missing := [piece for piece in needed if piece not in ids]:
         raise InputError(
             f"The dictionary lacks {len(missing)} of the BPE's {len(numbers)} pieces, such as {numbers[missing[0]]} "
-            f"({missing[0]!r}), which no fast tokenizer reads as the official code does: convert without --encoder-json and "
-            "--vocab-bpe."
+            f"({missing[0]!r}), which no fast tokenizer reads as the official code does: convert without --encoder_json and "
+            "--vocab_bpe."
         )
     return ids
 

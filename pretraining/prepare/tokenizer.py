@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from luna_tools.errors import InputError, first_sentence
+from luna_tools.tokenizer import FIRST_TOKENS, MASK_TOKEN
 from pretraining.prepare.progress import clock
 
 if TYPE_CHECKING:  # transformers is imported where it is used: the worker processes have no use for it
     from transformers import PreTrainedTokenizerFast
 
-FIRST_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3
-MASK_TOKEN = "<mask>"  # the last id
 MIN_FREQUENCY = 2  # a pair of tokens seen once is not merged
 # Training takes time with the square of a word's length. Words as long as this are none of a language.
 MAX_WORD_CHARS = 2**10
@@ -79,23 +78,6 @@ def cut_long_words(texts: Iterable[str]) -> Iterator[str]:
         yield text[start:]
     if count:
         print(f"Words of more than {MAX_WORD_CHARS:,} characters are cut to train the tokenizer: there are {count:,}.")
-
-
-def wrap_tokenizer(tokenizer: Tokenizer) -> "PreTrainedTokenizerFast":
-    """Return a trained tokenizer as the transformers class that `AutoTokenizer` loads."""
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        sep_token="</s>",
-        cls_token="<s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        mask_token=AddedToken(MASK_TOKEN, lstrip=True, special=True),
-        model_input_names=["input_ids", "attention_mask"],
-    )
 
 
 def load_tokenizer(name_or_path: str) -> "PreTrainedTokenizerFast":

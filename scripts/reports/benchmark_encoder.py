@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0.
 """Speed and peak memory of the Luna encoder against RoBERTa of the same size, and of Luna's masked-LM head.
 
-    python scripts/benchmark_encoder.py
-    python scripts/benchmark_encoder.py --only mlm_head
+    python -m scripts.reports.benchmark_encoder
+    python -m scripts.reports.benchmark_encoder --only mlm_head
 
 writes `results.json`, `encoder.md` and `encoder.png` to `--output_dir`. The contestants take turns, one step each per
 round, and a ratio is always between two steps of one round. GPU steps are timed with synchronisation. Peak memory is
@@ -25,17 +25,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
-import matplotlib
 import psutil
 import torch
 import transformers
+from matplotlib.figure import Figure
 from transformers import PreTrainedModel, RobertaConfig, RobertaModel
 
 from configuration_luna import LunaConfig
 from modeling_luna import LunaForMaskedLM, LunaModel
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
 
 BASELINES = ["RoBERTa SDPA", "RoBERTa eager"]
 MODES = {
@@ -371,7 +368,8 @@ def mlm_head_report(section: dict) -> list[str]:
 
 def plot(section: dict, path: Path) -> None:
     names = BASELINES[1:] + [f"Luna l = {l}" for l in section["arguments"]["projection_lengths"]]
-    figure, axes = plt.subplots(1, len(MODES), figsize=(15, 4.5), sharey=True, constrained_layout=True)
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    axes = figure.subplots(1, len(MODES), sharey=True)
     for axis, mode in zip(axes, MODES, strict=True):
         cells = [cell for cell in section["cells"] if cell["mode"] == mode]
         for i, name in enumerate(names):
@@ -396,7 +394,6 @@ def plot(section: dict, path: Path) -> None:
     axes[0].set_ylabel("times as fast as RoBERTa SDPA")
     axes[0].legend()
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -421,7 +418,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--output_dir", type=Path, default=Path("docs/benchmarks/encoder"))
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/benchmark-encoder"))
     args = parser.parse_args()
     if args.rounds < MIN_ROUNDS:
         parser.error(f"--rounds is {args.rounds}, but must be at least {MIN_ROUNDS}")
@@ -445,7 +442,7 @@ def main() -> None:
         if cells[name]:
             results[name] = {
                 "environment": environment(args),
-                "command": shlex.join(["python", "scripts/benchmark_encoder.py", *sys.argv[1:]]),
+                "command": shlex.join(["python", "-m", "scripts.reports.benchmark_encoder", *sys.argv[1:]]),
                 "arguments": {key: value for key, value in vars(args).items() if key not in ("only", "output_dir")},
                 "cells": cells[name],
             }

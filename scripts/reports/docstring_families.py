@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0.
 """A real labelled task that any machine can make: which part of Python's standard library does a docstring come from?
 
-    python scripts/docstring_families.py
+    python -m scripts.reports.docstring_families
 
 Fine-tunes the quickstart's checkpoint with a [CLS] head and with a head on pooled P, from its pretrained and from random
 weights, under three seeds, and sets them beside two baselines. Finished runs are not run again. Each `--train_rows` has
@@ -19,22 +19,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+from luna_tools.command_line import exit_status
+from luna_tools.errors import InputError
+from luna_tools.files import write_json, write_text
 
-try:  # loading takes seconds, in which Ctrl-C would leave a traceback
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import accuracy_score, f1_score
-    from sklearn.pipeline import make_pipeline
-
-    from finetuning.experiments import POOLING_NAMES, compare, markdown_table, percent
-    from luna_tools.errors import InputError, Stopped
-    from luna_tools.files import write_json
-    from pretraining.prepare.sources import python_docs
-except KeyboardInterrupt:
-    sys.exit(130)
-
+PROG = "python -m scripts.reports.docstring_families"
 FAMILIES = {
     "concurrency": "asyncio multiprocessing threading concurrent subprocess queue selectors sched signal",
     "files": "tarfile zipfile pathlib shutil tempfile os _pyio io gzip bz2 lzma filecmp fileinput glob fnmatch stat "
@@ -57,7 +46,7 @@ OPTIONS = (
 
 
 def make_dataset(folder: Path, seed: int, train_rows: int | None = None) -> dict[str, list[dict[str, str]]]:
-    """Equally many docstrings of each family, divided at random; writes train, validation and test as JSON lines.
+    """Equally many docstrings of each family, divided at random; write train, validation and test as JSON lines.
 
     A text that more than one family has, or that has less than four words, is left out; a text is taken once. With
     `train_rows`, only so many of the training rows are kept, with families as equal as they can be.
@@ -65,6 +54,8 @@ def make_dataset(folder: Path, seed: int, train_rows: int | None = None) -> dict
     Raises:
         InputError: there are not so many training rows, or fewer than families are asked for.
     """
+    from pretraining.prepare.sources import python_docs
+
     families = {module: family for family, modules in FAMILIES.items() for module in modules.split()}
     found: dict[str, set[str]] = {}
     for docstring in python_docs():
@@ -100,6 +91,11 @@ def make_dataset(folder: Path, seed: int, train_rows: int | None = None) -> dict
 
 def baselines(splits: dict[str, list[dict[str, str]]]) -> dict[str, tuple[float, float]]:
     """Accuracy and macro F1 on the test rows."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import accuracy_score, f1_score
+    from sklearn.pipeline import make_pipeline
+
     texts, labels = ({split: [row[name] for row in rows] for split, rows in splits.items()} for name in ("text", "label"))
     most_common = Counter(labels["train"]).most_common(1)[0][0]
     majority = [most_common] * len(labels["test"])
@@ -119,11 +115,15 @@ def baselines(splits: dict[str, list[dict[str, str]]]) -> dict[str, tuple[float,
 
 
 def spread(values: list[float]) -> str:
+    from finetuning.experiments import percent
+
     return percent(statistics.mean(values)) + (f" ± {percent(statistics.stdev(values))}" if len(values) > 1 else "")
 
 
 def report(splits: dict, scores: dict[str, tuple[float, float]], runs: dict[str, list[dict]], num_seeds: int) -> str:
     """The table, and what it was made from, as markdown."""
+    from finetuning.experiments import POOLING_NAMES, markdown_table, percent
+
     rows = [[name, "", *("" for _ in range(num_seeds)), percent(a), percent(f)] for name, (a, f) in scores.items()]
     for start, entries in runs.items():
         for pooling in dict.fromkeys(entry["classifier_pooling"] for entry in entries):
@@ -141,48 +141,37 @@ In %, on the test rows; mean ± standard deviation over {num_seeds} seeds. {coun
 """
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog=PROG, description=__doc__.split("\n")[0])
     parser.add_argument("--model_name_or_path", default="runs/quickstart/model")
     parser.add_argument("--train_rows", type=int, help="train on so many labelled rows only; default: all")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/docstring-families"))
     parser.add_argument("--heads", nargs="+", default=["cls", "packed"])
     parser.add_argument("--num_seeds", type=int, default=3)
-    options, overrides = parser.parse_known_args()
+    options, overrides = parser.parse_known_args(argv)
     if not Path(options.model_name_or_path).is_dir():
-        print(
-            f"error: {options.model_name_or_path} is not there: run `python3 scripts/quickstart.py` first.", file=sys.stderr
-        )
-        return 2
+        raise InputError(f"{options.model_name_or_path} is not there: run `python3 scripts/quickstart.py` first.")
+
+    from finetuning.experiments import compare
+
     output_dir = options.output_dir / f"train-{'all' if options.train_rows is None else options.train_rows}"
     data_dir = output_dir / "data"
     runs = {}
-    try:
-        splits = make_dataset(data_dir, seed=0, train_rows=options.train_rows)
-        scores = baselines(splits)
-        for start, flag in (("pretrained", "false"), ("random", "true")):
-            folder = output_dir / start
-            arguments = [*OPTIONS, *overrides, "--model_name_or_path", options.model_name_or_path, "--random_weights", flag]
-            for split in splits:
-                arguments += [f"--{split}_file", str(data_dir / f"{split}.jsonl")]
-            arguments += ["--seed", "0", "--num_seeds", str(options.num_seeds), "--output_dir", str(folder)]
-            compare(["custom"], [*arguments, "--compare", *options.heads])
-            runs[start] = json.loads((folder / "compare.json").read_text(encoding="utf-8"))["runs"]
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename} cannot be used: {error.strerror}.", file=sys.stderr)
-        return 2
-    except (Stopped, KeyboardInterrupt):
-        print("Interrupted: give the same command again to go on.", file=sys.stderr)
-        return 130
+    splits = make_dataset(data_dir, seed=0, train_rows=options.train_rows)
+    scores = baselines(splits)
+    for start, flag in (("pretrained", "false"), ("random", "true")):
+        folder = output_dir / start
+        arguments = [*OPTIONS, *overrides, "--model_name_or_path", options.model_name_or_path, "--random_weights", flag]
+        for split in splits:
+            arguments += [f"--{split}_file", str(data_dir / f"{split}.jsonl")]
+        arguments += ["--seed", "0", "--num_seeds", str(options.num_seeds), "--output_dir", str(folder)]
+        compare(["custom"], [*arguments, "--compare", *options.heads])
+        runs[start] = json.loads((folder / "compare.json").read_text(encoding="utf-8"))["runs"]
     table = report(splits, scores, runs, options.num_seeds)
     write_json(output_dir / "results.json", {"baselines": scores, "runs": runs})
-    (output_dir / "table.md").write_text(table, encoding="utf-8")
+    write_text(output_dir / "table.md", table)
     print(f"\n{table}\nSaved in {output_dir}.")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(lambda: main(sys.argv[1:]), PROG, extra="finetune"))

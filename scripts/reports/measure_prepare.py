@@ -1,15 +1,16 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Measures the speed and the memory of pretraining.prepare; prints markdown tables.
+r"""Measure the speed and the memory of `luna prepare`; print markdown tables.
 
-    python scripts/measure_prepare.py --sizes_mb 10 100 1000
-    python scripts/measure_prepare.py --sizes_mb 1000 --file_mb 1000 --document_separator file --validation_fraction 0
-    python scripts/measure_prepare.py --distinct_mb 600 --num_proc 2
+    python -m scripts.reports.measure_prepare --sizes_mb 10 100 1000
+    python -m scripts.reports.measure_prepare --sizes_mb 1000 --file_mb 1000 --document_separator file \
+        --validation_fraction 0
+    python -m scripts.reports.measure_prepare --distinct_mb 600 --num_proc 2
 
 The first two grow a corpus: the documentation and the sources of the Python standard library, repeated to the size
 asked for. The third takes text that is nowhere repeated: the documentation and the sources that are installed on the
 machine, each distinct file once and as one document. It makes the dataset as one job of `--num_proc` processes and as
-so many shards of one process each, compares the two, and projects the times of the paper's corpora. CPU time is that of
+so many jobs of one process each, compares the two, and projects the times of the paper's corpora. CPU time is that of
 all processes: on a machine with other work, MB per CPU second tells more about a core than the wall time does.
 
 Options that are not its own go to prepare: the second command makes a single document of 1 GB.
@@ -32,10 +33,9 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # the program of this clone, installed or not
+from pretraining.prepare.sources import python_docs
 
-from pretraining.prepare.sources import python_docs  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 # Prose first, then code.
 KINDS = ((".md", ".rst", ".txt"), (".py", ".pyi", ".h", ".hpp"))
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--sizes_mb", type=int, nargs="+", default=[10, 100, 1000], help="sizes of the corpora")
     parser.add_argument("--num_proc", type=int, default=os.cpu_count(), help="processes that tokenise, in all")
     parser.add_argument("--file_mb", type=int, default=50, help="a corpus is files of this size")
-    parser.add_argument("--distinct_mb", type=int, help="one job against shards, on so much distinct text")
+    parser.add_argument("--distinct_mb", type=int, help="one job against several, on so much distinct text")
     parser.add_argument("--places", nargs="+", default=PLACES, help="where to look for distinct text")
     options, of_prepare = parser.parse_known_args()
     if options.distinct_mb is not None:
@@ -60,10 +60,10 @@ def main() -> None:
 
 
 def grow(options: argparse.Namespace, of_prepare: list[str]) -> None:
-    """Measures one job on corpora of growing size."""
+    """Measure one job on corpora of growing size."""
     settings = f"--num_proc {options.num_proc} --vocab_size 32768".split()
     settings += of_prepare or ["--document_separator", "blank_line"]
-    print(f"Command: `python -m pretraining.prepare OUT --source CORPUS {' '.join(settings)}`\n")
+    print(f"Command: `luna prepare --output_dir OUT --sources CORPUS {' '.join(settings)}`\n")
     print("| corpus, MB | rows of 512 | wall time, s | MB/s | peak memory, MB |")
     print("|---:|---:|---:|---:|---:|", flush=True)
     for size in options.sizes_mb:
@@ -78,7 +78,7 @@ def grow(options: argparse.Namespace, of_prepare: list[str]) -> None:
 
 
 def compare(options: argparse.Namespace, of_prepare: list[str]) -> None:
-    """Measures one job and as many shards as it has processes on the same distinct text, and projects the times."""
+    """Measure one job and as many jobs as it has processes on the same distinct text, and projects the times."""
     num_proc = options.num_proc
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder, "corpus")
@@ -92,7 +92,7 @@ def compare(options: argparse.Namespace, of_prepare: list[str]) -> None:
         print("|---|---:|---:|---:|---:|---:|---:|", flush=True)
 
         def step(name: str, jobs: list[list[str]], processes: int) -> float:
-            """Runs jobs at the same time, prints their line of the table, and returns their CPU time in seconds."""
+            """Run jobs at the same time, print their line of the table, and return their CPU time in seconds."""
             runs = start_and_wait(jobs, processes)
             wall, peak = max(run.seconds for run in runs), max(run.peak for run in runs)
             cpu = sum(run.cpu_seconds for run in runs)
@@ -101,20 +101,20 @@ def compare(options: argparse.Namespace, of_prepare: list[str]) -> None:
             return cpu
 
         step("one job", [prepare_command(f"{folder}/alone", corpus, "--num_proc", str(num_proc), *settings)], num_proc)
-        shards = [f"{folder}/merged", corpus, "--num_proc", "1", "--num_shards", str(num_proc), *settings]
-        plan = step("--plan", [prepare_command(*shards, "--plan")], num_proc)  # training the tokenizer uses threads
-        commands = [prepare_command(*shards, "--shard", str(shard)) for shard in range(num_proc)]
-        tokenise = step("--shard, all at the same time", commands, 1)
-        merge = step("--merge", [prepare_command(*shards, "--merge")], 1)
+        jobs = [f"{folder}/merged", corpus, "--num_proc", "1", "--num_jobs", str(num_proc), *settings]
+        plan = step("--plan", [prepare_command(*jobs, "--plan")], num_proc)  # training the tokenizer uses threads
+        commands = [prepare_command(*jobs, "--job", str(job)) for job in range(num_proc)]
+        tokenise = step("--job, all at the same time", commands, 1)
+        merge = step("--merge", [prepare_command(*jobs, "--merge")], 1)
 
         alone, merged = (contents(Path(folder, name)) for name in ("alone", "merged"))
         same = "the same bytes in" if alone == merged else "DIFFERENT bytes, or names, in"
         fingerprint = json.loads(alone["manifest.json"])["fingerprint"]
         print(f"\nOne job and the merge have {same} all {len(alone)} files; fingerprint {fingerprint[:16]}.\n")
         print("Projection from the CPU times, not a measurement, for cores with no other work: --plan takes as long for")
-        print("every corpus (its sample has at most 200 MB), --shard grows with the corpus and shrinks with the cores,")
+        print("every corpus (its sample has at most 200 MB), --job grows with the corpus and shrinks with the cores,")
         print("--merge grows with the corpus; the time to start the program is counted as if it grew too.\n")
-        print("| corpus | cores | --plan | --shard | --merge | in all |")
+        print("| corpus | cores | --plan | --job | --merge | in all |")
         print("|---:|---:|---:|---:|---:|---:|")
         for corpus_gb in CORPORA_GB:
             for cores in CORES:
@@ -136,7 +136,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def write_corpus(folder: Path, size: int, file_size: int) -> int:
-    """Writes about `size` bytes of text to .txt files of `file_size` in the folder; returns the bytes written."""
+    """Write about `size` bytes of text to .txt files of `file_size` in the folder; return the bytes written."""
     standard_library = Path(sysconfig.get_paths()["stdlib"])
     texts = [doc.text.encode() for doc in python_docs()]
     texts += [path.read_bytes() for path in sorted(standard_library.glob("*.py"))]
@@ -151,7 +151,7 @@ def write_corpus(folder: Path, size: int, file_size: int) -> int:
 
 
 def write_distinct_corpus(folder: Path, places: list[str], size: int) -> tuple[int, dict[str, int]]:
-    """Writes `size` bytes of distinct files' text or more, a line of JSON for each, to files of 50 MB or more.
+    """Write `size` bytes of distinct files' text or more, a line of JSON for each, to files of 50 MB or more.
 
     Returns:
         The bytes of text, and how many are of each kind of file.
@@ -172,7 +172,7 @@ def write_distinct_corpus(folder: Path, places: list[str], size: int) -> tuple[i
 
 
 def distinct_texts(places: list[str]) -> Iterator[tuple[str, str]]:
-    """Finds files of the `KINDS` whose text is UTF-8 and was not found before: pairs of kind and text."""
+    """Find files of the `KINDS` whose text is UTF-8 and was not found before: pairs of kind and text."""
     seen = set()
     for kinds in KINDS:
         for place in places:
@@ -193,7 +193,8 @@ def distinct_texts(places: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def prepare_command(output: str, corpus: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "pretraining.prepare", output, "--source", str(corpus), *options]
+    command = [sys.executable, "-m", "luna_tools.command_line", "prepare"]
+    return [*command, "--output_dir", output, "--sources", str(corpus), *options]
 
 
 class Run:
@@ -231,7 +232,7 @@ class Run:
 
 
 def start_and_wait(commands: list[list[str]], threads: int) -> list[Run]:
-    """Runs commands at the same time, each with so many threads, until the last one ends."""
+    """Run commands at the same time, each with so many threads, until the last one ends."""
     runs = [Run(command, threads) for command in commands]
     while any([run.is_at_work() for run in runs]):  # a list: each run takes note
         time.sleep(0.1)

@@ -1,38 +1,70 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Print, as a markdown table, how far encoder, language model head and classification heads are from the official code on
-every variant of the parity kit at hand.
+"""Print, as a markdown table, how far encoder, language model head and classification heads are from the official code.
 
-    python scripts/parity_report.py > docs/parity.md
-
-Variants that are not at hand are named on stderr.
+`python -m scripts.reports.parity_report tests/data/parity ../shared/parity > docs/parity.md`
 """
 
-import sys
+import argparse
+import textwrap
 from pathlib import Path
 
 import torch
 import transformers
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
-
-from tests.support.parity_kit import (  # noqa: E402
-    HEAD_VARIANTS,
-    MASKED_LM_VARIANTS,
+from luna_tools.convert.checkpoint import load_fairseq_checkpoint
+from luna_tools.convert.configuration import ARCHITECTURES
+from luna_tools.convert.from_fairseq import read_checkpoint
+from luna_tools.convert.goldens import (
     TOLERANCE_FACTOR,
+    Difference,
+    build_model,
     compare_classifier,
     compare_masked_lm,
-    find_variant,
-    load_classifier,
-    load_masked_lm,
+    largest_ratios,
     read_goldens,
 )
+from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification
 
 KINDS = ("hidden", "packed", "logits", "loss", "grad", "cls_logits", "cls_loss", "cls_grad")
+OF_THE_CLONE = Path("tests/data/parity")
+NEWER_FORMAT = "head_variants/"  # the same models as those without this prefix, whose goldens they have
+
+
+def find_variants(roots: list[Path]) -> dict[str, Path]:
+    """Name -> folder of the masked language models below the roots, the first place of each."""
+    found: dict[str, Path] = {}
+    for root in roots:
+        for file in sorted(root.rglob("model.pt")):
+            if load_fairseq_checkpoint(file)[0].arch in ARCHITECTURES:
+                found.setdefault(file.parent.relative_to(root).as_posix(), file.parent)
+    return found
+
+
+def compare_variant(folder: Path, goldens_file: Path, attention: str) -> list[Difference]:
+    goldens, facts = read_goldens(goldens_file)
+    files = folder / "model.pt", folder / "dict.txt"
+    language_model = read_checkpoint(*files, head="none")
+    model = build_model(LunaForMaskedLM, language_model.config, language_model.weights, attention)
+    differences = compare_masked_lm(model, goldens, facts)
+    converted = read_checkpoint(*files)
+    if converted.head is not None:
+        classifier = build_model(LunaForSequenceClassification, converted.config, converted.weights, attention)
+        differences += compare_classifier(classifier, goldens, facts)
+    return differences
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="*", type=Path, default=[OF_THE_CLONE], help="where variants of the kit are")
+    folders = parser.parse_args().folders
+    variants = find_variants(folders)
+    carried = [name for name, folder in variants.items() if folder.is_relative_to(OF_THE_CLONE)]
+    of_the_clone = (
+        f"A clone carries {len(carried)} of these {len(variants)} variants, in `{OF_THE_CLONE}`: "
+        f"{', '.join(f'`{name}`' for name in sorted(carried))}. Where the others are not at hand, beside the clone in "
+        "`../shared/parity` or where LUNA_PARITY_KIT says, their tests are skipped."
+    )
     print(
         f"""# Parity with the official code
 
@@ -42,28 +74,24 @@ float64) on the same variant and kind of tensor; for a loss that is a sum, the e
 The kinds that start with `cls_` are those of a classification head, where the variant has one; for the losses and the
 gradients of a head, the error of `loss` and `grad` counts. Above 1, `tests/modeling/test_parity.py` fails.
 
-Made by `python scripts/parity_report.py > docs/parity.md` in float32 on CPU, with torch {torch.__version__} and
-transformers {transformers.__version__}.
+{textwrap.fill(of_the_clone, 125)}
+
+Made by `python -m scripts.reports.parity_report {" ".join(map(str, folders))} > docs/parity.md` in float32
+on CPU, with torch {torch.__version__} and transformers {transformers.__version__}.
 
 | variant | attention | {" | ".join(KINDS)} |
 |---|---|{"---|" * len(KINDS)}"""
     )
     total = 0
-    for variant in MASKED_LM_VARIANTS:
-        if find_variant(variant) is None:
-            print(f"{variant} was not found", file=sys.stderr)
-            continue
-        goldens, facts = read_goldens(variant)
+    for name, folder in variants.items():
+        of_goldens = variants.get(name.removeprefix(NEWER_FORMAT), folder)
         for attention in ("eager", "sdpa"):
-            differences = compare_masked_lm(load_masked_lm(variant, attention), goldens, facts)
-            if variant in HEAD_VARIANTS:
-                differences += compare_classifier(load_classifier(variant, attention), goldens, facts)
+            differences = compare_variant(folder, of_goldens / "goldens.safetensors", attention)
             total += len(differences)
-            cells = []
-            for kind in KINDS:
-                ratios = [entry.max_abs / entry.tolerance for entry in differences if entry.kind == kind]
-                cells.append(f"{len(ratios)}, {max(ratios):.3f}" if ratios else "")
-            print(f"| {variant} | {attention} | {' | '.join(cells)} |")
+            ratios = largest_ratios(differences)
+            counts = {kind: sum(difference.kind == kind for difference in differences) for kind in KINDS}
+            cells = [f"{counts[kind]}, {ratios[kind]:.3f}" if counts[kind] else "" for kind in KINDS]
+            print(f"| {name} | {attention} | {' | '.join(cells)} |")
     print(f"\n{total} tensors were compared.")
 
 

@@ -4,12 +4,12 @@
 
 import pytest
 from huggingface_hub import ModelCard
-from tests.support.hub_server import Hub, HubError
 
 from luna_tools import push
 from luna_tools.cards import UNNAMED
 from luna_tools.errors import InputError
 from tests.support.finetuning import read_results, run_task
+from tests.support.hub_server import Hub, HubError
 
 WRITTEN_WHILE_TRAINING = ("training_args.bin", "optimizer.pt", "rng_state.pth", "scheduler.pt")
 

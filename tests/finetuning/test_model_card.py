@@ -8,8 +8,6 @@ import pytest
 import yaml
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from tests.support.fresh_process import run_program
-from tests.support.hub_server import metadata_errors
 from transformers import (
     AutoModelForMultipleChoice,
     AutoModelForSequenceClassification,
@@ -23,6 +21,8 @@ from finetuning.encoding import encode
 from finetuning.model_card import make_model_card, usage
 from finetuning.tasks import TASKS, custom_task
 from luna_tools.cards import named_card
+from tests.support.fresh_process import run_program
+from tests.support.hub_server import metadata_errors
 from tests.support.published_files import write_tokenizer
 
 TAGGING = custom_task("token_classification", labels=("O", "B-PER", "I-PER"))

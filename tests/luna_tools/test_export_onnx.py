@@ -7,14 +7,15 @@ tests/modeling/test_ecosystem.py compares its graphs with the model.
 
 import signal
 
-import export_onnx
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.support.luna_builders import build
+from transformers.exporters import OnnxExporter
 
+from luna_tools import export_onnx
+from luna_tools.errors import InputError, Stopped
 from modeling_luna import LunaForMultipleChoice, LunaForQuestionAnswering, LunaForTokenClassification, LunaModel
-from tests.support.stopped_command import exit_status_when_stopped
+from tests.support.luna_builders import build
 
 for library in ("onnxscript", "onnxruntime"):
     pytest.importorskip(library, reason=f"{library} is not installed: pip install 'luna-transformers[onnx]'")
@@ -26,25 +27,24 @@ def folder(tmp_path):
     return tmp_path / "luna"
 
 
-def run(*arguments):
-    export_onnx.main([str(argument) for argument in arguments])
+def run(model, folder):
+    export_onnx.main([str(model), "--output_dir", str(folder)])
 
 
 def test_wrong_inputs_give_one_sentence_and_write_nothing(folder, tmp_path):
     (tmp_path / "file").write_text("kept")
     cases = {
-        "there is no model": (tmp_path / "absent", tmp_path / "onnx"),
-        "not an empty folder": (folder, folder),
-        "file' exists and is not": (folder, tmp_path / "file"),
-        "x' cannot be written (": (folder, tmp_path / ("x" * 300)),
-        "out' cannot be written (": (folder, tmp_path / "file" / "out"),
+        "There is no model": (tmp_path / "absent", tmp_path / "onnx"),
+        "luna', which is not an empty folder": (folder, folder),
+        "file', which is not an empty folder": (folder, tmp_path / "file"),
+        "x cannot be written (File name too long)": (folder, tmp_path / ("x" * 300)),
+        "out cannot be written (File exists)": (folder, tmp_path / "file" / "out"),
     }
     before = sorted(tmp_path.rglob("*"))
     for sentence, arguments in cases.items():
-        with pytest.raises(SystemExit) as error:
+        with pytest.raises(InputError) as refused:
             run(*arguments)
-        message = str(error.value)
-        assert message.startswith("error: ") and sentence in message and "\n" not in message, message
+        assert sentence in str(refused.value) and "\n" not in str(refused.value)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -57,9 +57,14 @@ def fails_with(error):
 
 
 REFUSED = {
-    "differs": (lambda model, path: (1.0, [1]), "the graph is 1.0e+00 from the model, more than 1e-04: nothing was written"),
-    "not a number": (lambda model, path: (float("nan"), [1]), "the graph is nan from the model"),
-    "disk": (fails_with(OSError("No space left\non device")), "cannot be written (No space left on device): choose another"),
+    "differs": (lambda model, path: (1.0, [1]), "The graph is 1.0e+00 from the model, more than 1e-04: nothing was written"),
+    "not a number": (lambda model, path: (float("nan"), [1]), "The graph is nan from the model"),
+    "disk": (fails_with(OSError(28, "No space left on device")), "cannot be written (the disk is full): free some space"),
+    "protobuf": (fails_with(RuntimeError("I/O: No space left on device")), "cannot be written (the disk is full): free"),
+    "folder": (
+        fails_with(PermissionError(13, "Permission denied")),
+        "cannot be written (Permission denied): choose another",
+    ),
     "runtime": (fails_with(KeyError("no such node")), "cannot be exported (KeyError: 'no such node'): try other versions"),
 }
 
@@ -68,13 +73,12 @@ REFUSED = {
 def test_what_fails_leaves_the_folders_as_they_were(case, folder, tmp_path, monkeypatch):
     largest_difference, sentence = REFUSED[case]
     monkeypatch.setattr(export_onnx, "largest_difference", largest_difference)
-    monkeypatch.setattr(export_onnx.OnnxExporter, "export", lambda *_: FakeGraph())
+    monkeypatch.setattr(OnnxExporter, "export", lambda *_: FakeGraph())
     (tmp_path / "empty").mkdir()
     for target in ("empty", "new/onnx"):
-        with pytest.raises(SystemExit) as error:
+        with pytest.raises(InputError) as refused:
             run(folder, tmp_path / target)
-        message = str(error.value)
-        assert message.startswith("error: ") and sentence in message and "\n" not in message, message
+        assert sentence in str(refused.value) and "\n" not in str(refused.value)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "luna"]
         assert not list((tmp_path / "empty").iterdir())
 
@@ -86,13 +90,12 @@ class FakeGraph:
         (folder / "model.onnx").write_bytes(b"graph")
 
 
-def test_a_signal_leaves_nothing_and_says_one_sentence(folder, tmp_path, monkeypatch, capsys):
+def test_a_signal_leaves_nothing(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(export_onnx, "largest_difference", lambda model, path: signal.raise_signal(signal.SIGTERM))
-    monkeypatch.setattr(export_onnx.OnnxExporter, "export", lambda *_: FakeGraph())
-    capsys.readouterr()
-    assert exit_status_when_stopped(lambda: run(folder, tmp_path / "new" / "onnx")) == 143
+    monkeypatch.setattr(OnnxExporter, "export", lambda *_: FakeGraph())
+    with pytest.raises(Stopped, match="^Stopped by SIGTERM: nothing is half-written.$"):
+        run(folder, tmp_path / "new" / "onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["luna"]
-    assert capsys.readouterr().err == "error: stopped by SIGTERM: nothing is half-written.\n"
 
 
 def test_batches_are_padded_on_their_side_and_have_choices():

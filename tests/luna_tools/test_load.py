@@ -1,29 +1,20 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Both commands that load a Luna refuse what is not whole, with one sentence, and write nothing."""
+"""What is not whole is refused with one sentence, and the commands that load a Luna write nothing then."""
 
 import json
 
-import export_onnx
-import plot_attention
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.support.luna_builders import build, make_tokenizer
 from transformers import BertConfig
 
+from luna_tools import export_onnx, plot_attention
+from luna_tools.errors import InputError
 from luna_tools.load import load_luna
-from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification, LunaModel
-
-
-def export(model, tmp_path):
-    for library in ("onnxscript", "onnxruntime"):
-        pytest.importorskip(library, reason=f"{library} is not installed: pip install 'luna-transformers[onnx]'")
-    export_onnx.main([str(model), str(tmp_path / "onnx")])
-
-
-def plot(model, tmp_path):
-    plot_attention.main([str(model), "A text.", "--output", str(tmp_path / "picture.png")])
+from modeling_luna import LunaForSequenceClassification, LunaModel
+from tests.support.folders import save_whole
+from tests.support.luna_builders import build
 
 
 def change_config(**changes):
@@ -58,39 +49,48 @@ DAMAGES = {
         ": 1 are missing or of another shape, such as ",
     ),
     "another size": (change_config(intermediate_size=33), "are missing or of another shape, such as "),
-    "truncated": (truncate, "the weights of {0!r} cannot be loaded ("),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "the weights of {0!r} cannot be loaded ("),
-    "negative size": (change_config(hidden_size=-3), "the config.json of {0!r} makes no model ("),
-    "size as text": (change_config(hidden_size="big"), "the config.json of {0!r} makes no model ("),
-    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "the config.json of {0!r} makes no model ("),
-    "list": (lambda folder: (folder / "config.json").write_text("[]"), "the config.json of {0!r} makes no model ("),
+    "truncated": (truncate, "The weights of {0!r} cannot be loaded ("),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "The weights of {0!r} cannot be loaded ("),
+    "negative size": (change_config(hidden_size=-3), "The config.json of {0!r} makes no model ("),
+    "size as text": (change_config(hidden_size="big"), "The config.json of {0!r} makes no model ("),
+    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "The config.json of {0!r} makes no model ("),
+    "list": (lambda folder: (folder / "config.json").write_text("[]"), "The config.json of {0!r} makes no model ("),
     "bert": (lambda folder: BertConfig().save_pretrained(folder), "{0!r} is a bert model, not a Luna: "),
-    "absent": (lambda folder: folder.rename(folder.with_name("elsewhere")), "there is no model {0!r}: "),
+    "absent": (lambda folder: folder.rename(folder.with_name("elsewhere")), "There is no model {0!r}: "),
 }
 
 
+@pytest.fixture
+def folder(tmp_path):
+    return save_whole(tmp_path / "luna")
+
+
 @pytest.mark.parametrize("case", DAMAGES)
-@pytest.mark.parametrize("command", [export, plot])
-def test_damaged_folders(command, case, tmp_path, capsys):
+def test_damaged_folders(case, folder):
     damage, sentence = DAMAGES[case]
-    tokenizer = make_tokenizer()
-    folder = tmp_path / "luna"
-    build(LunaForMaskedLM, dtype=torch.float32, vocab_size=len(tokenizer), num_hidden_layers=2).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     damage(folder)
+    with pytest.raises(InputError) as refused:
+        load_luna(str(folder))
+    assert sentence.format(str(folder)) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_both_commands_refuse_a_damaged_folder_and_write_nothing(folder, tmp_path):
+    pytest.importorskip("onnxruntime")
+    truncate(folder)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(SystemExit) as error:
-        command(folder, tmp_path)
-    message = str(error.value)
-    assert message.startswith("error: ") and sentence.format(str(folder)) in message and "\n" not in message, message
+    for main, arguments in (
+        (export_onnx.main, [str(folder), "--output_dir", str(tmp_path / "new" / "onnx")]),
+        (plot_attention.main, [str(folder), "A text.", "--output", str(tmp_path / "picture.png")]),
+    ):
+        with pytest.raises(InputError, match="^The weights of .* cannot be loaded"):
+            main(arguments)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_class_that_is_none(tmp_path):
-    build(LunaModel, dtype=torch.float32).save_pretrained(tmp_path)
-    change_config(architectures=["LunaForPoetry"])(tmp_path)
-    with pytest.raises(SystemExit, match="`architectures` in the config.json of .* is \\['LunaForPoetry'\\], no Luna: give"):
-        load_luna(str(tmp_path))
+def test_a_class_that_is_none(folder):
+    change_config(architectures=["LunaForPoetry"])(folder)
+    with pytest.raises(InputError, match="`architectures` in the config.json of .* is \\['LunaForPoetry'\\], no Luna: give"):
+        load_luna(str(folder))
 
 
 def test_the_class_of_the_config_or_another_in_float32(tmp_path):

@@ -5,14 +5,15 @@
 import os
 import warnings
 
-import plot_attention
 import pytest
 import torch
 from matplotlib import image
-from tests.support.luna_builders import SENTENCES, build, make_tokenizer
 
+from luna_tools import plot_attention
+from luna_tools.errors import InputError
 from luna_tools.load import load_luna
 from modeling_luna import LunaForMaskedLM, LunaModel
+from tests.support.luna_builders import SENTENCES, build, make_tokenizer
 
 TEXT = "The moon & $some$ unread naïve\nwords"
 
@@ -55,13 +56,11 @@ def test_attention_is_that_of_the_layers_and_heads_asked_for(folder, tokenizer):
     torch.testing.assert_close(mean[0], outputs.pack_attentions[1][0].mean(dim=0))
 
 
-def test_panels_show_tokens_downwards_and_slots_to_the_right(tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(plot_attention.plt, "close", figures.append)
+def test_panels_show_tokens_downwards_and_slots_to_the_right(tmp_path):
     pack = torch.tensor([[[0.7, 0.2, 0.1], [0.0, 0.4, 0.6]]])
     unpack = torch.tensor([[[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]]])
-    plot_attention.plot(pack, unpack, ["<s>", "a$b", "c$"], [3], "title", tmp_path / "picture.svg")
-    upper, lower = figures[0].axes[:2]
+    figure = plot_attention.plot(pack, unpack, ["<s>", "a$b", "c$"], [3], "title", tmp_path / "picture.svg")
+    upper, lower = figure.axes[:2]
     torch.testing.assert_close(torch.from_numpy(upper.images[0].get_array().data), pack[0].T)
     torch.testing.assert_close(torch.from_numpy(lower.images[0].get_array().data), unpack[0])
     assert [label.get_text() for label in upper.get_yticklabels()] == ["<s>", "a$b", "c$"]
@@ -105,15 +104,15 @@ def test_a_full_disk_keeps_the_older_picture(folder, tmp_path, monkeypatch):
 
     def write_a_part_and_fail(pack, unpack, names, layers, title, path):
         path.write_text("part")
-        raise OSError("No space left on device")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(plot_attention, "plot", write_a_part_and_fail)
-    with pytest.raises(SystemExit, match=r"picture.png', which cannot be written \(No space left on device\): choose"):
+    with pytest.raises(InputError, match=r"picture.png cannot be written \(the disk is full\): free some space"):
         run(folder, TEXT, "--output", tmp_path / "picture.png")
     assert os.listdir(tmp_path) == ["picture.png"] and (tmp_path / "picture.png").read_text() == "an older picture"
 
 
-def test_wrong_inputs_give_one_sentence(folder, tokenizer, tmp_path, capsys):
+def test_wrong_inputs_give_one_sentence(folder, tokenizer, tmp_path):
     plain, damaged, small = (tmp_path / name for name in ("no_tokenizer", "damaged_tokenizer", "small_vocabulary"))
     for path in (plain, damaged, small):
         build(LunaForMaskedLM, dtype=torch.float32).save_pretrained(path)
@@ -123,11 +122,11 @@ def test_wrong_inputs_give_one_sentence(folder, tokenizer, tmp_path, capsys):
     (tmp_path / "folder.png").mkdir()
     picture = ["--output", tmp_path / "picture.png"]
     cases = {
-        "there is no model": (tmp_path / "absent", TEXT, *picture),
+        "There is no model": (tmp_path / "absent", TEXT, *picture),
         "no tokenizer": (plain, TEXT, *picture),
         "no tokenizer that can be read": (damaged, TEXT, *picture),
         "but the model knows 41": (small, TEXT, *picture),
-        "folder.png', which cannot be written (": (folder, TEXT, "--output", tmp_path / "folder.png"),
+        "folder.png cannot be written (": (folder, TEXT, "--output", tmp_path / "folder.png"),
         "at most 38 tokens": (folder, "moon " * 60, *picture),
         "must have words": (folder, " ", *picture),
         "--layers has '3'": (folder, TEXT, *picture, "--layers", "0,3"),
@@ -135,10 +134,8 @@ def test_wrong_inputs_give_one_sentence(folder, tokenizer, tmp_path, capsys):
         "is no kind of picture": (folder, TEXT, "--output", tmp_path / "picture.txt"),
         "there is no folder": (folder, TEXT, "--output", tmp_path / "absent" / "picture.png"),
     }
-    capsys.readouterr()
     for sentence, arguments in cases.items():
-        with pytest.raises(SystemExit) as error:
+        with pytest.raises(InputError) as refused:
             run(*arguments)
-        message = str(error.value)
-        assert message.startswith("error: ") and sentence in message and message.count("\n") == 0, message
+        assert sentence in str(refused.value) and "\n" not in str(refused.value)
     assert not list(tmp_path.glob("picture.*"))

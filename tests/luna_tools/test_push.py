@@ -1,6 +1,6 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""What scripts/push_to_hub.py refuses, and a round trip to a Hub on loopback."""
+"""What `luna push` refuses, and a round trip to a Hub on loopback."""
 
 import json
 import pickle
@@ -15,13 +15,17 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 from safetensors.numpy import save_file
-from tests.support.fresh_process import ROOT, run_program, stranger_environment
-from tests.support.hub_server import TOKEN, Hub, HubError, Repository
-from tests.support.luna_builders import build, make_tokenizer
 from transformers import AutoTokenizer
 
+from luna_tools import push
+from luna_tools.cards import UNNAMED
+from luna_tools.command_line import run
+from luna_tools.errors import InputError
 from luna_tools.publish import files_to_upload
-from modeling_luna import UNNAMED, LunaForMaskedLM
+from modeling_luna import LunaForMaskedLM
+from tests.support.folders import save_whole
+from tests.support.fresh_process import ROOT, run_program, stranger_environment
+from tests.support.hub_server import TOKEN, Hub, HubError, Repository
 
 FILES = {
     "README.md",
@@ -36,11 +40,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def whole_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole") / "luna"
-    tokenizer = make_tokenizer()
-    build(LunaForMaskedLM, dtype=torch.float32, vocab_size=len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_whole(tmp_path_factory.mktemp("whole") / "luna")
 
 
 @pytest.fixture
@@ -102,7 +102,6 @@ REFUSED = {
         "`auto_map`",
     ),
     "no code": (remove("configuration_luna.py"), "has no configuration_luna.py"),
-    "no card": (remove("README.md"), "has no README.md"),
     "broken card": (write("README.md", "---\ntags: [luna\n---\n"), "README.md is not valid YAML"),
     "card without metadata": (write("README.md", "# Luna\n"), "README.md has no metadata"),
     "no weights": (remove("model.safetensors"), "has no weights"),
@@ -113,7 +112,7 @@ REFUSED = {
 @pytest.mark.parametrize(("damage", "message"), REFUSED.values(), ids=REFUSED)
 def test_refuses_in_one_sentence(damage, message, folder, capsys):
     damage(folder)
-    assert push_to_hub.main([str(folder), "org/luna", "--dry-run"]) == 2
+    assert run("push", [str(folder), "org/luna", "--dry_run"]) == 2
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith("error: ") and message in output.err and output.err.count("\n") == 1
@@ -121,19 +120,19 @@ def test_refuses_in_one_sentence(damage, message, folder, capsys):
 
 @pytest.mark.parametrize("name", ["luna", "org/luna/main", "org/lu na"])
 def test_refuses_names_that_the_hub_would_not_take(name, folder, capsys):
-    assert push_to_hub.main([str(folder), name]) == 2
+    assert run("push", [str(folder), name]) == 2
     assert repr(name) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("revision", ["", "a b", "-x", "a..b", "a/", "/a", "a.lock", "refs/pr/1", "a~1", "é"])
 def test_refuses_what_is_no_branch(revision, folder, capsys):
-    assert push_to_hub.main([str(folder), "org/luna", f"--revision={revision}"]) == 2
+    assert run("push", [str(folder), "org/luna", f"--revision={revision}"]) == 2
     assert f"`--revision` is {revision!r}, which can't name a branch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("revision", [None, "main", "step-10000", "v1.0", "a/b_c"])
 def test_takes_branches(revision):
-    push_to_hub.check_names("org/luna", revision)
+    push.check_names("org/luna", revision)
 
 
 SECRETS = {
@@ -180,14 +179,14 @@ def test_refuses_secrets_and_pickles(name, folder):
         if name in SECRETS
         else "name of a file with secrets"
     )
-    with pytest.raises(push_to_hub.InputError, match=said):
-        push_to_hub.check_files(folder, files_to_upload(folder), [])
+    with pytest.raises(InputError, match=said):
+        push.check_files(folder, files_to_upload(folder), [])
     # Pickles are refused whatever was allowed.
     if name in PICKLES:
-        with pytest.raises(push_to_hub.InputError, match=said):
-            push_to_hub.check_files(folder, files_to_upload(folder), ["*"])
+        with pytest.raises(InputError, match=said):
+            push.check_files(folder, files_to_upload(folder), ["*"])
     else:
-        push_to_hub.check_files(folder, files_to_upload(folder), [name])
+        push.check_files(folder, files_to_upload(folder), [name])
 
 
 def write_zip(name, **members):
@@ -221,8 +220,8 @@ OTHERS = {
 @pytest.mark.parametrize(("damage", "message"), OTHERS.values(), ids=OTHERS)
 def test_refuses_what_is_not_what_it_says(damage, message, folder):
     damage(folder)
-    with pytest.raises(push_to_hub.InputError) as error:
-        push_to_hub.check_files(folder, files_to_upload(folder), [])
+    with pytest.raises(InputError) as error:
+        push.check_files(folder, files_to_upload(folder), [])
     assert message in str(error.value)
 
 
@@ -233,29 +232,15 @@ def test_harmless_files_pass(folder):
     write("code.py", "def login(password: str = None, api_key=args.api_key): return os.environ['SECRET1']")(folder)
     write("sub/curve.png", b"\x89PNG\r\n")(folder)
     write_zip("submission.zip", CoLA_tsv="index\tprediction\n0\t1\n")(folder)
-    push_to_hub.check_files(folder, files_to_upload(folder), [])
+    push.check_files(folder, files_to_upload(folder), [])
 
 
-def test_git_cache_and_training_state_are_no_files_to_upload(folder):
-    left_out = (
-        ".git/config",
-        ".cache/huggingface/x",
-        "sub/.git/config",
-        "optimizer.safetensors",
-        "trainer_state.json",
-        "COMPLETE",
-    )
-    for name in (*left_out, "sub/a.txt"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("")
-    assert set(files_to_upload(folder)) == FILES | {"sub/a.txt"}
-
-
+@pytest.mark.slow
 def test_dry_run_shows_what_would_be_uploaded_and_says_that_the_code_differs(folder, capsys):
     (folder / "modeling_luna.py").write_text((folder / "modeling_luna.py").read_text() + "\n# mine\n")
     (folder / "trainer_state.json").write_text("{}")
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    assert push_to_hub.main([str(folder), "org/luna", "--dry-run"]) == 0
+    assert run("push", [str(folder), "org/luna", "--dry_run"]) == 0
     shown = capsys.readouterr().out
     parameters = LunaForMaskedLM.from_pretrained(folder).num_parameters()
     assert f"LunaForMaskedLM with {parameters:,} parameters" in shown and "dry run" in shown
@@ -268,6 +253,23 @@ def test_dry_run_shows_what_would_be_uploaded_and_says_that_the_code_differs(fol
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_a_folder_without_a_card_gets_one_on_the_hub_alone(folder, tmp_path, capsys, monkeypatch):
+    """save_pretrained writes none."""
+    (folder / "README.md").unlink()
+    found = {"class": "LunaForMaskedLM", "parameters": 1234, "tokenizer_vocabulary": 321, "model_vocabulary": 321}
+    monkeypatch.setattr(push, "check_model", lambda *_: found)
+    with Hub() as hub:
+        hub.serve_this_process(monkeypatch, tmp_path / "cache")
+        assert run("push", [str(folder), "org/luna", "--revision", "step-10"]) == 0
+        repository = hub.repositories["org/luna"]
+        card = repository.commits[repository.branches["step-10"]]["README.md"].decode()
+    assert "note: there is no README.md: one is uploaded" in capsys.readouterr().out
+    assert "license: unknown" in card and "| parameters | 1,234 |" in card and str(tmp_path) not in card
+    assert 'name = "org/luna"\n' in card and 'from_pretrained(name, revision="step-10", trust_remote_code=True)' in card
+    assert not (folder / "README.md").exists()
+
+
+@pytest.mark.slow
 def test_the_code_that_is_checked_sees_no_token_and_the_note_comes_first(folder, capsys, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "hf_mine")
@@ -275,28 +277,29 @@ def test_the_code_that_is_checked_sees_no_token_and_the_note_comes_first(folder,
         "import os, pathlib\nraise RuntimeError(f'{sorted(os.environ)} {list(os.environ.values())} {pathlib.Path.home()}')\n"
     )
     (folder / "modeling_luna.py").write_text(spy)
-    assert push_to_hub.main([str(folder), "org/luna", "--dry-run"]) == 2
+    assert run("push", [str(folder), "org/luna", "--dry_run"]) == 2
     output = capsys.readouterr()
     assert "note: modeling_luna.py is not the one of this project" in output.out
     assert "RuntimeError: [" in output.err and "'PATH'" in output.err
     assert "TOKEN" not in output.err and "hf_mine" not in output.err and str(Path.home()) not in output.err.split("] ")[-1]
 
 
+@pytest.mark.slow
 def test_code_that_ends_the_process_is_one_sentence(folder, capsys):
     (folder / "modeling_luna.py").write_text("import os\nos._exit(0)\n")
-    assert push_to_hub.main([str(folder), "org/luna", "--dry-run"]) == 2
+    assert run("push", [str(folder), "org/luna", "--dry_run"]) == 2
     error = capsys.readouterr().err
     assert "its code ended the process" in error and error.count("\n") == 1
 
 
 @pytest.fixture
 def no_fresh_process(monkeypatch):
-    monkeypatch.setattr(push_to_hub, "check_model", lambda *_: {})
-    monkeypatch.setattr(push_to_hub, "describe", lambda *_: "")
+    monkeypatch.setattr(push, "check_model", lambda *_: {})
+    monkeypatch.setattr(push, "describe", lambda *_: "")
 
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence(folder, capsys, no_fresh_process):
-    assert push_to_hub.main([str(folder), "org/luna"]) == 2
+    assert run("push", [str(folder), "org/luna"]) == 2
     error = capsys.readouterr().err
     assert "can't be reached" in error and error.count("\n") == 1
 
@@ -317,7 +320,7 @@ def test_what_the_hub_refuses_is_one_sentence(
         hub.serve_this_process(monkeypatch, tmp_path, token)
         hub.repositories["org/public"] = public = Repository(private=False)
         public.commit("main", {})
-        assert push_to_hub.main([str(folder), *arguments]) == 2
+        assert run("push", [str(folder), *arguments]) == 2
         assert hub.repositories == {"org/public": public} and public.commits[public.branches["main"]] == {}
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
@@ -346,7 +349,7 @@ def test_an_upload_that_fails_is_one_sentence_and_leaves_the_folder_alone(
     with Hub() as hub:
         hub.serve_this_process(monkeypatch, tmp_path / "cache")
         hub.failures = failures
-        assert push_to_hub.main([str(folder), "org/luna", "--revision", "step-10"]) == 2
+        assert run("push", [str(folder), "org/luna", "--revision", "step-10"]) == 2
         assert hub.repositories.keys() == left
         for repository in hub.repositories.values():
             assert all(files.keys() == {".gitattributes"} for files in repository.commits.values())
@@ -370,7 +373,7 @@ pipeline("fill-mask", model=name)
     with Hub() as hub:
         hub.serve_this_process(monkeypatch, tmp_path / "cache")
         for arguments in (["org/try"], ["org/luna"], ["org/luna", "--revision", "step-10"]):
-            assert push_to_hub.main([str(folder), *arguments]) == 0
+            assert run("push", [str(folder), *arguments]) == 0
 
         def card(name, branch="main"):
             return hub.repositories[name].commits[hub.repositories[name].branches[branch]]["README.md"].decode()
@@ -411,7 +414,7 @@ DOES_NOT_LOAD = {
 @pytest.mark.parametrize(("damage", "message"), DOES_NOT_LOAD.values(), ids=DOES_NOT_LOAD)
 def test_refuses_what_a_stranger_could_not_use(damage, message, folder, capsys):
     damage(folder)
-    assert push_to_hub.main([str(folder), "org/luna", "--dry-run"]) == 2
+    assert run("push", [str(folder), "org/luna", "--dry_run"]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
@@ -447,8 +450,8 @@ def test_round_trip(folder, tmp_path, monkeypatch, no_fresh_process):
             return [float(line) for line in done.stdout.split()], done.stderr
 
         # To main, by the command line, with all checks.
-        environment = stranger_environment(tmp_path / "here", HF_TOKEN=TOKEN, **online)
-        command = [sys.executable, str(ROOT / "scripts" / "push_to_hub.py"), str(folder), "org/luna"]
+        environment = stranger_environment(tmp_path / "here", HF_TOKEN=TOKEN, PYTHONPATH=str(ROOT), **online)
+        command = [sys.executable, "-m", "luna_tools.command_line", "push", str(folder), "org/luna"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0 and done.stdout.endswith(f"Uploaded: {hub.url}/org/luna\n"), done.stderr
         on_main = logits_of(model)
@@ -465,8 +468,8 @@ def test_round_trip(folder, tmp_path, monkeypatch, no_fresh_process):
             model.lm_head.decoder.bias += 1
         model.save_pretrained(folder)
         hub.serve_this_process(monkeypatch, tmp_path)
-        assert push_to_hub.main([str(folder), "org/luna", "--revision", "step-10"]) == 0
-        assert push_to_hub.main([str(folder), "org/hidden", "--private"]) == 0
+        assert run("push", [str(folder), "org/luna", "--revision", "step-10"]) == 0
+        assert run("push", [str(folder), "org/hidden", "--private"]) == 0
         assert (
             public.branches.keys() == {"main", "step-10"} and not public.private and hub.repositories["org/hidden"].private
         )

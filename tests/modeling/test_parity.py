@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from luna_tools.convert.weights import find_layer_norm_scale, is_layer_norm_weight, map_names
 from torch import nn
 
 from configuration_luna import LunaConfig
 from luna_tools.convert.checkpoint import load_fairseq_checkpoint
+from luna_tools.convert.weights import find_layer_norm_scale, is_layer_norm_weight, map_names
 from modeling_luna import LunaLayer, LunaModel, masked_mean, sinusoids
 from tests.support.parity_kit import (
     HEAD_VARIANTS,

@@ -10,7 +10,8 @@ import regex
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from luna_tools.convert.checkpoint import load_fairseq_checkpoint, main
+from luna_tools.convert.checkpoint import load_fairseq_checkpoint
+from luna_tools.convert.run import main
 from tests.support.parity_kit import REPOSITORY, find_variant
 
 TIED = find_variant("luna_bert/tied")
@@ -22,8 +23,8 @@ BYTE_PIECES |= {byte: chr(256 + i) for i, byte in enumerate(byte for byte in ran
 GPT2_SPLIT = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 
 
-def convert(checkpoint, out, *options, dictionary=TIED / "dict.txt") -> int:
-    return main([str(checkpoint), str(out), "--dict", str(dictionary), *map(str, options)])
+def convert(checkpoint, out, *options, dictionary=TIED / "dict.txt") -> None:
+    main([str(checkpoint), "--output_dir", str(out), "--dictionary", str(dictionary), *map(str, options)])
 
 
 def gpt2_pieces(text: str, merges: list[tuple[str, str]]) -> list[str]:
@@ -65,7 +66,7 @@ class Bpe:
         self.vocab_bpe.write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in self.merges), encoding="utf-8")
         counts = range(len(self.symbols), 0, -1)
         self.dict.write_text("".join(f"{symbol} {count}\n" for symbol, count in zip(self.symbols, counts, strict=True)))
-        self.options = ("--encoder-json", str(self.encoder_json), "--vocab-bpe", str(self.vocab_bpe))
+        self.options = ("--encoder_json", str(self.encoder_json), "--vocab_bpe", str(self.vocab_bpe))
 
         # luna_bert/tied with a vocabulary of this size
         args, state_dict = load_fairseq_checkpoint(TIED / "model.pt")

@@ -23,7 +23,7 @@ from transformers.utils import hub
 
 TOKEN = "hf_" + "x" * 8  # shorter than a real one
 LFS_SUFFIXES = (".safetensors", ".png")
-LICENSES = ("apache-2.0", "bsd-3-clause", "cc-by-4.0", "mit", "other")
+LICENSES = ("apache-2.0", "bsd-3-clause", "cc-by-4.0", "mit", "other", "unknown")
 REPOSITORY = r"([\w.-]+/[\w.-]+)"
 
 

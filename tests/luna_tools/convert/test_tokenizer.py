@@ -8,12 +8,14 @@ import shutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.fresh_process import run_program
 from transformers import AutoConfig, AutoTokenizer, RobertaTokenizerFast, pipeline
 
-from luna_tools.convert.tokenizer import InputError, build_tokenizer, read_bpe, read_dictionary, recover_files
-from pretraining.prepare.tokenizer import train_tokenizer, wrap_tokenizer
+from luna_tools.convert.tokenizer import build_tokenizer, read_bpe, read_dictionary, recover_files
+from luna_tools.errors import InputError
+from luna_tools.tokenizer import wrap_tokenizer
+from pretraining.prepare.tokenizer import train_tokenizer
 from tests.support.fairseq_files import BYTE_PIECES, Bpe, convert, gpt2_pieces
+from tests.support.fresh_process import run_program
 
 TEXTS = [
     "Luna attends through a short packed sequence.",
@@ -31,7 +33,7 @@ def bpe(tmp_path_factory):
 @pytest.fixture(scope="module")
 def converted_with_tokenizer(bpe, tmp_path_factory):
     out = tmp_path_factory.mktemp("converted") / "out"
-    assert convert(bpe.checkpoint, out, *bpe.options, dictionary=bpe.dict) == 0
+    convert(bpe.checkpoint, out, *bpe.options, dictionary=bpe.dict)
     return out
 
 
@@ -40,6 +42,7 @@ def tokenizer(converted_with_tokenizer):
     return AutoTokenizer.from_pretrained(converted_with_tokenizer)
 
 
+@pytest.mark.slow
 def test_tokenizer_loads_without_the_code_of_the_folder(bpe, converted_with_tokenizer, tmp_path):
     program = """
 import json
@@ -114,6 +117,20 @@ def test_overwritten_symbols_have_their_later_id(bpe, tmp_path):
     assert again[4] == "madeupword0002" and len(again) == len(symbols)
 
 
+def test_dictionaries(tmp_path):
+    path = tmp_path / "dict.txt"
+    path.write_text("318 12\n\u00e9\u2028x 3\nmadeupword0000 0\n", encoding="utf-8")
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    assert read_dictionary(path) == [*special, "318", "\u00e9\u2028x", "madeupword0000", "<mask>"]
+    path.write_text("318 12\n<mask> 0\n13 1\n", encoding="utf-8")
+    assert read_dictionary(path) == [*special, "318", "<mask>", "13"]
+    path.write_bytes(b"\xef\xbb\xbf" + b"318 12\n")  # a byte order mark
+    assert read_dictionary(path) == [*special, "318", "<mask>"]
+    # The official code gives a symbol that is overwritten a new id, and the old one stays.
+    path.write_text("318 12\n318 5 #fairseq:overwrite\n<s> 1 #fairseq:overwrite\n13 1 #fairseq:overwrite\n")
+    assert read_dictionary(path) == [*special, "318", "318", "<s>", "13", "<mask>"]
+
+
 def test_fill_mask_pipeline(converted_with_tokenizer):
     answers = pipeline("fill-mask", model=str(converted_with_tokenizer), device="cpu")("The moon is<mask>.")
     assert len(answers) == 5 and all(isinstance(answer["token_str"], str) for answer in answers)
@@ -123,10 +140,11 @@ def test_fill_mask_pipeline(converted_with_tokenizer):
 # What is refused
 
 
-def assert_refused(capsys, tmp_path, sentence: str, bpe, *options, dictionary) -> None:
+def assert_refused(tmp_path, sentence: str, bpe, *options, dictionary) -> None:
     before = sorted(path.name for path in tmp_path.iterdir())
-    assert convert(bpe.checkpoint, tmp_path / "out", *options, dictionary=dictionary) == 2
-    assert capsys.readouterr().err == f"error: {sentence}\n"
+    with pytest.raises(InputError) as refused:
+        convert(bpe.checkpoint, tmp_path / "out", *options, dictionary=dictionary)
+    assert str(refused.value).startswith(sentence) and "\n" not in str(refused.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
@@ -185,31 +203,30 @@ TOKENIZER_FILES_AND_SENTENCE = {
 
 
 @pytest.mark.parametrize("case", TOKENIZER_FILES_AND_SENTENCE)
-def test_refused_tokenizer_files(case, bpe, tmp_path, capsys):
+def test_refused_tokenizer_files(case, bpe, tmp_path):
     change, sentence = TOKENIZER_FILES_AND_SENTENCE[case]
     for path in (bpe.encoder_json, bpe.vocab_bpe, bpe.dict):
         shutil.copy(path, tmp_path)
     change(tmp_path)
-    options = ("--encoder-json", str(tmp_path / "encoder.json"), "--vocab-bpe", str(tmp_path / "vocab.bpe"))
-    assert_refused(capsys, tmp_path, sentence.format(tmp_path), bpe, *options, dictionary=tmp_path / "dict.txt")
+    options = ("--encoder_json", str(tmp_path / "encoder.json"), "--vocab_bpe", str(tmp_path / "vocab.bpe"))
+    assert_refused(tmp_path, sentence.format(tmp_path), bpe, *options, dictionary=tmp_path / "dict.txt")
 
 
-def test_truncated_tokenizer_files(bpe, tmp_path, capsys):
+def test_truncated_tokenizer_files(bpe, tmp_path):
     merges, encoder = tmp_path / "vocab.bpe", tmp_path / "encoder.json"
     merges.write_text("".join(bpe.vocab_bpe.read_text(encoding="utf-8").splitlines(keepends=True)[:-10]), encoding="utf-8")
     first = "".join(bpe.merges[-10])
-    options = ("--encoder-json", str(bpe.encoder_json), "--vocab-bpe", str(merges))
+    options = ("--encoder_json", str(bpe.encoder_json), "--vocab_bpe", str(merges))
     sentence = f"{bpe.encoder_json} has 10 pieces that no merge of {merges} makes, such as {first!r}."
-    assert_refused(capsys, tmp_path, sentence, bpe, *options, dictionary=bpe.dict)
+    assert_refused(tmp_path, sentence, bpe, *options, dictionary=bpe.dict)
 
     encoder.write_text(bpe.encoder_json.read_text()[:1000])
-    options = ("--encoder-json", str(encoder), "--vocab-bpe", str(merges))
-    assert convert(bpe.checkpoint, tmp_path / "out", *options, dictionary=bpe.dict) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {encoder} is not a BPE encoder file, since it is not JSON: ") and error.count("\n") == 1
+    options = ("--encoder_json", str(encoder), "--vocab_bpe", str(merges))
+    sentence = f"{encoder} is not a BPE encoder file, since it is not JSON: "
+    assert_refused(tmp_path, sentence, bpe, *options, dictionary=bpe.dict)
 
 
-def test_a_dictionary_without_merged_pieces(bpe, tmp_path, capsys):
+def test_a_dictionary_without_merged_pieces(bpe, tmp_path):
     """Those of the parity kit have the most frequent pieces only."""
     symbols = [symbol for symbol in bpe.symbols if symbol != "599"]
     piece = next(piece for piece, number in bpe.numbers.items() if number == 599)
@@ -217,9 +234,9 @@ def test_a_dictionary_without_merged_pieces(bpe, tmp_path, capsys):
     dictionary.write_text("".join(f"{symbol} 1\n" for symbol in [*symbols, "madeupword0002"]))
     sentence = (
         f"The dictionary lacks 1 of the BPE's 601 pieces, such as 599 ({piece!r}), which no fast tokenizer reads as the "
-        "official code does: convert without --encoder-json and --vocab-bpe."
+        "official code does: convert without --encoder_json and --vocab_bpe."
     )
-    assert_refused(capsys, tmp_path, sentence, bpe, *bpe.options, dictionary=dictionary)
+    assert_refused(tmp_path, sentence, bpe, *bpe.options, dictionary=dictionary)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

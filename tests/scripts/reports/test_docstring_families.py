@@ -3,16 +3,18 @@
 """The docstring task: its rows, its baselines, its table, and its command line, with runs that train nothing."""
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-import docstring_families
 import pytest
-from docstring_families import FAMILIES, baselines, make_dataset, report
 
+from finetuning import experiments
+from luna_tools.command_line import exit_status
 from luna_tools.errors import InputError
+from pretraining.prepare import sources
+from scripts.reports import docstring_families
+from scripts.reports.docstring_families import FAMILIES, baselines, make_dataset, report
 
 WORDS = {family: modules.split()[0] for family, modules in FAMILIES.items()}
 
@@ -31,7 +33,7 @@ def docstrings(per_family=40):
 
 @pytest.fixture(autouse=True)
 def few_docstrings(monkeypatch):
-    monkeypatch.setattr(docstring_families, "python_docs", docstrings)
+    monkeypatch.setattr(sources, "python_docs", docstrings)
 
 
 def keys(splits):
@@ -112,10 +114,9 @@ def run(monkeypatch, tmp_path, *options):
         runs = [{"classifier_pooling": "cls", "results": {"test_accuracy": rows / 100, "test_f1_macro": 0}}]
         (folder / "compare.json").write_text(json.dumps({"runs": runs}))
 
-    monkeypatch.setattr(docstring_families, "compare", compare)
-    argv = ["docstring_families.py", "--model_name_or_path", str(tmp_path), "--output_dir", str(tmp_path / "out"), *options]
-    monkeypatch.setattr(sys, "argv", [*argv, "--num_seeds", "1"])
-    return docstring_families.main()
+    monkeypatch.setattr(experiments, "compare", compare)
+    argv = ["--model_name_or_path", str(tmp_path), "--output_dir", str(tmp_path / "out"), *options, "--num_seeds", "1"]
+    return exit_status(lambda: docstring_families.main(argv), docstring_families.PROG)
 
 
 def test_each_number_of_training_rows_has_a_folder_of_its_own(monkeypatch, tmp_path, capsys):
@@ -135,7 +136,10 @@ def test_each_number_of_training_rows_has_a_folder_of_its_own(monkeypatch, tmp_p
     [
         (["--train_rows", "0"], "--train_rows is 0: give from 6 to 168."),
         (["--train_rows", "3"], "--train_rows is 3: give from 6 to 168."),
-        (["--output_dir", "{file}"], "{file}/train-all/data cannot be used: Not a directory."),
+        (
+            ["--output_dir", "{file}"],
+            "{file}/train-all/data cannot be used (Not a directory): mend that and give the same command again.",
+        ),
         (["--model_name_or_path", "{file}"], "{file} is not there: run `python3 scripts/quickstart.py` first."),
     ],
 )

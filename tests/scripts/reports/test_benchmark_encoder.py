@@ -3,35 +3,28 @@
 """The encoder benchmark at tiny sizes: what it writes, not how fast anything is."""
 
 import json
-import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+from scripts.reports import benchmark_encoder as benchmark
+
 SIZES = ["--hidden_size", "32", "--num_heads", "2", "--intermediate_size", "64", "--vocab_size", "100"]
 
 
-@pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import benchmark_encoder
-
-    return benchmark_encoder
-
-
-def run(output_dir: Path, *args: str) -> dict:
-    command = [sys.executable, str(SCRIPTS / "benchmark_encoder.py"), *SIZES, "--rounds", "3", *args]
-    subprocess.run([*command, "--output_dir", str(output_dir)], check=True)
+def run(monkeypatch, output_dir: Path, *options: str) -> dict:
+    command = ["benchmark_encoder.py", *SIZES, "--rounds", "3", *options, "--output_dir", str(output_dir)]
+    monkeypatch.setattr(sys, "argv", command)
+    benchmark.main()
     return json.loads((output_dir / "results.json").read_text())
 
 
 @pytest.mark.slow
-def test_writes_table_json_and_plot(tmp_path):
-    run(tmp_path, "--only", "mlm_head")
-    results = run(tmp_path, "--only", "encoder", "--lengths", "16", "--projection_lengths", "4")
+def test_writes_table_json_and_plot(tmp_path, monkeypatch):
+    run(monkeypatch, tmp_path, "--only", "mlm_head")
+    results = run(monkeypatch, tmp_path, "--only", "encoder", "--lengths", "16", "--projection_lengths", "4")
 
     assert [(cell["tokens"], cell["mode"]) for cell in results["encoder"]["cells"]] == [
         (16, "forward"),
@@ -50,12 +43,12 @@ def test_writes_table_json_and_plot(tmp_path):
     assert (tmp_path / "encoder.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_ratio_is_between_two_steps_of_one_round(benchmark):
+def test_a_ratio_is_between_two_steps_of_one_round():
     rounds = [{"a": 1.0, "b": 2.0}, {"a": 30.0, "b": 10.0}, {"b": 5.0}]
     assert benchmark.ratios(rounds, "a", "b") == [0.5, 3.0]
 
 
-def test_time_budget_leaves_the_minimum_of_rounds(benchmark):
+def test_time_budget_leaves_the_minimum_of_rounds():
     args = Namespace(rounds=5, time_budget=0.0, device="cpu")
     calls = []
     steps = {name: lambda name=name: calls.append(name) for name in ("a", "b")}
@@ -63,19 +56,22 @@ def test_time_budget_leaves_the_minimum_of_rounds(benchmark):
     assert calls == ["a", "b"] * (1 + benchmark.MIN_ROUNDS)
 
 
-def test_predicted_counts_match_the_matrix_products(benchmark):
+def test_predicted_counts_match_the_matrix_products():
     args = Namespace(hidden_size=768, intermediate_size=3072)
     d = 768
     assert benchmark.multiply_adds(args, "RoBERTa eager", 2 * d) == 16 * d**2
     assert benchmark.multiply_adds(args, "Luna l = 128", 1024) == (11 + 0.25) * d**2 + 4 * 128 * d
 
 
-def test_attention_that_does_not_fit_is_left_out(benchmark, monkeypatch, tmp_path):
+def test_attention_that_does_not_fit_is_left_out(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "available_bytes", lambda device: 0)
     monkeypatch.setattr(benchmark, "peak_mebibytes", lambda make_step, device: 1.0)
-    monkeypatch.setattr(sys, "argv", ["benchmark_encoder.py", *SIZES, "--only", "encoder", "--rounds", "3"])
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--lengths", "8", "--output_dir", str(tmp_path)])
-    benchmark.main()
+    results = run(monkeypatch, tmp_path, "--only", "encoder", "--lengths", "8")
     assert "| RoBERTa eager | 8 | left out" in (tmp_path / "encoder.md").read_text()
-    modes = {cell["mode"] for cell in json.loads((tmp_path / "results.json").read_text())["encoder"]["cells"]}
+    modes = {cell["mode"] for cell in results["encoder"]["cells"]}
     assert modes == {"forward", "training"}, "with dropout SDPA does not fit either, and nothing is left to compare with"
+
+
+def test_by_default_it_writes_where_nothing_is_tracked(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmark_encoder.py"])
+    assert benchmark.parse_args().output_dir.parts[0] == "runs"

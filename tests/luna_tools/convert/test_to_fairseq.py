@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from configuration_luna import LunaConfig
-from luna_tools.convert.checkpoint import load_fairseq_checkpoint, main
+from luna_tools.convert.checkpoint import load_fairseq_checkpoint
+from luna_tools.convert.run import main
+from luna_tools.errors import InputError, Stopped
 from modeling_luna import (
     LunaForMaskedLM,
     LunaForMultipleChoice,
@@ -22,7 +24,6 @@ from modeling_luna import (
 )
 from tests.support.fairseq_files import TIED, Bpe, convert
 from tests.support.parity_kit import HEAD_VARIANTS, MASKED_LM_VARIANTS, find_variant, variant_params
-from tests.support.stopped_command import exit_status_when_stopped
 
 # Those that build the official model.
 MODEL_ARGS = (
@@ -49,8 +50,8 @@ MODEL_ARGS = (
 )
 
 
-def convert_back(folder, checkpoint, *options) -> int:
-    return main(["--to-fairseq", str(folder), str(checkpoint), *map(str, options)])
+def convert_back(folder, checkpoint, *options) -> None:
+    main([str(folder), "--to_fairseq", str(checkpoint), *map(str, options)])
 
 
 def tiny_model(model_class=LunaForMaskedLM, **changes):
@@ -73,11 +74,11 @@ def same_tensors(one: dict, other: dict) -> bool:
 @pytest.mark.parametrize("variant", variant_params(*MASKED_LM_VARIANTS))
 def test_official_to_folder_to_official(variant, tmp_path, capsys):
     source = find_variant(variant)
-    assert convert(source / "model.pt", tmp_path / "out", dictionary=source / "dict.txt") == 0
+    convert(source / "model.pt", tmp_path / "out", dictionary=source / "dict.txt")
     target = tmp_path / "back" / "model.pt"
     # Asked for as it was: by default it is that of the published release.
-    scale = ["--layer-norm-scale", "weight_plus_one"] if variant.startswith("head_variants") else []
-    assert convert_back(tmp_path / "out", target, "--dict", source / "dict.txt", *scale) == 0
+    scale = ["--layer_norm_scale", "weight_plus_one"] if variant.startswith("head_variants") else []
+    convert_back(tmp_path / "out", target, "--dictionary", source / "dict.txt", *scale)
 
     args, state_dict = load_fairseq_checkpoint(source / "model.pt")
     back_args, back = load_fairseq_checkpoint(target)
@@ -102,8 +103,8 @@ def test_official_to_folder_to_official(variant, tmp_path, capsys):
 def test_the_newer_layout_becomes_that_of_the_release(variant, tmp_path):
     """The two variants are one model, and 1 + its LayerNorm weights are exact."""
     source = find_variant(variant)
-    assert convert(source / "model.pt", tmp_path / "out", dictionary=source / "dict.txt") == 0
-    assert convert_back(tmp_path / "out", tmp_path / "model.pt") == 0
+    convert(source / "model.pt", tmp_path / "out", dictionary=source / "dict.txt")
+    convert_back(tmp_path / "out", tmp_path / "model.pt")
     assert same_tensors(load_fairseq_checkpoint(tmp_path / "model.pt")[1], load_fairseq_checkpoint(TIED / "model.pt")[1])
 
 
@@ -126,13 +127,13 @@ def test_folder_to_official_to_folder(case, tmp_path, capsys):
     model = tiny_model(model_class, **changes)
     model.save_pretrained(tmp_path / "folder", max_shard_size="8KB")
     assert len(list((tmp_path / "folder").glob("*.safetensors"))) > 1
-    assert convert_back(tmp_path / "folder", tmp_path / "model.pt") == 0
+    convert_back(tmp_path / "folder", tmp_path / "model.pt")
     printed = capsys.readouterr().out
     is_lm = model_class is LunaForMaskedLM
     assert ("no language model head: that of the checkpoint is all zeros" in printed) == (not is_lm)
 
     (tmp_path / "dict.txt").write_text("".join(f"{i} 1\n" for i in range(25)))
-    assert convert(tmp_path / "model.pt", tmp_path / "again", dictionary=tmp_path / "dict.txt") == 0
+    convert(tmp_path / "model.pt", tmp_path / "again", dictionary=tmp_path / "dict.txt")
     again = load_file(tmp_path / "again" / "model.safetensors")
     before = model.state_dict()
     if model_class is LunaModel:
@@ -149,7 +150,7 @@ def test_folder_to_official_to_folder(case, tmp_path, capsys):
 def test_the_content_is_what_fairseq_reads(tmp_path):
     """The keys at the top of the file, and nothing but tensors, plain values and a Namespace."""
     tiny_model().save_pretrained(tmp_path / "folder")
-    assert convert_back(tmp_path / "folder", tmp_path / "model.pt") == 0
+    convert_back(tmp_path / "folder", tmp_path / "model.pt")
     with torch.serialization.safe_globals([argparse.Namespace]):
         back = torch.load(tmp_path / "model.pt", weights_only=True)
         official = torch.load(TIED / "model.pt", weights_only=True)
@@ -170,7 +171,7 @@ def test_a_checkpoint_of_a_pretraining(tmp_path):
     (tmp_path / "step-10" / "trainer_state.json").write_text("{}")
     model.save_pretrained(tmp_path / "folder")
     for folder in ("step-10", "folder"):
-        assert convert_back(tmp_path / folder, tmp_path / f"{folder}.pt") == 0
+        convert_back(tmp_path / folder, tmp_path / f"{folder}.pt")
     of_step, of_folder = (load_fairseq_checkpoint(tmp_path / f"{folder}.pt")[1] for folder in ("step-10", "folder"))
     assert same_tensors(of_step, of_folder)
 
@@ -178,7 +179,7 @@ def test_a_checkpoint_of_a_pretraining(tmp_path):
 def test_half_precision_becomes_float32(tmp_path, capsys):
     model = tiny_model().bfloat16()
     model.save_pretrained(tmp_path / "folder")
-    assert convert_back(tmp_path / "folder", tmp_path / "model.pt") == 0
+    convert_back(tmp_path / "folder", tmp_path / "model.pt")
     assert "Weights in bfloat16 were converted to float32." in capsys.readouterr().out
     _, back = load_fairseq_checkpoint(tmp_path / "model.pt")
     assert {tensor.dtype for tensor in back.values()} == {torch.float32}
@@ -193,8 +194,8 @@ def test_half_precision_becomes_float32(tmp_path, capsys):
 def test_dictionary_and_bpe_from_the_tokenizer(tmp_path, capsys):
     (tmp_path / "official").mkdir()
     bpe = Bpe(tmp_path / "official")
-    assert convert(bpe.checkpoint, tmp_path / "out", *bpe.options, dictionary=bpe.dict) == 0
-    assert convert_back(tmp_path / "out", tmp_path / "back" / "model.pt") == 0
+    convert(bpe.checkpoint, tmp_path / "out", *bpe.options, dictionary=bpe.dict)
+    convert_back(tmp_path / "out", tmp_path / "back" / "model.pt")
     assert "Beside it: dict.txt, encoder.json, vocab.bpe." in capsys.readouterr().out
     back = tmp_path / "back"
     assert (back / "vocab.bpe").read_bytes() == bpe.vocab_bpe.read_bytes()
@@ -202,12 +203,12 @@ def test_dictionary_and_bpe_from_the_tokenizer(tmp_path, capsys):
     # The counts are not known.
     assert [line.split() for line in (back / "dict.txt").read_text().splitlines()] == [[s, "0"] for s in bpe.symbols]
     # Files that are there already stay, if they are the same.
-    assert convert_back(tmp_path / "out", back / "again.pt") == 0
+    convert_back(tmp_path / "out", back / "again.pt")
 
 
 def test_without_a_dictionary(tmp_path, capsys):
     tiny_model().save_pretrained(tmp_path / "folder")
-    assert convert_back(tmp_path / "folder", tmp_path / "model.pt") == 0
+    convert_back(tmp_path / "folder", tmp_path / "model.pt")
     path = tmp_path / "folder" / "tokenizer.json"
     assert capsys.readouterr().out.splitlines()[-1] == f"No dict.txt is written. There is no tokenizer {path}."
     assert sorted(os.listdir(tmp_path)) == ["folder", "model.pt"]
@@ -216,7 +217,7 @@ def test_without_a_dictionary(tmp_path, capsys):
 @pytest.mark.parametrize("head, found", [("rte", "rte"), ("none", None)])
 def test_head_names(head, found, tmp_path):
     tiny_model(LunaForSequenceClassification).save_pretrained(tmp_path / "folder")
-    assert convert_back(tmp_path / "folder", tmp_path / "model.pt", "--head", head) == 0
+    convert_back(tmp_path / "folder", tmp_path / "model.pt", "--head", head)
     _, state_dict = load_fairseq_checkpoint(tmp_path / "model.pt")
     heads = {name.split(".")[1] for name in state_dict if name.startswith("classification_heads.")}
     assert heads == ({found} if found else set())
@@ -262,31 +263,31 @@ MODELS_AND_SENTENCE = {
 }
 
 
-def assert_refused(capsys, tmp_path, sentence: str, *options, target="model.pt") -> None:
+def assert_refused(tmp_path, sentence: str, *options, target="model.pt") -> None:
     before = sorted(os.listdir(tmp_path))
-    capsys.readouterr()  # progress of saving the folder
-    assert convert_back(tmp_path / "folder", tmp_path / target, *options) == 2
-    assert capsys.readouterr().err == f"error: {sentence}\n"
+    with pytest.raises(InputError) as refused:
+        convert_back(tmp_path / "folder", tmp_path / target, *options)
+    assert str(refused.value) == sentence
     assert sorted(os.listdir(tmp_path)) == before
 
 
 @pytest.mark.parametrize("case", MODELS_AND_SENTENCE)
-def test_models_that_the_official_code_has_not(case, tmp_path, capsys):
+def test_models_that_the_official_code_has_not(case, tmp_path):
     model_class, changes, sentence = MODELS_AND_SENTENCE[case]
     tiny_model(model_class, **changes).save_pretrained(tmp_path / "folder")
-    assert_refused(capsys, tmp_path, sentence.format(only="the official masked language model has"))
+    assert_refused(tmp_path, sentence.format(only="the official masked language model has"))
 
 
-def test_refused_names_of_heads(tmp_path, capsys):
+def test_refused_names_of_heads(tmp_path):
     tiny_model(LunaForSequenceClassification, classifier_pooling="packed_max").save_pretrained(tmp_path / "folder")
     sentence = (
         "A head named rte is cls in the official code, but the model's classifier_pooling is packed_max, named "
         "pooling_classification_head."
     )
-    assert_refused(capsys, tmp_path, sentence, "--head", "rte")
+    assert_refused(tmp_path, sentence, "--head", "rte")
     tiny_model().save_pretrained(tmp_path / "folder")
     sentence = "There is no classification head to name rte: the folder holds a language model."
-    assert_refused(capsys, tmp_path, sentence, "--head", "rte")
+    assert_refused(tmp_path, sentence, "--head", "rte")
 
 
 WEIGHTS_AND_SENTENCE = [
@@ -308,80 +309,80 @@ WEIGHTS_AND_SENTENCE = [
 
 
 @pytest.mark.parametrize("change, sentence", WEIGHTS_AND_SENTENCE)
-def test_refused_weights(change, sentence, tmp_path, capsys):
+def test_refused_weights(change, sentence, tmp_path):
     tiny_model().save_pretrained(tmp_path / "folder")
     weights = load_file(tmp_path / "folder" / "model.safetensors")
     change(weights)
     save_file(weights, tmp_path / "folder" / "model.safetensors")
-    assert_refused(capsys, tmp_path, sentence)
+    assert_refused(tmp_path, sentence)
 
 
-def test_refused_folders(tmp_path, capsys):
+def test_refused_folders(tmp_path):
     sentence = f"{tmp_path / 'folder'} is not a folder with a config.json and weights in safetensors."
-    assert_refused(capsys, tmp_path, sentence)
+    assert_refused(tmp_path, sentence)
     tiny_model().save_pretrained(tmp_path / "folder")
     path = tmp_path / "folder" / "model.safetensors"
-    content = path.read_bytes()
-    path.write_bytes(content[:1000])
-    capsys.readouterr()
-    assert convert_back(tmp_path / "folder", tmp_path / "model.pt") == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {tmp_path / 'folder'} cannot be read: ") and error.count("\n") == 1
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match=f"^{tmp_path / 'folder'} cannot be read: "):
+        convert_back(tmp_path / "folder", tmp_path / "model.pt")
     save_file({"a.exp_avg": torch.zeros(1)}, path.rename(path.with_name("optimizer.safetensors")))
-    assert_refused(capsys, tmp_path, sentence)
+    assert_refused(tmp_path, sentence)
 
 
-def test_existing_files_are_not_touched(tmp_path, capsys):
+def test_existing_files_are_not_touched(tmp_path):
     tiny_model(vocab_size=96).save_pretrained(tmp_path / "folder")
     (tmp_path / "old.pt").write_text("kept")
-    assert_refused(capsys, tmp_path, f"{tmp_path / 'old.pt'} already exists.", target="old.pt")
+    assert_refused(tmp_path, f"{tmp_path / 'old.pt'} already exists.", target="old.pt")
     (tmp_path / "dict.txt").write_text("318 1\n")
-    options = ("--dict", TIED / "dict.txt")
-    assert_refused(capsys, tmp_path, f"{tmp_path / 'dict.txt'} already exists with another content.", *options)
+    options = ("--dictionary", TIED / "dict.txt")
+    assert_refused(tmp_path, f"{tmp_path / 'dict.txt'} already exists with another content.", *options)
     sentence = (
         f"{tmp_path / 'dict.txt'} makes a vocabulary of 6 symbols with the special ones, but the checkpoint has embeddings "
         "for 96."
     )
-    assert_refused(capsys, tmp_path, sentence, "--dict", tmp_path / "dict.txt")
+    assert_refused(tmp_path, sentence, "--dictionary", tmp_path / "dict.txt")
     assert (tmp_path / "old.pt").read_text() == "kept" and (tmp_path / "dict.txt").read_text() == "318 1\n"
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), RuntimeError("[enforce fail] PytorchStreamWriter failed")])
-def test_a_full_disk_leaves_nothing(error, monkeypatch, tmp_path, capsys):
+def fails_after_a_part(error):
+    def save(checkpoint, path):
+        path.write_bytes(b"part")
+        error()
+
+    return save
+
+
+# As torch tells of a full disk.
+TORCH_FAILS = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(monkeypatch, tmp_path):
     tiny_model().save_pretrained(tmp_path / "folder")
 
-    def write_a_part_and_fail(checkpoint, path):
-        path.write_bytes(b"part")
-        raise error
+    def fail():
+        raise TORCH_FAILS
 
-    monkeypatch.setattr(torch, "save", write_a_part_and_fail)
+    monkeypatch.setattr(torch, "save", fails_after_a_part(fail))
     for target in ("model.pt", "new/folder/model.pt"):
-        assert_refused(capsys, tmp_path, f"{tmp_path / target} cannot be written: {error}.", target=target)
+        remedy = "free some space and give the same command again."
+        assert_refused(tmp_path, f"{tmp_path / target} cannot be written (the disk is full): {remedy}", target=target)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_nothing(number, monkeypatch, tmp_path, capsys):
+def test_a_signal_leaves_nothing(number, monkeypatch, tmp_path):
     tiny_model().save_pretrained(tmp_path / "folder")
-
-    def write_a_part_and_be_stopped(checkpoint, path):
-        path.write_bytes(b"part")
-        signal.raise_signal(number)
-
-    monkeypatch.setattr(torch, "save", write_a_part_and_be_stopped)
-    capsys.readouterr()
-    status = exit_status_when_stopped(lambda: convert_back(tmp_path / "folder", tmp_path / "new" / "model.pt"))
-    assert status == 128 + number
-    assert capsys.readouterr().err == f"error: stopped by {number.name}: nothing is half-written.\n"
+    monkeypatch.setattr(torch, "save", fails_after_a_part(lambda: signal.raise_signal(number)))
+    with pytest.raises(Stopped, match=f"^Stopped by {number.name}: nothing is half-written.$"):
+        convert_back(tmp_path / "folder", tmp_path / "new" / "model.pt")
     assert os.listdir(tmp_path) == ["folder"]
 
 
-def test_names_that_cannot_be_written(tmp_path, capsys):
+def test_names_that_cannot_be_written(tmp_path):
     tiny_model().save_pretrained(tmp_path / "folder")
-    capsys.readouterr()
-    assert convert_back(tmp_path / "folder", tmp_path / ("x" * 300)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and "x cannot be written: " in error and error.count("\n") == 1
+    name = "x" * 300
+    sentence = f"{tmp_path / name} cannot be written (File name too long): choose another place."
+    assert_refused(tmp_path, sentence, target=name)
     # A link is followed.
     (tmp_path / "link.pt").symlink_to("model.pt")
-    assert convert_back(tmp_path / "folder", tmp_path / "link.pt") == 0
+    convert_back(tmp_path / "folder", tmp_path / "link.pt")
     assert (tmp_path / "link.pt").is_symlink() and (tmp_path / "model.pt").is_file()

@@ -1,18 +1,15 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Distinct text is taken once, prose first; one job and shards are compared and the times projected."""
+"""Distinct text is taken once, prose first; one job and several are compared and the times projected."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from measure_prepare import distinct_texts, duration, write_distinct_corpus
 
 from pretraining.prepare.sources import python_docs
-
-ROOT = Path(__file__).parents[2]
+from scripts.reports import measure_prepare
+from scripts.reports.measure_prepare import distinct_texts, duration, write_distinct_corpus
 
 
 @pytest.fixture
@@ -48,14 +45,15 @@ def test_durations_have_a_unit():
 
 
 @pytest.mark.slow
-def test_comparison(tmp_path):
+def test_comparison(tmp_path, monkeypatch, capsys):
     text = "\n".join(doc.text for doc in python_docs())
     for number in range(0, len(text), 20_000):
         (tmp_path / f"{number}.txt").write_text(text[number : number + 20_000], encoding="utf-8")
-    command = ["scripts/measure_prepare.py", "--distinct_mb", "1", "--num_proc", "1", "--places", str(tmp_path)]
-    command += ["--vocab_size", "400", "--validation_fraction", "0.1"]
-    finished = subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert "1 MB of distinct text, one document a file: 1 MB of .txt." in finished.stdout
-    assert "One job and the merge have the same bytes in all" in finished.stdout
-    lines = finished.stdout.splitlines()
+    options = ["--distinct_mb", "1", "--num_proc", "1", "--places", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["", *options, "--vocab_size", "400", "--validation_fraction", "0.1"])
+    measure_prepare.main()
+    printed = capsys.readouterr().out
+    assert "1 MB of distinct text, one document a file: 1 MB of .txt." in printed
+    assert "One job and the merge have the same bytes in all" in printed
+    lines = printed.splitlines()
     assert [line.split(" | ")[0] for line in lines if line.startswith("| 1")] == ["| 16 GB"] * 3 + ["| 160 GB"] * 3

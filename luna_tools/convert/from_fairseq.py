@@ -1,0 +1,242 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""A checkpoint of the official code becomes a folder that `from_pretrained` loads."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+import torch
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from configuration_luna import LunaConfig
+from luna_tools.cards import UNNAMED, card_text, size_rows, table, use_section
+from luna_tools.convert.checkpoint import list_names, load_fairseq_checkpoint, name_dtype
+from luna_tools.convert.configuration import config_from_args
+from luna_tools.convert.goldens import compare_folder
+from luna_tools.convert.tokenizer import build_tokenizer, check_vocabulary, read_bpe, read_dictionary
+from luna_tools.convert.weights import HEAD_PREFIX, choose_head, convert_state_dict, find_layer_norm_scale
+from luna_tools.errors import InputError
+from luna_tools.files import put_in_place, sha256, staging_folder, writing
+from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification
+
+LOADERS = {
+    LunaForMaskedLM: AutoModelForMaskedLM,
+    LunaForSequenceClassification: AutoModelForSequenceClassification,
+}
+
+
+@dataclass
+class Converted:
+    """A checkpoint as we have it."""
+
+    config: LunaConfig
+    weights: dict[str, torch.Tensor]  # in float32, under our names
+    symbols: list[str]  # of the dictionary, in the order of their ids
+    arch: str
+    head: str | None  # official name of the classification head that was converted
+    layer_norm_scale: str
+    left_out: list[str]  # official names of parameters of other heads
+    dtypes: set[str]  # of the official weights
+
+
+def read_checkpoint(
+    checkpoint: Path, dictionary: Path, head: str | None = None, layer_norm_scale: str = "auto"
+) -> Converted:
+    """Read and convert an official checkpoint.
+
+    Args:
+        head: the classification head to convert, "none" for the language model, or None for the only head if there is one.
+        layer_norm_scale: "weight", "weight_plus_one", or "auto" to tell by the weights.
+
+    Raises:
+        InputError: it cannot be converted.
+    """
+    symbols = read_dictionary(dictionary)
+    args, state_dict = load_fairseq_checkpoint(checkpoint)
+    head = choose_head(state_dict, head)
+    # What is missing or has no rows is refused by its name below.
+    rows = {name: len(tensor) for name, tensor in state_dict.items() if tensor.ndim > 0}
+    num_labels = rows.get(f"{HEAD_PREFIX}{head}.out_proj.bias") or rows.get(f"{HEAD_PREFIX}{head}.out_proj.weight", 0)
+    config = config_from_args(args, len(symbols), head, num_labels)
+    check_vocabulary(dictionary, len(symbols), rows.get("encoder.sentence_encoder.embed_tokens.weight", len(symbols)))
+    left_out = [name for name in state_dict if name.startswith(HEAD_PREFIX) and name.split(".")[1] != head]
+    state_dict = {name: tensor for name, tensor in state_dict.items() if name not in left_out}
+    if layer_norm_scale == "auto":
+        layer_norm_scale = find_layer_norm_scale(state_dict)
+    weights = convert_state_dict(state_dict, config, layer_norm_scale, head)
+    dtypes = {name_dtype(tensor) for tensor in state_dict.values()}
+    return Converted(config, weights, symbols, args.arch, head, layer_norm_scale, left_out, dtypes)
+
+
+def make_model(converted: Converted) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
+    """The model without a copy of its weights, and all weights to be saved.
+
+    Besides a classifier these are the language model head's, which the classifier does not load.
+    """
+    config, weights = converted.config, dict(converted.weights)
+    with torch.device("meta"):
+        model = (LunaForMaskedLM if converted.head is None else LunaForSequenceClassification)(config)
+    own = model.state_dict().keys()
+    model.load_state_dict({name: tensor for name, tensor in weights.items() if name in own}, assign=True)
+    model.tie_weights()
+    if config.tie_word_embeddings:
+        del weights["lm_head.decoder.weight"]
+    storages = set()
+    for name, tensor in weights.items():  # parameters that share memory, which safetensors does not have
+        if tensor.untyped_storage().data_ptr() in storages:
+            weights[name] = tensor.clone()
+        storages.add(tensor.untyped_storage().data_ptr())
+    return model, weights
+
+
+def check_loads_back(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None) -> None:
+    loaded, loading_info = LOADERS[type(model)].from_pretrained(folder, output_loading_info=True)
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if loading_info[kind]:
+            raise InputError(f"The converted model does not load back: {kind} are {loading_info[kind]}.")
+    converted = model.state_dict()
+    if changed := [name for name, tensor in loaded.state_dict().items() if not torch.equal(tensor, converted[name])]:
+        raise InputError(f"The converted model does not load back: the values of {list_names(changed)} are others.")
+    if tokenizer is not None and AutoTokenizer.from_pretrained(folder).get_vocab() != tokenizer.get_vocab():
+        raise InputError("The converted tokenizer does not load back: its entries are others.")
+
+
+CARD = Template("""# $name
+
+Luna, an encoder that attends through a short packed sequence (Ma et al., "Luna: Linear Unified Nested Attention", NeurIPS
+2021), $contents.
+
+$table
+
+## Source
+
+Converted from `$file`, a checkpoint of the official code (fairseq-apollo). Its architecture is `$arch`, its SHA-256
+`$digest`. Weights are in float32; those of LayerNorms are $layer_norm in the file.
+
+$use
+## Licence
+
+Of the weights: unknown. The official code is published under the MIT licence of fairseq.
+
+## Limits
+
+The conversion neither trained nor evaluated anything. The checkpoint does not record what its weights were trained on.
+""")
+HEAD_CONTENTS = Template("""with the classification head `$head`.
+Its `classifier_pooling` is `$pooling`, and the names of its $count classes are not known. The language model head is in the
+file as well: `AutoModelForMaskedLM` loads it""")
+PROGRAM = Template("""import torch
+from transformers import $imports
+
+$unnamed
+model = $auto_class.from_pretrained(name, trust_remote_code=True)
+$inputs
+with torch.no_grad():
+    print(model(**inputs).logits.shape)
+""")
+INPUTS = Template("""tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+inputs = tokenizer("$text", return_tensors="pt")""")
+INPUTS_WITHOUT_TOKENIZER = """# The files of GPT-2's BPE, which a tokenizer needs, were not given. <s> is 0, </s> is 2.
+inputs = {"input_ids": torch.tensor([[0, 5, 6, 2]])}"""
+
+
+def make_model_card(model: PreTrainedModel, converted: Converted, checkpoint: Path, has_tokenizer: bool, name: str) -> str:
+    """What is known of a converted checkpoint, and nothing else."""
+    contents, text = "with its language model head", "Paris is the<mask> of France."
+    if converted.head is not None:
+        config = model.config
+        contents = HEAD_CONTENTS.substitute(head=converted.head, pooling=config.classifier_pooling, count=config.num_labels)
+        text = "Paris is the capital of France."
+    auto_class = LOADERS[type(model)].__name__
+    program = PROGRAM.substitute(
+        imports=f"{auto_class}, AutoTokenizer" if has_tokenizer else auto_class,
+        unnamed=UNNAMED,
+        auto_class=auto_class,
+        inputs=INPUTS.substitute(text=text) if has_tokenizer else INPUTS_WITHOUT_TOKENIZER,
+    )
+    body = CARD.substitute(
+        name=name,
+        contents=contents,
+        table=table(("", ""), size_rows(model.config, model.num_parameters()).items()),
+        file=checkpoint.name,
+        arch=converted.arch,
+        digest=sha256(checkpoint),
+        layer_norm="1 + those" if converted.layer_norm_scale == "weight_plus_one" else "as",
+        use=use_section(program),
+    )
+    return card_text(type(model).__name__, body, license="unknown")
+
+
+def convert(
+    checkpoint: Path,
+    out: Path,
+    dictionary: Path,
+    layer_norm_scale: str = "auto",
+    bpe_files: tuple[Path, Path] | None = None,
+    head: str | None = None,
+    goldens: Path | None = None,
+) -> None:
+    """Convert the file `checkpoint` into the folder `out` and print what was found.
+
+    The folder is written under another name, loaded back, compared, and renamed when all of that went well.
+
+    Args:
+        bpe_files: encoder.json and vocab.bpe, or None for no tokenizer.
+        head: the classification head to convert, "none" for the language model, or None for the only head if there is one.
+        goldens: results of the official code to compare with, or None.
+
+    Raises:
+        InputError: with one sentence, and nothing is written.
+    """
+    with writing(out):
+        out = out.resolve()
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(f"{out} already exists and is not an empty folder.")
+    bpe = None if bpe_files is None else read_bpe(*bpe_files)
+    converted = read_checkpoint(checkpoint, dictionary, head, layer_norm_scale)
+    tokenizer = None
+    if bpe is not None:
+        tokenizer = build_tokenizer(converted.symbols, *bpe, max_length=converted.config.max_sequence_length)
+    model, weights = make_model(converted)
+    with writing(out), staging_folder(out) as staging:
+        folder = staging / "model"
+        model.save_pretrained(folder, state_dict=weights)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        card = make_model_card(model, converted, checkpoint, tokenizer is not None, out.name)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        check_loads_back(folder, model, tokenizer)
+        ratios = {} if goldens is None else compare_folder(folder, goldens)
+        shown = ", ".join(f"{kind} {ratio:.3f}" for kind, ratio in ratios.items())
+        if not all(ratio <= 1 for ratio in ratios.values()):
+            raise InputError(
+                f"The model is not within the tolerance of {goldens} (largest differences as fractions of it: {shown}), so "
+                f"{out} was not written."
+            )
+        put_in_place(folder, out)
+
+    parameters = f"{model.num_parameters():,} parameters"
+    print(f"Converted {checkpoint} ({converted.arch}) to {out}: {type(model).__name__}, {parameters}.")
+    factor = "weight + 1" if converted.layer_norm_scale == "weight_plus_one" else "weight"
+    print(f"LayerNorm factor: {factor} ({'detected' if layer_norm_scale == 'auto' else 'given'}).")
+    if converted.head is not None:
+        pooling, classes = converted.config.classifier_pooling, converted.config.num_labels
+        print(
+            f"Classification head: {converted.head}, classifier_pooling {pooling}, {classes} classes. "
+            "The language model head is in the file, too: AutoModelForMaskedLM loads it."
+        )
+    if dtypes := converted.dtypes - {"float32"}:
+        print(f"Weights in {' and '.join(sorted(dtypes))} were converted to float32.")
+    if converted.left_out:
+        print(f"Left out: {', '.join(converted.left_out)}.")
+    if tokenizer is None:
+        print("No tokenizer, since it needs --encoder_json and --vocab_bpe.")
+    if ratios:
+        print(f"Largest difference from {goldens} as a fraction of the tolerance: {shown}.")

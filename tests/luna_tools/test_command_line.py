@@ -1,0 +1,163 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""One command with one way to end: 0, 2 with one sentence, 130, 143; help and mistakes without torch."""
+
+import configparser
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from luna_tools import command_line
+from luna_tools.command_line import PROGRAMS, main, run
+from luna_tools.errors import InputError, Stopped
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def program(monkeypatch):
+    """Make `luna push` do what a test says."""
+
+    def set_program(act):
+        module = SimpleNamespace(main=lambda argv: act())
+        monkeypatch.setattr(command_line.importlib, "import_module", lambda name: module)
+
+    return set_program
+
+
+def raises(error):
+    def act():
+        raise error
+
+    return act
+
+
+ENDINGS = {
+    "done": (lambda: None, 0, ""),
+    "told": (raises(InputError("It is bad: mend it.")), 2, "error: It is bad: mend it.\n"),
+    "full": (
+        raises(OSError(28, "No space left on device", "runs/a")),
+        2,
+        "error: runs/a cannot be used (No space left on device): free some space and give the same command again.\n",
+    ),
+    "forbidden": (
+        raises(PermissionError(13, "Permission denied", "runs/a")),
+        2,
+        "error: runs/a cannot be used (Permission denied): mend that and give the same command again.\n",
+    ),
+    "SIGTERM": (raises(Stopped(signal.SIGTERM, "Saved.")), 143, "Saved.\n"),
+    "SIGINT": (raises(Stopped(signal.SIGINT, "Saved.")), 130, "Saved.\n"),
+    "Ctrl-C": (raises(KeyboardInterrupt()), 130, "Interrupted: give the same command again.\n"),
+}
+
+
+@pytest.mark.parametrize("case", ENDINGS)
+def test_exit_statuses(case, program, capsys, monkeypatch):
+    act, status, sentence = ENDINGS[case]
+    program(act)
+    assert run("push", []) == status
+    assert capsys.readouterr().err == sentence
+    # Of several processes on a machine the first one says it.
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert run("push", []) == status
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError("without a file")])
+def test_what_is_no_wrong_input_is_a_traceback(error, program):
+    program(raises(error))
+    with pytest.raises(type(error)):
+        run("push", [])
+
+
+def test_programs_are_listed_and_mistyped_ones_told(capsys):
+    assert main([]) == main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in PROGRAMS)
+    assert main(["pretrian"]) == 2
+    assert capsys.readouterr().err.startswith("error: 'pretrian' is not a program of luna: choose one of prepare, ")
+
+
+def in_a_fresh_process(program: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# Each program in the parts of one process: each part would import torch if it could.
+WITHOUT_TORCH = """
+import contextlib, io, sys
+from luna_tools.command_line import main
+for argv in ARGVS:
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as told:
+            status = main(argv)
+    except SystemExit as ended:
+        status = ended.code
+    print(argv, status, told.getvalue().count("\\n"), "torch" in sys.modules)
+"""
+
+
+def test_help_and_mistakes_come_without_torch():
+    argvs = [["--help"]]
+    for name in PROGRAMS:
+        argvs += [[name, "--no_such_option", "1"], [name, "--help"]]
+    lines = in_a_fresh_process(WITHOUT_TORCH.replace("ARGVS", repr(argvs))).splitlines()
+    expected = [f"{argv} {2 if '--no_such_option' in argv else 0} {int('--no_such_option' in argv)} False" for argv in argvs]
+    assert lines == expected
+
+
+# As in an environment that lacks the extra's packages: a finder that knows nothing of them.
+WITHOUT_EXTRA = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in MISSING:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+from luna_tools.command_line import main
+sys.stderr = sys.stdout
+print(main(ARGV))
+"""
+# What the base has not; numpy, tqdm and pyyaml come with transformers.
+BARE = (
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "pyarrow",
+    "scipy",
+    "seqeval",
+)
+BARE += ("sklearn", "zstandard")
+ARGUMENTS = {
+    "prepare": ["quickstart", "--output_dir", "out"],
+    "pretrain": ["quickstart"],
+    "finetune": ["sst2", "--model_name_or_path", "nowhere"],
+    "export": ["nowhere", "--output_dir", "out"],
+    "plot": ["nowhere", "text"],
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_a_missing_extra_is_one_sentence_that_names_it(name, tmp_path):
+    program = WITHOUT_EXTRA.replace("MISSING", repr(BARE)).replace("ARGV", repr([name, *ARGUMENTS[name]]))
+    *_, sentence, status = in_a_fresh_process(f"import os; os.chdir({str(tmp_path)!r})\n{program}").splitlines()
+    assert status == "2" and sentence.startswith(f"error: `luna {name}` needs the package ")
+    assert sentence.endswith(f"run `pip install 'luna-transformers[{PROGRAMS[name].extra}]'`.")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_extra_that_is_named_is_one_of_the_distribution():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert {program.extra for program in PROGRAMS.values()} - {None} <= set(setup["options.extras_require"])
