@@ -1,6 +1,6 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Fill one masked word in each of three validation sentences: `python scripts/fill_masks.py MODEL DATASET`."""
+"""Fill one masked word in each of three validation sentences: `python -m pretraining.fill_masks MODEL DATASET`."""
 
 import argparse
 import re
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from datasets import load_from_disk
 from transformers import AutoTokenizer, pipeline
+from transformers.utils import logging as transformers_logging
 
 import modeling_luna  # noqa: F401  (registers Luna with the Auto classes)
 
@@ -15,13 +16,13 @@ SENTENCE = re.compile(r"(?<=\n)[A-Z][a-z]+(?: [a-z]+){6,16}\.")
 
 
 def held_out_sentences(dataset: Path, tokenizer) -> list[str]:
-    """Plain sentences of the validation split, in order."""
+    """Find plain sentences of the validation split, in order."""
     text = tokenizer.batch_decode(load_from_disk(str(dataset / "validation"))["input_ids"][:])
     return SENTENCE.findall("".join(text).replace("<s>", "").replace("</s>", "\n"))
 
 
 def mask_a_word(sentence: str, tokenizer) -> tuple[str, str] | None:
-    """The sentence with its middle-most word that is one token and has over three letters masked, and that word."""
+    """Mask the middle-most word that is one token of over three letters. Returns the sentence, and the word."""
     words = sentence[:-1].split(" ")
     for i in sorted(range(2, len(words)), key=lambda i: abs(i - len(words) // 2)):
         if len(words[i]) > 3 and len(tokenizer.tokenize(" " + words[i])) == 1:
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("dataset", type=Path)
     args = parser.parse_args()
+    transformers_logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     fill_mask = pipeline("fill-mask", model=str(args.model), tokenizer=tokenizer, device="cpu")
     masked = [mask_a_word(sentence, tokenizer) for sentence in held_out_sentences(args.dataset, tokenizer)]
