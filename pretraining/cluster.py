@@ -47,8 +47,9 @@ def state_bytes(engine: EngineName, parameters: int, processes: int) -> dict[str
 def bytes_sent(engine: EngineName, parameters: int, processes: int, micro_batches: int) -> float:
     """Return the bytes that each device sends in one step, by rings.
 
-    An all-gather or reduce-scatter of B bytes sends B (N - 1) / N, and an all-reduce is one of each. `micro_batches` is the number of them in a step. With bf16 or fp16 ZeRO sends gradients of
-    linear layers, and stage 3 their weights, in half the bytes: for it this is an upper bound.
+    An all-gather or reduce-scatter of B bytes sends B (N - 1) / N, and an all-reduce is one of each. `micro_batches` is the
+    number of them in a step. With bf16 or fp16 ZeRO sends gradients of linear layers, and stage 3 their weights, in half the
+    bytes: for it this is an upper bound.
     """
     ring = 4 * parameters * (processes - 1) / processes
     return {

@@ -54,6 +54,7 @@ class MicroBatches:
             dead = [worker for worker in self.workers if not worker.is_alive()]
             if not dead:
                 raise
+            self.kill()  # one that waits for a lock that the dead one held
             raise WorkerError(
                 f"A data worker ended (exit code {dead[0].exitcode}, process {dead[0].pid}), as when the system is out of "
                 "memory and kills it: make room or lower `dataloader_num_workers` (now "
@@ -61,10 +62,14 @@ class MicroBatches:
             ) from error
 
     def close(self) -> None:
-        """End the workers at once, whatever they do: they ignore the signal that the interpreter's exit would send."""
+        """End the workers in order, or else at once: they ignore the signal that the interpreter's exit would send."""
+        self.iterator = None  # which tells them, and waits a little
+        self.kill()
+
+    def kill(self) -> None:
+        """End the workers at once."""
         for worker in self.workers:
             worker.kill()
-        self.iterator = None
 
 
 @contextmanager
