@@ -50,14 +50,14 @@ class Recipe:
     """A folder that `luna prepare` made."""
     output_dir: str
     """Where the run writes."""
-    model: dict[str, Any]
-    """Fields of the configuration, `model_type` among them."""
     max_steps: int
     """Updates; the learning rate reaches 0 at the last one."""
     global_batch_size: int
     """Sequences a step over all processes."""
     learning_rate: float
     """Peak of the learning rate, which rises linearly over the warm-up and then falls linearly to 0."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Fields of the configuration of any masked language model of transformers, `model_type` among them."""
     objective: Literal["masked_lm"] = "masked_lm"
     """What is learned."""
     micro_batch_size: int = 8

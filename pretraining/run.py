@@ -47,7 +47,7 @@ from pretraining.plot import plot_loss
 from pretraining.recipe import Recipe
 from pretraining.start import Start, allowed_changes, check_environment, file_error, find_start, together
 from pretraining.throughput import TOO_LONG_A_WAIT, Profiler, Throughput
-from pretraining.workers import MicroBatches, WorkerError
+from pretraining.workers import MicroBatches, WorkerError, start_server
 
 
 def pretrain(recipe: Recipe) -> None:
@@ -60,6 +60,8 @@ def pretrain(recipe: Recipe) -> None:
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     check_environment(recipe)
+    if recipe.dataloader_num_workers > 0:
+        start_server()
     engine_name = launched_engine()
     accelerator = make_accelerator(recipe, engine_name)
     alarm = Alarm(accelerator.process_index, accelerator.num_processes)

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
 
 import torch
 from torch.utils.data import DataLoader
@@ -30,17 +31,13 @@ class MicroBatches:
     """
 
     def __init__(self, rows: torch.utils.data.Dataset, sampler: MicroBatchSampler, collate: Callable, num_workers: int):
-        context = None
-        if num_workers > 0:
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["pretraining.objectives"])
         others = set(multiprocessing.active_children())
         loader = DataLoader(
             rows,
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=num_workers,
-            multiprocessing_context=context,
+            multiprocessing_context="forkserver" if num_workers > 0 else None,
             worker_init_fn=live_with_parent,
         )
         with stop_signals_blocked():
@@ -70,6 +67,13 @@ class MicroBatches:
         """End the workers at once."""
         for worker in self.workers:
             worker.kill()
+
+
+def start_server() -> None:
+    """Start what workers are forked from, which takes some seconds of imports, without waiting for it."""
+    forkserver.set_forkserver_preload(["pretraining.objectives"])
+    with stop_signals_blocked():
+        forkserver.ensure_running()
 
 
 @contextmanager
