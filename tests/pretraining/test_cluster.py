@@ -4,20 +4,15 @@
 
 import pytest
 
-from pretraining.cluster import (
-    ENGINE_NAMES,
-    bytes_sent,
-    deepspeed_estimate,
-    flops_per_sequence,
-    largest_world,
-    state_bytes,
-)
-from pretraining.recipe import load_recipe, model_config, recipe_from_values
+from pretraining.cluster import bytes_sent, deepspeed_estimate, flops_per_sequence, largest_world, state_bytes
+from pretraining.launcher import ENGINE_NAMES
+from pretraining.model import model_config
+from pretraining.recipe import Recipe, load_recipe
 
 
 @pytest.mark.parametrize("recipe_name", ["luna_base_16gb", "luna_base_160gb_untied"])
 def test_operations_are_those_of_the_equations(recipe_name):
-    recipe = load_recipe(recipe_name, [])
+    recipe = load_recipe(recipe_name)
     n, l, d, f, v = 512, 128, 768, 3072, 50265
     key_value = 1 if recipe.model["tie_key_value"] else 2
     on_tokens = 2 * n * d * d * (2 + key_value) + 2 * 2 * n * d * f  # unpack query, output; pack key and value; both FFN
@@ -31,7 +26,7 @@ def test_operations_are_those_of_the_equations(recipe_name):
 def test_operations_of_roberta_grow_with_the_square_and_project_every_token(recipe_values):
     model = recipe_values["model"] | {"model_type": "roberta"}
     del model["projection_length"]
-    recipe = recipe_from_values(recipe_values | {"model": model}, "")
+    recipe = Recipe(**recipe_values | {"model": model})
     n, d, f, v = 32, 32, 64, 600
     layer = 2 * n * d * d * 4 + 2 * 2 * n * d * f + 2 * 2 * n * n * d
     assert flops_per_sequence(recipe, model_config(recipe), n) == 3 * (2 * layer + 2 * n * d * (d + v))
@@ -65,8 +60,8 @@ def test_rings_send_their_parts():
 
 
 def test_the_largest_world_divides_the_global_batch(recipe_values):
-    assert largest_world(load_recipe("luna_base_160gb_tied", [])) == (256, 8192)
-    assert largest_world(recipe_from_values(recipe_values | {"global_batch_size": 9, "micro_batch_size": 2}, "")) == (0, 9)
+    assert largest_world(load_recipe("luna_base_160gb_tied")) == (256, 8192)
+    assert largest_world(Recipe(**recipe_values | {"global_batch_size": 9, "micro_batch_size": 2})) == (0, 9)
 
 
 def test_deepspeeds_estimate_is_below_ours_in_float32():

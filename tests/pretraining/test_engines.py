@@ -26,6 +26,11 @@ DIVIDED = ("fsdp2", "zero1", "zero2", "zero3")
 TOLERANCE = 1e-5  # of losses in nats and of weights after steps of 0.01: sums in another order, in float32
 
 
+def default(engine: str, *others: str) -> list:
+    """One engine for the default run of the tests, and others that take long."""
+    return [engine, *(pytest.param(other, marks=pytest.mark.slow) for other in others)]
+
+
 @pytest.fixture(scope="session")
 def odd(values):
     """Sizes that no number of processes divides, dropout, clipping that has something to do, 11 validation rows."""
@@ -110,16 +115,14 @@ def scaler_state(output: Path, step: int) -> dict:
     return ckpt.load_trainer_state(output / "checkpoints" / f"step-{step:08}")["scaler"]
 
 
-@pytest.mark.parametrize(
-    "engine", ["zero2", *(pytest.param(e, marks=pytest.mark.slow) for e in ("fsdp2", "zero1", "zero3"))]
-)
+@pytest.mark.parametrize("engine", default("zero2", "fsdp2", "zero1", "zero3"))
 def test_fp16_scales_the_loss_and_clips_what_is_scaled_back(engine, odd, plain, tmp_path):
     output = run_fp16(engine, odd, tmp_path / "run", scale=2.0**16)
     is_half_precision(output, plain)
     assert (scaler_state(output, 6)["scale"], scaler_state(output, 6)["_growth_tracker"]) == (2.0**16, 6)
 
 
-@pytest.mark.parametrize("engine", ["fsdp2", *(pytest.param(e, marks=pytest.mark.slow) for e in ("zero2", "zero3"))])
+@pytest.mark.parametrize("engine", default("fsdp2", "zero2", "zero3"))
 def test_fp16_leaves_out_steps_that_overflow(engine, odd, tmp_path):
     """A scale far too large: each step halves it, a resumed run goes on with it, and the weights stay as they were."""
     output = run_fp16(engine, odd, tmp_path / "run", scale=2.0**120)
@@ -158,7 +161,7 @@ def test_more_processes_than_cores(odd, plain, tmp_path):
     assert curve(output) == pytest.approx(curve(plain), abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("engine", ["zero2", *(pytest.param(e, marks=pytest.mark.slow) for e in ("ddp", "fsdp2", "zero3"))])
+@pytest.mark.parametrize("engine", default("zero2", "ddp", "fsdp2", "zero3"))
 def test_a_run_that_was_stopped_before_its_first_step_goes_on(engine, odd, plain, tmp_path):
     recipe = write_recipe(odd, tmp_path / "run")
     done = launch("pretrain", [recipe], 2, engine, check=False, before=faults.stopped_at_once)

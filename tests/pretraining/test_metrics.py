@@ -28,9 +28,8 @@ def test_a_log_gets_readable_lines_and_no_bars(recipe_file, capfd, monkeypatch):
     assert pretrain(recipe_file) == 0
     shown = "".join(capfd.readouterr())
     assert "\r" not in shown and "█" not in shown and "%|" not in shown
-    steps = re.findall(
-        r"^step (\d) of 8: loss \d\.\d{3}, lr \d\.\de-\d\d, [\d,]+ tokens/s, [\d:]+ left$", shown, re.MULTILINE
-    )
+    line = r"^step (\d) of 8: loss \d\.\d{3}, lr \d\.\de-\d\d, [\d,]+ tokens/s, [\d:]+ left$"
+    steps = re.findall(line, shown, re.MULTILINE)
     assert steps == [str(step) for step in range(1, 9)]
 
 
