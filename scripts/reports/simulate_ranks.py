@@ -152,8 +152,6 @@ def main() -> int:
         if result["good"] != args.every_place:
             return 1
 
-    from pretraining.run import learning_rate_at  # brings torch, which the places do without
-
     try:
         recipe = load_recipe(args.recipe)
         share = recipe.micro_batch_size * args.num_processes
@@ -162,6 +160,8 @@ def main() -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    from pretraining.run import learning_rate_at  # brings torch, which the places do without
+
     sizes = (recipe.global_batch_size, recipe.micro_batch_size)
     result = simulate_epoch(*sizes, args.sequences, args.num_processes, recipe.seed)
     print(

@@ -60,7 +60,7 @@ def test_a_run_leaves_a_trace_and_its_utilisation(recipe_file, tmp_path):
 
 def test_a_run_that_waits_for_data_says_so_once(recipe_file, capfd, monkeypatch):
     real = MaskedLMDataset.__getitems__
-    monkeypatch.setattr(MaskedLMDataset, "__getitems__", lambda self, places: (time.sleep(0.1), real(self, places))[1])
+    monkeypatch.setattr(MaskedLMDataset, "__getitems__", lambda self, places: (time.sleep(0.02), real(self, places))[1])
     assert pretrain(recipe_file) == 0
     found = re.findall(r"warning: up to step \d+, (\d+)% of the time went into waiting for data", capfd.readouterr().err)
     assert len(found) == 1 and int(found[0]) > 5
