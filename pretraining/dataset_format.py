@@ -2,10 +2,10 @@
 # Licensed under the Apache License, Version 2.0.
 """A prepared dataset on disk: what prepare writes and training reads.
 
-    FOLDER/train/, FOLDER/validation/   for `datasets.load_from_disk`: column input_ids; no validation where it is not wanted
-    FOLDER/tokenizer/                   for `AutoTokenizer.from_pretrained`
-    FOLDER/token_counts.npy             int64, (vocab_size,): how often each entry occurs in the rows of train
-    FOLDER/manifest.json                settings, sources, counts, the SHA-256 of each shard; written last
+FOLDER/train/, FOLDER/validation/   for `datasets.load_from_disk`: column input_ids; no validation where it is not wanted
+FOLDER/tokenizer/                   for `AutoTokenizer.from_pretrained`
+FOLDER/token_counts.npy             int64, (vocab_size,): how often each entry occurs in the rows of train
+FOLDER/manifest.json                settings, sources, counts, the SHA-256 of each shard; written last
 """
 
 import json

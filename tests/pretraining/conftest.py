@@ -42,7 +42,7 @@ def prepared(tmp_path_factory):
         (text / f"{name}.txt").write_text("\n\n".join(d for d in documents if d), encoding="utf-8")
     prepare(
         PrepareConfig(
-            str(folder / "dataset"),
+            output_dir=str(folder / "dataset"),
             sources=[str(text)],
             document_separator="blank_line",
             vocab_size=VOCAB_SIZE,

@@ -1,8 +1,8 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""The work divided among several jobs: a plan with the tokenizer, the shards, and the merge.
+"""The work divided among several jobs: a plan with the tokenizer, the jobs, and the merge.
 
-A shard tokenises a contiguous share of the inputs into streams, and the merge packs the streams one after the other:
+A job tokenises a contiguous share of the inputs into streams, and the merge packs the streams one after the other:
 the rows are those of one job, since packing depends on nothing but the order of the tokens.
 """
 
@@ -18,56 +18,62 @@ from tqdm import tqdm
 
 from luna_tools.errors import InputError
 from luna_tools.files import sha256, write_json
+from pretraining.dataset_format import SPLITS, TOKENIZER
 from pretraining.prepare.config import PrepareConfig
 from pretraining.prepare.documents import list_inputs, unreadable
+from pretraining.prepare.finish import finish, sum_up
+from pretraining.prepare.hub import HUB_PREFIX
 from pretraining.prepare.packing import SplitWriter
-from pretraining.prepare.sources import HUB_PREFIX, Fault, Input, Part, divide, measure_input, no_text
-from pretraining.prepare.stages import (
+from pretraining.prepare.progress import progress_bar
+from pretraining.prepare.readers import Fault, no_text
+from pretraining.prepare.sources import Input, Part, divide, measure_input
+from pretraining.prepare.state import (
+    JOBS,
     PLAN,
     PROGRESS,
-    SHARDS,
     WORK_VERSION,
-    check_disk_space,
     difference_from,
-    dtype_of,
-    finish,
     first_change,
-    load_made_tokenizer,
+    left_as_it_was,
     locked,
-    make_tokenizer,
-    make_writers,
     new_progress,
-    pack,
-    packed_bytes,
     read_json,
     refuse_difference,
     require_empty,
-    sum_up,
+)
+from pretraining.prepare.streams import DocumentLog, Records, StreamWriter, find_duplicates, kept_runs, read_stream
+from pretraining.prepare.tokenizer import row_end_id
+from pretraining.prepare.work import (
+    Packing,
+    check_disk_space,
+    dtype_of,
+    load_made_tokenizer,
+    make_tokenizer,
+    make_writers,
     used_splits,
 )
-from pretraining.prepare.streams import SPLITS, DocumentLog, Records, StreamWriter, find_duplicates, kept_runs, read_stream
-from pretraining.prepare.tokenizer import row_end_id
 
-RESULT = "result.json"  # of a shard, written last
+RESULT = "result.json"  # of a job, written last
 LOG = "documents.log"
 
 
 def make_plan(config: PrepareConfig, output: Path) -> dict:
-    """Divides the work and makes the tokenizer; with the tokenizer's checksum in it, the plan is complete."""
-    plan = read_json(output / PLAN)
+    """Divide the work and make the tokenizer; with the tokenizer's checksum in it, the plan is complete."""
+    plan = read_json(output / PLAN, WORK_VERSION)
     if plan is None:
         if (output / PROGRESS).exists():
-            raise InputError(f"{output} was begun as one job: leave out --num_shards, use another folder, or delete it.")
+            raise InputError(f"{output} was begun as one job: leave out --num_jobs, use another folder, or delete it.")
         require_empty(output)
     else:
         difference = _difference_from_plan(config, plan)
         if difference is None and plan["tokenizer_sha256"] is not None:
             print(f"{output} is planned already, with these settings.")
             return plan
-        if (output / SHARDS).exists():
+        if (output / JOBS).exists():
             refuse_difference(difference, output)
     inputs, ignored = list_inputs(config, output)
-    measures = [measure_input(one, config.document_separator) for one in inputs]
+    measuring = progress_bar("Measuring", "input", over=inputs)
+    measures = [measure_input(one, config.document_separator) for one in measuring]
     inputs = [replace(one, version=version) for one, (_, _, version) in zip(inputs, measures, strict=True)]
     measures = [(units, int(size * one.share)) for one, (units, size, _) in zip(inputs, measures, strict=True)]
     check_disk_space(config, inputs, 0, output, copies=2)  # the streams and, while they are merged, the dataset
@@ -75,25 +81,25 @@ def make_plan(config: PrepareConfig, output: Path) -> dict:
         "format_version": WORK_VERSION,
         "settings": config.settings(),
         "skipped": {"count": 0},
-        "num_shards": config.num_shards,
+        "num_jobs": config.num_jobs,
         "tokenizer_sha256": None,
         "tokenizers_version": importlib.metadata.version("tokenizers"),
         "text_bytes": sum(size for _, size in measures),  # about
         "inputs": [list(astuple(one)) for one in inputs],
         "ignored": ignored,
-        "shards": divide(measures, config.num_shards),
+        "jobs": divide(measures, config.num_jobs),
     }
     write_json(output / PLAN, plan, indent=None)
     plan["tokenizer_sha256"] = make_tokenizer(config, inputs, output)
     write_json(output / PLAN, plan, indent=None)
-    print(f"{output} is planned: now run --shard 0 to {config.num_shards - 1}, together or one by one, and then --merge.")
+    print(f"{output} is planned: now run --job 0 to {config.num_jobs - 1}, together or one by one, and then --merge.")
     return plan
 
 
 def _difference_from_plan(config: PrepareConfig, plan: dict) -> str | None:
-    difference = difference_from(config, plan, WORK_VERSION)
-    if difference is None and plan["num_shards"] != config.num_shards:
-        difference = f"was made with --num_shards {plan['num_shards']}, and this is {config.num_shards}"
+    difference = difference_from(config, plan)
+    if difference is None and plan["num_jobs"] != config.num_jobs:
+        difference = f"was made with --num_jobs {plan['num_jobs']}, and this is {config.num_jobs}"
     installed = importlib.metadata.version("tokenizers")
     if difference is None and plan["tokenizers_version"] != installed:
         difference = f"was made with tokenizers {plan['tokenizers_version']}, and this is {installed}"
@@ -101,36 +107,36 @@ def _difference_from_plan(config: PrepareConfig, plan: dict) -> str | None:
 
 
 def _read_plan(config: PrepareConfig, output: Path) -> dict:
-    plan = read_json(output / PLAN)
+    plan = read_json(output / PLAN, WORK_VERSION)
     if plan is None:
-        raise InputError(f"{output}: there is no plan; run the same command with --plan in place of --shard or --merge.")
+        raise InputError(f"{output}: there is no plan; run the same command with --plan in place of --job or --merge.")
     refuse_difference(_difference_from_plan(config, plan), output)
     if plan["tokenizer_sha256"] is None:
         raise InputError(f"{output}: the plan has no tokenizer yet; wait for the run with --plan, or run it again.")
     return plan
 
 
-def make_shard(config: PrepareConfig, output: Path) -> dict:
-    """Tokenises one share of the work; returns the shard's result.json."""
+def run_job(config: PrepareConfig, output: Path) -> dict:
+    """Tokenise one share of the work; return the job's result.json."""
     plan = _read_plan(config, output)
     inputs = [Input(*one) for one in plan["inputs"]]
     _check_inputs(config, inputs, output)
     tokenizer = load_made_tokenizer(plan["tokenizer_sha256"], output)
-    folder = _shard_folder(output, config.shard)
+    folder = _job_folder(output, config.job)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        result = read_json(folder / RESULT)
+        result = read_json(folder / RESULT, WORK_VERSION)
         if result is not None:
-            _check_origin(result, plan, config.shard, output)
+            _check_origin(result, plan, config.job, output)
             print(f"{folder} is complete already.")
             return result
-        progress = read_json(folder / PROGRESS)
+        progress = read_json(folder / PROGRESS, WORK_VERSION)
         if progress is None:
-            progress = new_progress() | {"made_from": _origin(plan, config.shard)}
+            progress = new_progress() | {"made_from": _origin(plan, config.job)}
             write_json(folder / PROGRESS, progress, indent=None)
         else:
-            _check_origin(progress, plan, config.shard, output)
-        parts = [Part(*part) for part in plan["shards"][config.shard]]
+            _check_origin(progress, plan, config.job, output)
+        parts = [Part(*part) for part in plan["jobs"][config.job]]
         files = _write_streams(config, inputs, parts, progress, plan, tokenizer, output)
         result = {
             "format_version": WORK_VERSION,
@@ -142,65 +148,62 @@ def make_shard(config: PrepareConfig, output: Path) -> dict:
         (folder / PROGRESS).unlink()
     documents = sum(sum(counts["documents"].values()) for counts in progress["counts"])
     size = sum(file["bytes"] for file in result["files"].values())
-    print(f"Shard {config.shard} of {config.num_shards} is complete: {documents:,} documents, {size / 1e6:,.1f} MB.")
+    print(f"Job {config.job} of {config.num_jobs} is complete: {documents:,} documents, {size / 1e6:,.1f} MB.")
     return result
 
 
 def _write_streams(
     config: PrepareConfig, inputs: list[Input], parts: list[Part], progress: dict, plan: dict, tokenizer, output: Path
 ) -> list[Path]:
-    """Writes the token streams of a shard, and its document log where duplicates are to be found; returns the files."""
-    folder = _shard_folder(output, config.shard)
-    writers, log = {}, None
+    """Write the token streams of a job, and its document log where duplicates are to be found; return the files."""
+    folder = _job_folder(output, config.job)
+    written, log = [], None
     try:
-        for split in used_splits(config):
-            path = folder / f"{split}.tokens"
-            checkpoint_bytes = config.shard_size_mb * 1e6
-            state = progress["splits"][split]
-            writers[split] = StreamWriter(path, row_end_id(tokenizer), dtype_of(tokenizer), checkpoint_bytes, state)
-        if config.deduplicate:
-            log = DocumentLog(folder / LOG, progress["log"])
-        name = f"Shard {config.shard} of {config.num_shards}"
-        total = plan["text_bytes"] // config.num_shards
-        done = packed_bytes(progress)
-        with tqdm(desc=name, total=total, unit="B", unit_scale=True, mininterval=1, initial=done) as bar:
-            pack(config, inputs, parts, progress, writers, log, output / "tokenizer", folder / PROGRESS, bar)
-        written = [*writers.values(), *([log] if log else [])]
+        with left_as_it_was(folder):
+            for split in used_splits(config):
+                path, state = folder / f"{split}.tokens", progress["splits"][split]
+                checkpoint_bytes = config.shard_size_mb * 1e6
+                written.append(StreamWriter(path, row_end_id(tokenizer), dtype_of(tokenizer), checkpoint_bytes, state))
+            writers = dict(zip(used_splits(config), written, strict=True))
+            if config.deduplicate:
+                log = DocumentLog(folder / LOG, progress["log"])
+                written.append(log)
+        packing = Packing(config, inputs, parts, progress, folder / PROGRESS, writers, log)
+        total = plan["text_bytes"] // config.num_jobs
+        packing.run(output / TOKENIZER, f"Job {config.job} of {config.num_jobs}", total)
         for one in written:
             one.checkpoint()
         return [one.path for one in written]
-    except FileNotFoundError as error:
-        raise InputError(f"{error} is not as the interrupted run left it: delete {folder} and run again.") from error
     finally:
-        for one in (*writers.values(), *([log] if log else [])):
+        for one in written:
             one.close()
 
 
-def _shard_folder(output: Path, shard: int) -> Path:
-    return output / SHARDS / f"{shard:05d}"
+def _job_folder(output: Path, job: int) -> Path:
+    return output / JOBS / f"{job:05d}"
 
 
 def _sha256_of(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8")).hexdigest()
 
 
-def _origin(plan: dict, shard: int) -> dict:
-    """What a shard depends on; the keys complete the sentence of `_check_origin`."""
+def _origin(plan: dict, job: int) -> dict:
+    """Return what a job depends on; the keys complete the sentence of `_check_origin`."""
     settings = {name: value for name, value in plan["settings"].items() if name != "on_error"}  # may become skip
     return {
-        "number": shard,
-        "number of shards": plan["num_shards"],
+        "number": job,
+        "number of jobs": plan["num_jobs"],
         "settings": settings,
         "input": _sha256_of(plan["inputs"]),
         "tokenizer": plan["tokenizer_sha256"],
     }
 
 
-def _check_origin(made: dict, plan: dict, shard: int, output: Path) -> None:
-    folder = _shard_folder(output, shard)
-    for name, value in _origin(plan, shard).items():
-        if made["format_version"] != WORK_VERSION or made["made_from"][name] != value:
-            raise InputError(f"{folder} was made with another {name}: delete it and run --shard {shard} again.")
+def _check_origin(made: dict, plan: dict, job: int, output: Path) -> None:
+    folder = _job_folder(output, job)
+    for name, value in _origin(plan, job).items():
+        if made["made_from"][name] != value:
+            raise InputError(f"{folder} was made with another {name}: delete it and run --job {job} again.")
 
 
 def _check_inputs(config: PrepareConfig, planned: list[Input], output: Path) -> None:
@@ -215,7 +218,7 @@ def _check_inputs(config: PrepareConfig, planned: list[Input], output: Path) -> 
 
 
 class _Piece(NamedTuple):
-    """What a shard has of one part: the counts, and where its tokens and records start in the shard's files."""
+    """What a job has of one part: the counts, and where its tokens and records start in the job's files."""
 
     part: Part
     counts: dict
@@ -229,7 +232,7 @@ class _Piece(NamedTuple):
 
 
 def merge(config: PrepareConfig, output: Path) -> dict:
-    """Makes the dataset of the complete shards; returns the manifest."""
+    """Make the dataset of the complete jobs; return the manifest."""
     plan = _read_plan(config, output)
     inputs = [Input(*one) for one in plan["inputs"]]
     tokenizer = load_made_tokenizer(plan["tokenizer_sha256"], output)
@@ -238,7 +241,7 @@ def merge(config: PrepareConfig, output: Path) -> dict:
     writers = make_writers(config, tokenizer, dict.fromkeys(SPLITS), output)
     total = sum(piece.counts["tokens"][split] for piece in pieces for split in writers)
     try:
-        with tqdm(desc="Merging", total=total, unit="token", unit_scale=True, mininterval=1) as bar:
+        with progress_bar("Merging", "token", total) as bar:
             place = 0
             for piece in pieces:
                 if is_duplicate is None:
@@ -258,18 +261,18 @@ def merge(config: PrepareConfig, output: Path) -> dict:
 
 
 def _read_results(plan: dict, output: Path) -> list[dict]:
-    """Returns the results of all shards, whole and of this plan."""
-    results = [read_json(_shard_folder(output, shard) / RESULT) for shard in range(plan["num_shards"])]
-    missing = [str(shard) for shard, result in enumerate(results) if result is None]
+    """Return the results of all jobs, whole and of this plan."""
+    results = [read_json(_job_folder(output, job) / RESULT, WORK_VERSION) for job in range(plan["num_jobs"])]
+    missing = [str(job) for job, result in enumerate(results) if result is None]
     if missing:
         raise InputError(
-            f"{output}: {len(missing)} of {len(results)} shards are not complete; run --shard {','.join(missing)} first."
+            f"{output}: {len(missing)} of {len(results)} jobs are not complete; run --job {','.join(missing)} first."
         )
     total = sum(file["bytes"] for result in results for file in result["files"].values())
-    with tqdm(desc="Checking", total=total, unit="B", unit_scale=True, mininterval=1) as bar:
-        for shard, result in enumerate(results):
-            _check_origin(result, plan, shard, output)
-            folder = _shard_folder(output, shard)
+    with progress_bar("Checking", "B", total) as bar:
+        for job, result in enumerate(results):
+            _check_origin(result, plan, job, output)
+            folder = _job_folder(output, job)
             damaged = None
             if result.pop("sha256") != _sha256_of(result):
                 damaged = folder / RESULT
@@ -279,17 +282,17 @@ def _read_results(plan: dict, output: Path) -> list[dict]:
                     damaged = path
                 bar.update(file["bytes"])
             if damaged is not None:
-                raise InputError(f"{damaged} is damaged: delete {folder} and run --shard {shard} again.")
+                raise InputError(f"{damaged} is damaged: delete {folder} and run --job {job} again.")
     return results
 
 
 def _find_pieces(config: PrepareConfig, inputs: list[Input], plan: dict, results: list[dict], output: Path) -> list[_Piece]:
-    """Lists the parts in order, without those after a fault that ends their input, and with the faults of whole inputs."""
+    """List the parts in order, without those after a fault that ends their input, and with the faults of whole inputs."""
     pieces, ended = [], set()
-    for shard, result in enumerate(results):
+    for job, result in enumerate(results):
         tokens, record = dict.fromkeys(SPLITS, 0), 0
-        for part, counts in zip(plan["shards"][shard], result["counts"], strict=True):
-            piece = _Piece(Part(*part), counts, _shard_folder(output, shard), dict(tokens), record)
+        for part, counts in zip(plan["jobs"][job], result["counts"], strict=True):
+            piece = _Piece(Part(*part), counts, _job_folder(output, job), dict(tokens), record)
             if piece.part.input not in ended:
                 pieces.append(piece)
             if counts["ended"]:
@@ -319,7 +322,7 @@ def _copy(folder: Path, split: str, writer: SplitWriter, first_token: int, token
 
 
 def _copy_distinct(piece: _Piece, is_duplicate: np.ndarray, writers: dict[str, SplitWriter], bar: tqdm) -> None:
-    """Copies the documents that are no duplicates, and takes the others from the counts."""
+    """Copy the documents that are no duplicates, and take the others from the counts."""
     counts, first_token, place = piece.counts, dict(piece.first_token), 0
     for records in piece.records.read():
         duplicate = is_duplicate[place : place + len(records)]
