@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.support.fresh_process import run_program
-from tests.support.hub_server import metadata_errors
-from tests.support.luna_builders import build, make_tokenizer
 
 from luna_tools.cards import UNNAMED, named_card
 from modeling_luna import LunaForMaskedLM
 from pretraining.model import model_config
 from pretraining.model_card import make_model_card, without_local_paths
 from pretraining.recipe import Recipe
+from tests.support.fresh_process import run_program
+from tests.support.hub_server import metadata_errors
+from tests.support.luna_builders import build, make_tokenizer
 
 VERSIONS = {"transformers": "5.23.0", "torch": "2.13.0"}
 RESULTS = {"eval_loss": 5.815768, "eval_perplexity": 335.5, "eval_accuracy": 0.1559, "unigram_cross_entropy": 6.6474}
