@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     # alone brings the model's code too, and folders with other code never share a configuration class, nor by it a model.
     from .modeling_luna import LunaPreTrainedModel  # noqa: F401
 
-# What each Auto class loads: the class of modeling_luna, and the Hub's name of its task.
+# The class of modeling_luna that each Auto class loads.
 AUTO_CLASSES = {
-    "AutoModel": ("LunaModel", "feature-extraction"),
-    "AutoModelForMaskedLM": ("LunaForMaskedLM", "fill-mask"),
-    "AutoModelForMultipleChoice": ("LunaForMultipleChoice", "multiple-choice"),
-    "AutoModelForQuestionAnswering": ("LunaForQuestionAnswering", "question-answering"),
-    "AutoModelForSequenceClassification": ("LunaForSequenceClassification", "text-classification"),
-    "AutoModelForTokenClassification": ("LunaForTokenClassification", "token-classification"),
+    "AutoModel": "LunaModel",
+    "AutoModelForMaskedLM": "LunaForMaskedLM",
+    "AutoModelForMultipleChoice": "LunaForMultipleChoice",
+    "AutoModelForQuestionAnswering": "LunaForQuestionAnswering",
+    "AutoModelForSequenceClassification": "LunaForSequenceClassification",
+    "AutoModelForTokenClassification": "LunaForTokenClassification",
 }
 
 
@@ -53,8 +53,8 @@ class LunaConfig(PreTrainedConfig):
         The sentence representation that classification and multiple-choice heads read: `"cls"`, the first token;
         `"packed_mean"`, the mean over P (Table 3 of the paper); `"packed_max"`, the maximum over a projection of P;
         `"packed_attention"`, attention of the first token over P; `"mean"`, the mean over the tokens.
-    classifier_dropout (`float`, *optional*):
-        Dropout in the heads; `None` is `hidden_dropout_prob`.
+    classifier_dropout (`float`, *optional*, defaults to 0.0):
+        Dropout in the heads; the official heads drop nothing.
     output_logits (`bool`, *optional*, defaults to `False`):
         Return logits also when labels are given. By default a call with labels projects only the masked positions to the
         vocabulary and returns no logits.
@@ -98,8 +98,15 @@ class LunaConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = 2
     tie_word_embeddings: bool = True
     classifier_pooling: Literal["cls", "packed_mean", "packed_max", "packed_attention", "mean"] = "cls"
-    classifier_dropout: float | int | None = None
+    classifier_dropout: float | int = 0.0
     output_logits: bool = False
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As in transformers; configurations of earlier versions say null where the heads' dropout was not chosen."""
+        if config_dict.get("classifier_dropout", 0.0) is None:
+            config_dict = config_dict | {"classifier_dropout": 0.0}
+        return super().from_dict(config_dict, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         """As in transformers, but `auto_map`, by which `trust_remote_code=True` finds the code, names every class.
@@ -108,7 +115,7 @@ class LunaConfig(PreTrainedConfig):
         """
         self.validate()  # before the first file is written
         self.auto_map = {"AutoConfig": "configuration_luna.LunaConfig"}
-        self.auto_map |= {name: f"modeling_luna.{class_name}" for name, (class_name, _) in AUTO_CLASSES.items()}
+        self.auto_map |= {auto_name: f"modeling_luna.{class_name}" for auto_name, class_name in AUTO_CLASSES.items()}
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     @property
@@ -160,7 +167,7 @@ class LunaConfig(PreTrainedConfig):
 
     def validate_probabilities(self):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "classifier_dropout"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
+            if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but a dropout probability must be in [0, 1).")
         for name in ("initializer_range", "layer_norm_eps"):
             if getattr(self, name) <= 0:

@@ -9,16 +9,12 @@ d hidden size, h heads, k head size, v vocabulary, r masked positions, c classes
 """
 
 import math
-import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from pathlib import Path
 
 import torch
 import transformers
-from huggingface_hub import ModelCard, file_exists
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -278,30 +274,138 @@ class LunaPackedEmbeddings(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Masks and gradients
+
+
+# How collators for flash attention describe rows that they put one behind the other.
+FLATTENED_BATCH_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+
+
+def check_shape(name: str, tensor: torch.Tensor, axes: str, shape: tuple[int, ...], meaning: str) -> None:
+    """Raise a ValueError unless `tensor` has `shape`, whose axes are named `axes` and whose values are `meaning`."""
+    if tensor.shape != shape:
+        raise ValueError(f"`{name}` has shape {tuple(tensor.shape)}, but must be {axes} = {tuple(shape)}, {meaning}.")
+
+
+def to_bool_mask(name: str, mask: torch.Tensor | None) -> torch.Tensor | None:
+    """A mask of any type as one of booleans: a value is zero, or it is not.
+
+    Raises:
+        ValueError: the mask is one of 0 and -inf, to be added to scores.
+    """
+    if mask is None:
+        return None
+    # Asking for values makes the host wait for the device: the usual masks, of integers and booleans, are not asked.
+    if mask.is_floating_point() and not torch.compiler.is_compiling() and ((mask < 0).any() or not mask.any()):
+        raise ValueError(
+            f"`{name}` has values below zero, or none above, as masks that are added to scores have: give 1 for tokens and "
+            "0 for padding."
+        )
+    return mask != 0
+
+
+class JoinedGradients(torch.autograd.Function):
+    """The identity of several tensors, whose backward gives zeros to those that nothing reads.
+
+    Autograd itself turns missing gradients of a function's outputs into zeros.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(tensor.detach() for tensor in tensors)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        """Nothing to keep."""
+
+    @staticmethod
+    def backward(ctx, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return gradients
+
+
+def join_gradients(x_bnd: torch.Tensor, p_bld: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """X and P, such that a loss of one of them gives a gradient, if of zeros, to every parameter of both.
+
+    DistributedDataParallel takes a parameter without a gradient for an error, and FSDP and ZeRO want the same of all ranks.
+    """
+    return JoinedGradients.apply(x_bnd, p_bld) if torch.is_grad_enabled() else (x_bnd, p_bld)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Models
 
 
-@dataclass
-@auto_docstring(custom_intro="Output of [`LunaModel`].")
-class LunaModelOutput(ModelOutput):
-    r"""
+# What auto_docstring says of arguments and outputs: of each class those that it has.
+ARGUMENTS = r"""
+    packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`, *optional*):
+        P to start from, in place of the learned vectors: the `packed_state` of the previous segment of a text that is read
+        in segments. A row whose tokens are all padding hands it on unchanged.
+    packed_attention_mask (`torch.Tensor` of shape `(batch_size, packed_length)`, *optional*):
+        Which slots of the given `packed_state` each row uses: the `packed_attention_mask` that came with it.
+    output_packed_states (`bool`, *optional*, defaults to `False`):
+        Whether to give P as it enters the first layer and as it leaves each layer.
+    labels (`torch.Tensor`, *optional*):
+        For the masked language model, the original ids at masked positions, and for token classification class ids, both of
+        shape `(batch_size, sequence_length)` with -100 elsewhere. For multiple choice, of shape `(batch_size,)`, the index
+        of the right candidate. For sequence classification, of shape `(batch_size,)` or `(batch_size, num_labels)`, class
+        ids; for multi label 0 or 1 for each class; for regression the values.
+    start_positions (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+        Index of the answer's first token; an index beyond the text is left out of the loss.
+    end_positions (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+        Index of the answer's last token; an index beyond the text is left out of the loss.
+    output_logits (`bool`, *optional*, defaults to `config.output_logits`):
+        Whether to give logits also when labels are given. Without it only the positions with a label are projected to the
+        vocabulary, which saves most of the head's time and memory. Without labels logits are always given.
+    num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+        Number of labels in the whole batch, over all its micro-batches and processes: the loss is then the sum over the
+        labels given here, divided by it.
+"""
+CHOICES_ARGUMENTS = r"""
+    input_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`):
+        Token ids of each candidate.
+    attention_mask (`torch.Tensor` of shape `(batch_size, num_choices, sequence_length)`, *optional*):
+        1 for tokens, 0 for padding.
+    position_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`, *optional*):
+        Positions of the tokens.
+    inputs_embeds (`torch.FloatTensor` of shape `(batch_size, num_choices, sequence_length, hidden_size)`, *optional*):
+        Embeddings in place of `input_ids`.
+"""
+OUTPUTS = r"""
+    loss (`torch.FloatTensor` of shape `(1,)`, *optional*, with labels):
+        Mean over the labels, or their sum / `num_items_in_batch`: cross-entropy in nats, or what `problem_type` says. For
+        question answering the mean of the losses of the start and of the end.
+    logits (`torch.FloatTensor`, *optional*):
+        Scores, of shape `(batch_size, sequence_length, vocab_size)` from the masked language model, which with labels gives
+        them only when asked for by `output_logits=True`; `(batch_size, num_labels)` from sequence classification;
+        `(batch_size, num_choices)` from multiple choice; `(batch_size, sequence_length, num_labels)` from token
+        classification.
+    start_logits (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*, from question answering):
+        Score of each token as the first of the answer; the lowest number at padding.
+    end_logits (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*, from question answering):
+        Score of each token as the last of the answer; the lowest number at padding.
     last_hidden_state (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
         X after the last layer.
     packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`):
-        P after the last layer.
-    packed_attention_mask (`torch.BoolTensor` of shape `(batch_size, packed_length)`):
-        True for the slots of P that a row uses.
+        P after the last layer; for multiple choice one per choice, `(batch_size * num_choices, ...)`.
+    packed_attention_mask (`torch.LongTensor` of shape `(batch_size, packed_length)`):
+        1 for the slots of P that a row uses, 0 for the others.
     packed_states (`tuple(torch.FloatTensor)`, *optional*, with `output_packed_states=True`):
         P after the embeddings and after each layer.
     attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
         Unpack attention of each layer, `(batch_size, num_heads, sequence_length, packed_length)`.
     pack_attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
         Pack attention of each layer, `(batch_size, num_heads, packed_length, sequence_length)`.
-    """
+"""
 
+
+@auto_docstring(custom_intro="Output of [`LunaModel`].", custom_args=OUTPUTS)
+@dataclass
+class LunaModelOutput(ModelOutput):
     last_hidden_state: torch.FloatTensor | None = None
     packed_state: torch.FloatTensor | None = None
-    packed_attention_mask: torch.BoolTensor | None = None
+    packed_attention_mask: torch.LongTensor | None = None
     packed_states: tuple[torch.FloatTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
@@ -313,30 +417,15 @@ class LunaModelOutput(ModelOutput):
         return masked_mean(self.packed_state, self.packed_attention_mask)
 
 
+@auto_docstring(custom_intro="Output of Luna with a head.", custom_args=OUTPUTS)
 @dataclass
-@auto_docstring(custom_intro="Output of [`LunaForMaskedLM`].")
-class LunaMaskedLMOutput(ModelOutput):
-    r"""
-    loss (`torch.FloatTensor` of shape `(1,)`, *optional*, with `labels`):
-        Cross-entropy over the masked positions in nats: their mean, or their sum / `num_items_in_batch`.
-    logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*):
-        Scores of each token; with `labels` only when asked for by `output_logits=True`.
-    packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`):
-        P after the last layer.
-    packed_attention_mask (`torch.BoolTensor` of shape `(batch_size, packed_length)`):
-        True for the slots of P that a row uses.
-    packed_states (`tuple(torch.FloatTensor)`, *optional*, with `output_packed_states=True`):
-        P after the embeddings and after each layer.
-    attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
-        Unpack attention of each layer, `(batch_size, num_heads, sequence_length, packed_length)`.
-    pack_attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
-        Pack attention of each layer, `(batch_size, num_heads, packed_length, sequence_length)`.
-    """
-
+class LunaHeadOutput(ModelOutput):
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
+    start_logits: torch.FloatTensor | None = None
+    end_logits: torch.FloatTensor | None = None
     packed_state: torch.FloatTensor | None = None
-    packed_attention_mask: torch.BoolTensor | None = None
+    packed_attention_mask: torch.LongTensor | None = None
     packed_states: tuple[torch.FloatTensor, ...] | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
@@ -370,62 +459,18 @@ class LunaPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # a pretrained model as the encoder of another
     _can_record_outputs = {
         "hidden_states": LunaLayer,
         "attentions": OutputRecorder(LunaAttention, index=2),
         "pack_attentions": OutputRecorder(LunaAttention, index=3),
     }
-    _card_in_folder: bytes | None = None  # while `save_pretrained` runs
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         if isinstance(module, LunaPackedEmbeddings):
             init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
-
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        loaded = super().from_pretrained(*args, **kwargs)
-        # Loading makes every parameter trainable.
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.freeze_unread_parameters()
-        return loaded
-
-    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, *args, **kwargs):
-        """As in transformers, and a model card where there is none; one that is there stays, and is pushed."""
-        path = Path(save_directory, "README.md")
-        card = path.read_bytes() if is_main_process and path.is_file() else None
-        self._card_in_folder = card
-        try:
-            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-        finally:
-            self._card_in_folder = None
-            if card is not None and path.read_bytes() != card:
-                path.write_bytes(card)
-        if is_main_process and not path.exists():
-            path.write_text(model_card(self), encoding="utf-8")
-
-    def _upload_modified_files(self, working_dir: str | os.PathLike, repo_id: str, *args, **kwargs):
-        # The last step of a push: transformers has put the repository's card here, or one with tags alone where it has none.
-        path = Path(working_dir, "README.md")
-        card = None if self._card_in_folder is None else self._card_in_folder.decode()
-        if card in (None, model_card(self)):  # nobody's own words, so those of the repository come first
-            if file_exists(repo_id, "README.md", token=kwargs.get("token")):
-                return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
-            generated = ModelCard(model_card(self))
-            generated.data.tags += [tag for tag in ModelCard.load(path).data.tags or [] if tag not in generated.data.tags]
-            card = str(generated)
-        path.write_bytes(named_card(card, repo_id, kwargs.get("revision")).encode())
-        try:
-            return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
-        finally:
-            path.write_bytes(card.encode())
-
-    def freeze_unread_parameters(self) -> None:
-        """Freeze the parameters that the model's outputs do not depend on.
-
-        They never get a gradient, which DistributedDataParallel takes for an error.
-        """
 
 
 @auto_docstring
@@ -444,32 +489,6 @@ class LunaModel(LunaPreTrainedModel):
             self.packed_final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
-        self.freeze_unread_parameters()
-
-    def freeze_unread_parameters(self, reads_hidden_state: bool = True, reads_packed_state: bool = True) -> None:
-        """Freeze the parameters that no output depends on, of those outputs (X, P) that the head above reads."""
-        unread: list[nn.Module] = []
-        # A pre-norm layer applies its norm of P to the P it is given, which it reads.
-        if not self.config.contextual_projection and not self.config.norm_first:
-            unread += [layer.packed_layer_norm for layer in self.layers[:-1]]
-        last = self.layers[-1]
-        # Weights shared by several layers are read by all of them but the last.
-        last_layer_is_unshared = len(self.layers) == self.config.num_hidden_layers
-        if not reads_packed_state:
-            if self.config.norm_first:
-                unread.append(self.packed_final_layer_norm)
-            elif last_layer_is_unshared or not self.config.contextual_projection:
-                unread.append(last.packed_layer_norm)
-        if not reads_hidden_state:
-            if self.config.norm_first:
-                unread.append(self.final_layer_norm)
-            if last_layer_is_unshared:
-                unread += [last.fc1, last.fc2, last.final_layer_norm]
-                unread += [module for name, module in last.attention.named_children() if not name.startswith("pack_")]
-                if not self.config.norm_first:
-                    unread.append(last.attention_layer_norm)
-        for module in unread:
-            module.requires_grad_(False)
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings.word_embeddings
@@ -480,7 +499,7 @@ class LunaModel(LunaPreTrainedModel):
     @pack_attentions_follow_attentions
     @merge_with_config_defaults
     @capture_outputs
-    @auto_docstring
+    @auto_docstring(custom_args=ARGUMENTS)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -492,21 +511,16 @@ class LunaModel(LunaPreTrainedModel):
         output_packed_states: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LunaModelOutput:
-        r"""
-        packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`, *optional*):
-            P to start from, in place of the learned vectors: the `packed_state` of the previous segment of a text that is
-            read in segments. A row whose tokens are all padding hands it on unchanged.
-        packed_attention_mask (`torch.Tensor` of shape `(batch_size, packed_length)`, *optional*):
-            Which slots of the given `packed_state` each row uses: the `packed_attention_mask` that came with it.
-        output_packed_states (`bool`, *optional*, defaults to `False`):
-            Return P as it enters the first layer and as it leaves each layer.
-        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
         if inputs_embeds is None:
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
             inputs_embeds = self.embeddings.word_embeddings(input_ids)
-        self.check_inputs(inputs_embeds, attention_mask, position_ids, packed_state, packed_attention_mask)
+        flattening = [name for name in FLATTENED_BATCH_ARGUMENTS if kwargs.pop(name, None) is not None]
+        self.refuse_flattened_batch(inputs_embeds, attention_mask, position_ids, flattening)
+        self.check_shapes(inputs_embeds, attention_mask, position_ids, packed_state, packed_attention_mask)
+        attention_mask = to_bool_mask("attention_mask", attention_mask)
+        packed_attention_mask = to_bool_mask("packed_attention_mask", packed_attention_mask)
         b, n, _ = inputs_embeds.shape
 
         if position_ids is None:
@@ -532,21 +546,24 @@ class LunaModel(LunaPreTrainedModel):
                 packed_state = self.packed_embeddings[i](b, packed_state.shape[1], packed_attention_mask)
             layer = self.layers[0 if self.config.share_layer_weights else i]
             x_bnd, packed_state = layer(x_bnd, packed_state, pack_mask, unpack_mask, **kwargs)
+            if not self.config.contextual_projection:  # the next layer does not read this P
+                x_bnd, packed_state = join_gradients(x_bnd, packed_state)
             if output_packed_states:
                 packed_states.append(packed_state)
 
         if self.config.norm_first:
             x_bnd, packed_state = self.final_layer_norm(x_bnd), self.packed_final_layer_norm(packed_state)
         if given_packed_state is not None and attention_mask is not None:
-            has_tokens_b11 = attention_mask.bool().any(dim=-1)[:, None, None]
+            has_tokens_b11 = attention_mask.any(dim=-1)[:, None, None]
             packed_state = torch.where(has_tokens_b11, packed_state, given_packed_state.to(packed_state.dtype))
+        x_bnd, packed_state = join_gradients(x_bnd, packed_state)
         if packed_attention_mask is None:
-            packed_attention_mask = packed_state.new_ones(packed_state.shape[:2], dtype=torch.bool)
+            packed_attention_mask = packed_state.new_ones(packed_state.shape[:2])
 
         return LunaModelOutput(
             last_hidden_state=x_bnd,
             packed_state=packed_state,
-            packed_attention_mask=packed_attention_mask.bool(),
+            packed_attention_mask=packed_attention_mask.long(),
             packed_states=(*packed_states[:-1], packed_state) if output_packed_states else None,
         )
 
@@ -566,7 +583,19 @@ class LunaModel(LunaPreTrainedModel):
             config=self.config, inputs_embeds=queries, attention_mask=key_mask, encoder_hidden_states=keys
         )
 
-    def check_inputs(self, inputs_embeds, attention_mask, position_ids, packed_state, packed_attention_mask) -> None:
+    def refuse_flattened_batch(self, inputs_embeds, attention_mask, position_ids, flattening: list[str]) -> None:
+        may_restart = position_ids is not None and attention_mask is None and inputs_embeds.shape[0] == 1
+        # Asking for values makes the host wait for the device: only where nothing else tells.
+        if not flattening and may_restart and not torch.compiler.is_compiling():
+            flattening = ["position_ids"] if (position_ids.diff(dim=-1) < 0).any() else []
+        if flattening:
+            raise ValueError(
+                f"`{flattening[0]}` says that the rows of the batch are flattened into one, which Luna would pack into one "
+                "P: pad the rows, with an ordinary padding collator in place of DataCollatorWithFlattening, and with "
+                "`unpad_inputs=False` in sentence-transformers."
+            )
+
+    def check_shapes(self, inputs_embeds, attention_mask, position_ids, packed_state, packed_attention_mask) -> None:
         b, n, d = inputs_embeds.shape
         limit = self.config.max_sequence_length
         if limit is not None and n > limit and position_ids is None:
@@ -574,10 +603,9 @@ class LunaModel(LunaPreTrainedModel):
                 f"The input has {n} tokens, but `max_position_embeddings` = {self.config.max_position_embeddings} has "
                 f"positions for {limit}: truncate it, or read it in segments with `packed_state`."
             )
-        if attention_mask is not None and attention_mask.shape != (b, n):
-            raise ValueError(
-                f"`attention_mask` has shape {tuple(attention_mask.shape)}, but must be (batch_size, sequence_length) = "
-                f"({b}, {n}), 1 for tokens and 0 for padding."
+        if attention_mask is not None:
+            check_shape(
+                "attention_mask", attention_mask, "(batch_size, sequence_length)", (b, n), "1 for tokens and 0 for padding"
             )
         if packed_state is None:
             if packed_attention_mask is not None:
@@ -593,10 +621,13 @@ class LunaModel(LunaPreTrainedModel):
                 f"`packed_state` has shape {tuple(packed_state.shape)}, but must be (batch_size, packed_length, "
                 f"hidden_size) with batch_size = {b} and hidden_size = {d}."
             )
-        if packed_attention_mask is not None and packed_attention_mask.shape != packed_state.shape[:2]:
-            raise ValueError(
-                f"`packed_attention_mask` has shape {tuple(packed_attention_mask.shape)}, but `packed_state` needs "
-                f"{tuple(packed_state.shape[:2])}."
+        if packed_attention_mask is not None:
+            check_shape(
+                "packed_attention_mask",
+                packed_attention_mask,
+                "(batch_size, packed_length)",
+                packed_state.shape[:2],
+                "the mask that came with `packed_state`",
             )
 
 
@@ -623,10 +654,6 @@ class LunaForMaskedLM(LunaPreTrainedModel):
         self.luna = LunaModel(config)
         self.lm_head = LunaLMHead(config)
         self.post_init()
-        self.freeze_unread_parameters()
-
-    def freeze_unread_parameters(self) -> None:
-        self.luna.freeze_unread_parameters(reads_packed_state=False)
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head.decoder
@@ -635,7 +662,7 @@ class LunaForMaskedLM(LunaPreTrainedModel):
         self.lm_head.decoder = new_embeddings
 
     @can_return_tuple
-    @auto_docstring
+    @auto_docstring(custom_args=ARGUMENTS)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -647,28 +674,14 @@ class LunaForMaskedLM(LunaPreTrainedModel):
         labels: torch.LongTensor | None = None,
         output_logits: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | LunaMaskedLMOutput:
-        r"""
-        packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`, *optional*):
-            P to start from: see [`LunaModel`].
-        packed_attention_mask (`torch.Tensor` of shape `(batch_size, packed_length)`, *optional*):
-            Which slots of the given `packed_state` each row uses.
-        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            The original ids at masked positions, -100 elsewhere.
-        output_logits (`bool`, *optional*, defaults to `config.output_logits`):
-            Return logits also when labels are given. Without it only the positions with a label are projected to the
-            vocabulary, which saves most of the head's time and memory. Without labels logits are always returned.
-        num_items_in_batch (`torch.Tensor` or `int`, *optional*):
-            Number of masked positions in the whole batch, over all its micro-batches and processes: the loss is then the
-            sum over the masked positions given here, divided by it.
-        """
+    ) -> tuple | LunaHeadOutput:
         outputs = self.luna(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            packed_state=packed_state,
-            packed_attention_mask=packed_attention_mask,
+            input_ids,
+            attention_mask,
+            position_ids,
+            inputs_embeds,
+            packed_state,
+            packed_attention_mask,
             return_dict=True,
             **kwargs,
         )
@@ -680,84 +693,17 @@ class LunaForMaskedLM(LunaPreTrainedModel):
         if labels is None or output_logits:
             logits_bnv = self.lm_head(x_bnd)
         if labels is not None:
-            if labels.shape != x_bnd.shape[:2]:
-                raise ValueError(
-                    f"`labels` has shape {tuple(labels.shape)}, but must be (batch_size, sequence_length) = "
-                    f"{tuple(x_bnd.shape[:2])}, -100 where no token is to be predicted."
-                )
+            meaning = "-100 where no token is to be predicted"
+            check_shape("labels", labels, "(batch_size, sequence_length)", x_bnd.shape[:2], meaning)
             is_masked_bn = labels != -100
             logits_rv = logits_bnv[is_masked_bn] if output_logits else self.lm_head(x_bnd[is_masked_bn])
             loss = self.loss_function(logits_rv, labels[is_masked_bn], vocab_size=self.config.vocab_size, **kwargs)
 
-        return LunaMaskedLMOutput(loss=loss, logits=logits_bnv, **encoder_fields(outputs))
+        return LunaHeadOutput(loss=loss, logits=logits_bnv, **encoder_fields(outputs))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Heads for fine-tuning
-
-
-@dataclass
-@auto_docstring(custom_intro="Output of Luna's heads for sequence classification, multiple choice and token classification.")
-class LunaClassifierOutput(ModelOutput):
-    r"""
-    loss (`torch.FloatTensor` of shape `(1,)`, *optional*, with `labels`):
-        Cross-entropy, binary cross-entropy or squared error: the mean over the labels, or their sum / `num_items_in_batch`.
-    logits (`torch.FloatTensor`):
-        Scores, of shape `(batch_size, num_labels)`, `(batch_size, num_choices)` or
-        `(batch_size, sequence_length, num_labels)`.
-    packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`):
-        P after the last layer; for multiple choice one per choice, `(batch_size * num_choices, ...)`.
-    packed_attention_mask (`torch.BoolTensor` of shape `(batch_size, packed_length)`):
-        True for the slots of P that a row uses.
-    packed_states (`tuple(torch.FloatTensor)`, *optional*, with `output_packed_states=True`):
-        P after the embeddings and after each layer.
-    attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
-        Unpack attention of each layer, `(batch_size, num_heads, sequence_length, packed_length)`.
-    pack_attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
-        Pack attention of each layer, `(batch_size, num_heads, packed_length, sequence_length)`.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    packed_state: torch.FloatTensor | None = None
-    packed_attention_mask: torch.BoolTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    packed_states: tuple[torch.FloatTensor, ...] | None = None
-    pack_attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-@dataclass
-@auto_docstring(custom_intro="Output of [`LunaForQuestionAnswering`].")
-class LunaQuestionAnsweringOutput(ModelOutput):
-    r"""
-    loss (`torch.FloatTensor` of shape `(1,)`, *optional*, with `start_positions` and `end_positions`):
-        Mean of the cross-entropies of the start and of the end.
-    start_logits (`torch.FloatTensor` of shape `(batch_size, sequence_length)`):
-        Score of each token as the first of the answer; the lowest number at padding.
-    end_logits (`torch.FloatTensor` of shape `(batch_size, sequence_length)`):
-        Score of each token as the last of the answer; the lowest number at padding.
-    packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`):
-        P after the last layer.
-    packed_attention_mask (`torch.BoolTensor` of shape `(batch_size, packed_length)`):
-        True for the slots of P that a row uses.
-    packed_states (`tuple(torch.FloatTensor)`, *optional*, with `output_packed_states=True`):
-        P after the embeddings and after each layer.
-    attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
-        Unpack attention of each layer, `(batch_size, num_heads, sequence_length, packed_length)`.
-    pack_attentions (`tuple(torch.FloatTensor)`, *optional*, with `output_attentions=True` and eager attention):
-        Pack attention of each layer, `(batch_size, num_heads, packed_length, sequence_length)`.
-    """
-
-    loss: torch.FloatTensor | None = None
-    start_logits: torch.FloatTensor | None = None
-    end_logits: torch.FloatTensor | None = None
-    packed_state: torch.FloatTensor | None = None
-    packed_attention_mask: torch.BoolTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    packed_states: tuple[torch.FloatTensor, ...] | None = None
-    pack_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 def sequence_classification_loss(
@@ -785,15 +731,21 @@ def sequence_classification_loss(
             f"needs {shape}."
         )
     config.problem_type = problem_type
-    logits_bc, labels = logits_bc.float(), labels.to(logits_bc.device)
-    reduction = "mean" if num_items_in_batch is None else "sum"
     if problem_type == "single_label_classification":
-        loss = nn.functional.cross_entropy(logits_bc, labels.view(b), reduction=reduction)
-    elif problem_type == "multi_label_classification":
-        loss = nn.functional.binary_cross_entropy_with_logits(logits_bc, labels.view(b, c).float(), reduction=reduction)
-    else:
-        loss = nn.functional.mse_loss(logits_bc, labels.view(b, c).float(), reduction=reduction)
-    return loss if num_items_in_batch is None else loss / num_items_in_batch
+        return mean_loss(nn.functional.cross_entropy, logits_bc, labels.view(b), num_items_in_batch)
+    multi_label = problem_type == "multi_label_classification"
+    loss_function = nn.functional.binary_cross_entropy_with_logits if multi_label else nn.functional.mse_loss
+    return mean_loss(loss_function, logits_bc, labels.view(b, c).float(), num_items_in_batch)
+
+
+def mean_loss(
+    loss_function: Callable, logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+) -> torch.Tensor:
+    """The mean over the labels, or, of a part of a batch, their sum / `num_items_in_batch`; in float32."""
+    logits, labels = logits.float(), labels.to(logits.device)
+    if num_items_in_batch is None:
+        return loss_function(logits, labels)
+    return loss_function(logits, labels, reduction="sum") / num_items_in_batch
 
 
 class LunaPackedAttentionPooling(nn.Module):
@@ -833,29 +785,22 @@ class LunaClassificationHead(nn.Module):
             self.in_proj = nn.Linear(config.hidden_size, config.hidden_size)
         elif self.pooling == "packed_attention":
             self.attention = LunaPackedAttentionPooling(config)
-        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(config.classifier_dropout)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, num_labels)
 
-    @property
-    def reads_hidden_state(self) -> bool:
-        return self.pooling not in ("packed_mean", "packed_max")
-
-    @property
-    def reads_packed_state(self) -> bool:
-        return self.pooling not in ("cls", "mean")
-
     def forward(self, outputs: LunaModelOutput, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """The encoder's outputs to logits (b, c)."""
-        pooled_bd = self.pool(outputs.last_hidden_state, outputs.packed_state, attention_mask, outputs.packed_attention_mask)
+        is_token_bn = None if attention_mask is None else attention_mask != 0
+        is_used_bl = outputs.packed_attention_mask != 0
+        pooled_bd = self.pool(outputs.last_hidden_state, outputs.packed_state, is_token_bn, is_used_bl)
         return self.out_proj(self.dropout(torch.tanh(self.dense(self.dropout(pooled_bd)))))
 
     def pool(
         self,
         x_bnd: torch.Tensor,
         p_bld: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        is_token_bn: torch.Tensor | None,
         is_used_bl: torch.Tensor,
     ) -> torch.Tensor:
         """The sentence representation (b, d): it depends on no padded position and on no unused slot of P."""
@@ -867,12 +812,12 @@ class LunaClassificationHead(nn.Module):
             # A row without tokens uses no slot: the linear map after this would overflow, to NaN.
             return pooled_bd.masked_fill(~is_used_bl.any(dim=1, keepdim=True), 0)
         if self.pooling == "mean":
-            return x_bnd.mean(dim=1) if attention_mask is None else masked_mean(x_bnd, attention_mask)
-        if attention_mask is None:
+            return x_bnd.mean(dim=1) if is_token_bn is None else masked_mean(x_bnd, is_token_bn)
+        if is_token_bn is None:
             first_bd = x_bnd[:, 0]
         else:  # the first token that is not padding: with left padding it is not at 0
             rows = torch.arange(x_bnd.shape[0], device=x_bnd.device)
-            first_bd = x_bnd[rows, attention_mask.int().argmax(dim=-1)]
+            first_bd = x_bnd[rows, is_token_bn.int().argmax(dim=-1)]
         return first_bd if self.pooling == "cls" else self.attention(first_bd, p_bld, is_used_bl)
 
 
@@ -883,21 +828,15 @@ def masked_mean(x_bqd: torch.Tensor, mask_bq: torch.Tensor) -> torch.Tensor:
 
 @auto_docstring(custom_intro="Luna with a head over whole texts: single label, multi label or regression by `problem_type`.")
 class LunaForSequenceClassification(LunaPreTrainedModel):
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
-
     def __init__(self, config: LunaConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.luna = LunaModel(config)
         self.classifier = LunaClassificationHead(config, config.num_labels)
         self.post_init()
-        self.freeze_unread_parameters()
-
-    def freeze_unread_parameters(self) -> None:
-        self.luna.freeze_unread_parameters(self.classifier.reads_hidden_state, self.classifier.reads_packed_state)
 
     @can_return_tuple
-    @auto_docstring
+    @auto_docstring(custom_args=ARGUMENTS)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -909,25 +848,14 @@ class LunaForSequenceClassification(LunaPreTrainedModel):
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | LunaClassifierOutput:
-        r"""
-        packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`, *optional*):
-            P to start from: see [`LunaModel`].
-        packed_attention_mask (`torch.Tensor` of shape `(batch_size, packed_length)`, *optional*):
-            Which slots of the given `packed_state` each row uses.
-        labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`, *optional*):
-            Class ids; for multi label 0 or 1 for each class; for regression the values.
-        num_items_in_batch (`torch.Tensor` or `int`, *optional*):
-            Number of labels in the whole batch, over all its micro-batches and processes: the loss is then the sum over
-            the labels given here, divided by it.
-        """
+    ) -> tuple | LunaHeadOutput:
         outputs = self.luna(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            packed_state=packed_state,
-            packed_attention_mask=packed_attention_mask,
+            input_ids,
+            attention_mask,
+            position_ids,
+            inputs_embeds,
+            packed_state,
+            packed_attention_mask,
             return_dict=True,
             **kwargs,
         )
@@ -935,27 +863,21 @@ class LunaForSequenceClassification(LunaPreTrainedModel):
         loss = None
         if labels is not None:
             loss = sequence_classification_loss(logits_bc, labels, self.config, num_items_in_batch)
-        return LunaClassifierOutput(loss=loss, logits=logits_bc, **encoder_fields(outputs))
+        return LunaHeadOutput(loss=loss, logits=logits_bc, **encoder_fields(outputs))
 
 
 @auto_docstring(
     custom_intro="Luna with a head that scores each of several candidate texts, such as the answers to a question."
 )
 class LunaForMultipleChoice(LunaPreTrainedModel):
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
-
     def __init__(self, config: LunaConfig):
         super().__init__(config)
         self.luna = LunaModel(config)
         self.classifier = LunaClassificationHead(config, num_labels=1)
         self.post_init()
-        self.freeze_unread_parameters()
-
-    def freeze_unread_parameters(self) -> None:
-        self.luna.freeze_unread_parameters(self.classifier.reads_hidden_state, self.classifier.reads_packed_state)
 
     @can_return_tuple
-    @auto_docstring
+    @auto_docstring(custom_args=ARGUMENTS + CHOICES_ARGUMENTS)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -965,22 +887,7 @@ class LunaForMultipleChoice(LunaPreTrainedModel):
         labels: torch.LongTensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | LunaClassifierOutput:
-        r"""
-        input_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`):
-            Token ids of each candidate.
-        attention_mask (`torch.Tensor` of shape `(batch_size, num_choices, sequence_length)`, *optional*):
-            1 for tokens, 0 for padding.
-        position_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`, *optional*):
-            Positions of the tokens.
-        inputs_embeds (`torch.FloatTensor` of shape `(batch_size, num_choices, sequence_length, hidden_size)`, *optional*):
-            Embeddings in place of `input_ids`.
-        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Index of the right candidate.
-        num_items_in_batch (`torch.Tensor` or `int`, *optional*):
-            Number of labels in the whole batch, over all its micro-batches and processes: the loss is then the sum over
-            the labels given here, divided by it.
-        """
+    ) -> tuple | LunaHeadOutput:
         given = input_ids if input_ids is not None else inputs_embeds
         if given is not None and given.ndim != (3 if given is input_ids else 4):
             raise ValueError(
@@ -990,47 +897,27 @@ class LunaForMultipleChoice(LunaPreTrainedModel):
         input_ids, attention_mask, position_ids, inputs_embeds = (
             None if x is None else x.flatten(0, 1) for x in (input_ids, attention_mask, position_ids, inputs_embeds)
         )
-        outputs = self.luna(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            return_dict=True,
-            **kwargs,
-        )
+        outputs = self.luna(input_ids, attention_mask, position_ids, inputs_embeds, return_dict=True, **kwargs)
         logits_bc = self.classifier(outputs, attention_mask).view(given.shape[:2])
         loss = None
         if labels is not None:
-            if labels.shape != given.shape[:1]:
-                raise ValueError(
-                    f"`labels` has shape {tuple(labels.shape)}, but must be (batch_size,) = {tuple(given.shape[:1])}, the "
-                    "index of the right candidate."
-                )
-            reduction = "mean" if num_items_in_batch is None else "sum"
-            loss = nn.functional.cross_entropy(logits_bc.float(), labels.to(logits_bc.device), reduction=reduction)
-            loss = loss if num_items_in_batch is None else loss / num_items_in_batch
-        return LunaClassifierOutput(loss=loss, logits=logits_bc, **encoder_fields(outputs))
+            check_shape("labels", labels, "(batch_size,)", given.shape[:1], "the index of the right candidate")
+            loss = mean_loss(nn.functional.cross_entropy, logits_bc, labels, num_items_in_batch)
+        return LunaHeadOutput(loss=loss, logits=logits_bc, **encoder_fields(outputs))
 
 
 @auto_docstring(custom_intro="Luna with a head over each token, for tagging.")
 class LunaForTokenClassification(LunaPreTrainedModel):
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
-
     def __init__(self, config: LunaConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.luna = LunaModel(config)
-        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
-        self.freeze_unread_parameters()
-
-    def freeze_unread_parameters(self) -> None:
-        self.luna.freeze_unread_parameters(reads_packed_state=False)
 
     @can_return_tuple
-    @auto_docstring
+    @auto_docstring(custom_args=ARGUMENTS)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -1041,53 +928,36 @@ class LunaForTokenClassification(LunaPreTrainedModel):
         packed_attention_mask: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | LunaClassifierOutput:
-        r"""
-        packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`, *optional*):
-            P to start from: see [`LunaModel`].
-        packed_attention_mask (`torch.Tensor` of shape `(batch_size, packed_length)`, *optional*):
-            Which slots of the given `packed_state` each row uses.
-        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Class ids, -100 where no token is to be tagged.
-        """
+    ) -> tuple | LunaHeadOutput:
         outputs = self.luna(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            packed_state=packed_state,
-            packed_attention_mask=packed_attention_mask,
+            input_ids,
+            attention_mask,
+            position_ids,
+            inputs_embeds,
+            packed_state,
+            packed_attention_mask,
             return_dict=True,
             **kwargs,
         )
         logits_bnc = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None
         if labels is not None:
-            if labels.shape != logits_bnc.shape[:2]:
-                raise ValueError(
-                    f"`labels` has shape {tuple(labels.shape)}, but must be (batch_size, sequence_length) = "
-                    f"{tuple(logits_bnc.shape[:2])}, -100 where no token is to be tagged."
-                )
+            meaning = "-100 where no token is to be tagged"
+            check_shape("labels", labels, "(batch_size, sequence_length)", logits_bnc.shape[:2], meaning)
             loss = self.loss_function(logits_bnc, labels, self.config, **kwargs)
-        return LunaClassifierOutput(loss=loss, logits=logits_bnc, **encoder_fields(outputs))
+        return LunaHeadOutput(loss=loss, logits=logits_bnc, **encoder_fields(outputs))
 
 
 @auto_docstring(custom_intro="Luna with a head that marks the first and the last token of an answer in the text.")
 class LunaForQuestionAnswering(LunaPreTrainedModel):
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
-
     def __init__(self, config: LunaConfig):
         super().__init__(config)
         self.luna = LunaModel(config)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
-        self.freeze_unread_parameters()
-
-    def freeze_unread_parameters(self) -> None:
-        self.luna.freeze_unread_parameters(reads_packed_state=False)
 
     @can_return_tuple
-    @auto_docstring
+    @auto_docstring(custom_args=ARGUMENTS)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -1099,136 +969,41 @@ class LunaForQuestionAnswering(LunaPreTrainedModel):
         start_positions: torch.LongTensor | None = None,
         end_positions: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple | LunaQuestionAnsweringOutput:
-        r"""
-        packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`, *optional*):
-            P to start from: see [`LunaModel`].
-        packed_attention_mask (`torch.Tensor` of shape `(batch_size, packed_length)`, *optional*):
-            Which slots of the given `packed_state` each row uses.
-        start_positions (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Index of the answer's first token; an index beyond the text is left out of the loss.
-        end_positions (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Index of the answer's last token; an index beyond the text is left out of the loss.
-        """
+    ) -> tuple | LunaHeadOutput:
         outputs = self.luna(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            packed_state=packed_state,
-            packed_attention_mask=packed_attention_mask,
+            input_ids,
+            attention_mask,
+            position_ids,
+            inputs_embeds,
+            packed_state,
+            packed_attention_mask,
             return_dict=True,
             **kwargs,
         )
         logits_bn2 = self.qa_outputs(outputs.last_hidden_state)
         if attention_mask is not None:  # otherwise the loss would depend on how much padding there is
-            logits_bn2 = logits_bn2.masked_fill(~attention_mask.bool()[..., None], torch.finfo(logits_bn2.dtype).min)
+            logits_bn2 = logits_bn2.masked_fill((attention_mask == 0)[..., None], torch.finfo(logits_bn2.dtype).min)
         start_logits_bn, end_logits_bn = logits_bn2.unbind(dim=-1)
         loss = None
         if start_positions is not None and end_positions is not None:
             for name, positions_b in (("start_positions", start_positions), ("end_positions", end_positions)):
-                if positions_b.shape != logits_bn2.shape[:1]:
-                    raise ValueError(
-                        f"`{name}` has shape {tuple(positions_b.shape)}, but must be (batch_size,) = "
-                        f"{tuple(logits_bn2.shape[:1])}, the index of a token."
-                    )
+                check_shape(name, positions_b, "(batch_size,)", logits_bn2.shape[:1], "the index of a token")
             loss = self.loss_function(
                 start_logits_bn.float(), end_logits_bn.float(), start_positions, end_positions, **kwargs
             )
-        return LunaQuestionAnsweringOutput(
-            loss=loss, start_logits=start_logits_bn, end_logits=end_logits_bn, **encoder_fields(outputs)
-        )
+        return LunaHeadOutput(loss=loss, start_logits=start_logits_bn, end_logits=end_logits_bn, **encoder_fields(outputs))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The Hub
+# The Hub and the Auto classes
 
 
-# What the examples of a card load: the folder that it lies in, until `named_card` says where that is on the Hub.
-UNNAMED = 'name = "."  # this folder, or its name on the Hub'
-
-
-def named_card(card: str, name: str, revision: str | None = None) -> str:
-    """The card for the Hub: where it says UNNAMED, its examples load the repository `name`, and a revision other than main.
-
-    The examples hand the name on as `from_pretrained(name` or `model=name`.
-    """
-    if UNNAMED not in card:
-        return card
-    card = card.replace(UNNAMED, f'name = "{name}"')
-    if revision in (None, "main"):
-        return card
-    return re.sub(r"(from_pretrained\(|model=)name\b", lambda found: f'{found[0]}, revision="{revision}"', card)
-
-
-def use_section(program: str) -> str:
-    """The part of a card that shows a program, which loads UNNAMED with `trust_remote_code=True`."""
-    return f"""## Use
-
-With the code in these files; it needs torch and transformers:
-
-```python
-{program}```
-
-With luna-transformers installed, no code of these files runs: `import modeling_luna` first, which registers Luna with the
-Auto classes, and leave out `trust_remote_code=True`.
-"""
-
-
-def size_rows(config: LunaConfig, parameters: int) -> dict[str, object]:
-    """The rows of a card's table of sizes."""
-    limit = config.max_sequence_length
-    return {
-        "parameters": f"{parameters:,}",
-        "layers": config.num_hidden_layers,
-        "hidden size, heads": f"{config.hidden_size}, {config.num_attention_heads}",
-        "packed vectors (l)": config.projection_length,
-        "keys and values": "tied" if config.tie_key_value else "untied",
-        "positions": f"{config.position_embedding_type}, " + (f"up to {limit} tokens" if limit else "of any number"),
-        "vocabulary": f"{config.vocab_size:,}",
-    }
-
-
-def model_card(model: LunaPreTrainedModel) -> str:
-    """README.md with what a model knows of itself."""
-    auto_name = model._auto_class
-    rows = {"class": f"`{type(model).__name__}`"} | size_rows(model.config, model.num_parameters())
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    program = f"""from transformers import AutoTokenizer, {auto_name}
-
-{UNNAMED}
-tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
-model = {auto_name}.from_pretrained(name, trust_remote_code=True)
-"""
-    return f"""---
-library_name: transformers
-pipeline_tag: {AUTO_CLASSES[auto_name][1]}
-tags:
-- luna
-- custom_code
----
-
-# {type(model).__name__}
-
-A [Luna](https://arxiv.org/abs/2106.01540) model: attention through a packed sequence of l vectors, linear in the length.
-
-| | |
-|---|---|
-{table}
-
-{use_section(program)}
-## Limits
-
-This card was written by `save_pretrained`, which knows neither the data, the results nor the licence of the weights.
-"""
-
-
-for auto_name, (class_name, _) in AUTO_CLASSES.items():
+for auto_name, class_name in AUTO_CLASSES.items():
     globals()[class_name].register_for_auto_class(auto_name)  # save_pretrained brings the code
 # Code that was loaded from a Hub repository must not replace the classes that other repositories use.
 if not __name__.startswith("transformers_modules."):
     transformers.AutoConfig.register("luna", LunaConfig, exist_ok=True)
-    for auto_name, (class_name, _) in AUTO_CLASSES.items():
+    for auto_name, class_name in AUTO_CLASSES.items():
         getattr(transformers, auto_name).register(LunaConfig, globals()[class_name], exist_ok=True)
 
 

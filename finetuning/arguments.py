@@ -2,55 +2,60 @@
 # Licensed under the Apache License, Version 2.0.
 """The command line: recipe, files and options, in this order, the later one winning.
 
-A YAML or JSON file holds options by name, so that everything is parsed and checked in one place, as on the command line.
+Nothing here imports torch, so that a mistake is told at once.
 """
 
-import dataclasses
-import functools
-import hashlib
-import json
+import importlib.util
 import math
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any, Literal
 
-import torch
-import yaml
-from transformers import HfArgumentParser, TrainingArguments
-
-from finetuning.data import CustomFiles, local_files
 from finetuning.tasks import CUSTOM_RECIPES, TASKS, Task, custom_task
 from luna_tools.errors import InputError
+from luna_tools.settings import Parser, option_names, read_yaml, to_options
+from luna_tools.settings import split_command_line as split_words
 
 RECIPES = Path(__file__).parent / "recipes"
+TASK_NAMES = (*TASKS, "custom")
 KINDS = ("classification", "regression", "multiple_choice", "token_classification")
 POOLINGS = ("cls", "packed_mean", "packed_max", "packed_attention", "mean")
 
 
 @dataclass
 class ModelArguments:
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Checkpoint: a folder or a name on the Hub, of Luna or of any other Auto model."}
-    )
-    revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a checkpoint on the Hub."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code that lies in the checkpoint."})
-    random_weights: bool = field(
-        default=False, metadata={"help": "Start from random weights of the checkpoint's configuration, for comparison."}
-    )
-    ignore_mismatched_sizes: bool = field(
-        default=False, metadata={"help": "Give a checkpoint that was fine-tuned for other labels a new head."}
-    )
-    classifier_pooling: str | None = field(
-        default=None,
-        metadata={
-            "choices": [None, *POOLINGS],
-            "help": "Sentence representation: the first token, mean or max over P, attention over P, mean over tokens.",
-        },
-    )
-    classifier_dropout: float | None = field(default=None, metadata={"help": "Dropout in the head."})
-    hidden_dropout_prob: float | None = field(default=None, metadata={"help": "Dropout after embeddings and sub-layers."})
-    attention_probs_dropout_prob: float | None = field(default=None, metadata={"help": "Dropout of attention weights."})
-    activation_dropout: float | None = field(default=None, metadata={"help": "Dropout inside the feed-forward network."})
+    model_name_or_path: str | None = None
+    """Checkpoint: a folder or a name on the Hub, of Luna or of any other Auto model."""
+
+    revision: str = "main"
+    """Branch, tag or commit of a checkpoint on the Hub."""
+
+    trust_remote_code: bool = False
+    """Run model code that lies in the checkpoint."""
+
+    random_weights: bool = False
+    """Start from random weights of the checkpoint's configuration, for comparison."""
+
+    ignore_mismatched_sizes: bool = False
+    """Give a checkpoint that was fine-tuned for other labels a new head."""
+
+    classifier_pooling: Literal["cls", "packed_mean", "packed_max", "packed_attention", "mean"] | None = None
+    """Sentence representation: the first token, mean or maximum over P, attention over P, mean over the tokens."""
+
+    classifier_dropout: float | None = None
+    """Dropout in the head."""
+
+    hidden_dropout_prob: float | None = None
+    """Dropout after embeddings and sub-layers."""
+
+    attention_probs_dropout_prob: float | None = None
+    """Dropout of attention weights."""
+
+    activation_dropout: float | None = None
+    """Dropout inside the feed-forward network."""
 
     def config_overrides(self) -> dict[str, float | str]:
         """The options that are fields of the model's configuration, where they are given."""
@@ -61,97 +66,235 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    data_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder with the task's files, as the Hub or the original site publishes them. Default: the Hub."},
-    )
-    kind: str | None = field(
-        default=None,
-        metadata={
-            "choices": [None, *KINDS],
-            "help": "What a custom task is.",
-        },
-    )
-    train_file: str | None = field(default=None, metadata={"help": "Custom task: .csv, .tsv, .jsonl or .parquet."})
-    validation_file: str | None = field(default=None, metadata={"help": "Custom task: rows that pick the best checkpoint."})
-    test_file: str | None = field(default=None, metadata={"help": "Custom task: rows to predict."})
-    validation_fraction: float = field(
-        default=0.1, metadata={"help": "Custom task without a validation file: part of the training rows to hold out."}
-    )
-    text_columns: list[str] = field(default_factory=lambda: ["text"], metadata={"help": "One column, or two for pairs."})
-    label_column: str = field(default="label", metadata={"help": "Column of the label, the value, or the tags."})
-    class_names: list[str] | None = field(default=None, metadata={"help": "Classes in the order of their ids."})
-    question_column: str = field(default="question", metadata={"help": "Multiple choice: column of the question."})
-    passage_column: str | None = field(default=None, metadata={"help": "Multiple choice: column of the passage, if any."})
-    option_columns: list[str] = field(
-        default_factory=lambda: ["options"], metadata={"help": "Multiple choice: one column of lists, or one per option."}
-    )
-    words_column: str = field(default="words", metadata={"help": "Token classification: column of the words."})
-    max_sequence_length: int = field(
-        default=512, metadata={"help": "Longest input in tokens, special ones included; the model's limit if that is less."}
-    )
-    max_option_length: int = field(
-        default=128, metadata={"help": "Longest question with option in tokens (multiple choice)."}
-    )
+    data_dir: str | None = None
+    """Folder with the task's files, as the Hub or the original site publishes them. Default: the Hub."""
 
-    def custom_files(self) -> CustomFiles:
-        return CustomFiles(
-            train_file=self.train_file and Path(self.train_file),
-            validation_file=self.validation_file and Path(self.validation_file),
-            test_file=self.test_file and Path(self.test_file),
-            validation_fraction=self.validation_fraction,
-            text_columns=tuple(self.text_columns),
-            label_column=self.label_column,
-            class_names=tuple(self.class_names) if self.class_names else None,
-            question_column=self.question_column,
-            passage_column=self.passage_column,
-            option_columns=tuple(self.option_columns),
-            words_column=self.words_column,
-        )
+    kind: Literal["classification", "regression", "multiple_choice", "token_classification"] | None = None
+    """What a custom task is."""
+
+    train_file: str | None = None
+    """Custom task: .csv, .tsv, .jsonl or .parquet."""
+
+    validation_file: str | None = None
+    """Custom task: rows that pick the best checkpoint."""
+
+    test_file: str | None = None
+    """Custom task: rows to predict."""
+
+    validation_fraction: float = 0.1
+    """Custom task without a validation file: part of the training rows to hold out."""
+
+    text_columns: list[str] = field(default_factory=lambda: ["text"])
+    """One column, or two for pairs."""
+
+    label_column: str = "label"
+    """Column of the label, the value, or the tags."""
+
+    class_names: list[str] | None = None
+    """Classes in the order of their ids."""
+
+    question_column: str = "question"
+    """Multiple choice: column of the question."""
+
+    passage_column: str | None = None
+    """Multiple choice: column of the passage, if any."""
+
+    option_columns: list[str] = field(default_factory=lambda: ["options"])
+    """Multiple choice: one column of lists, or one per option."""
+
+    words_column: str = "words"
+    """Token classification: column of the words."""
+
+    max_sequence_length: int = 512
+    """Longest input in tokens, special ones included; the model's limit if that is less."""
+
+    max_option_length: int = 128
+    """Longest question with option in tokens (multiple choice)."""
 
 
 @dataclass
 class RunArguments:
-    recipe: str = field(
-        default="table9", metadata={"help": "Where the defaults come from: table9 (the paper), official, or none."}
-    )
-    total_train_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Rows per optimizer step over all devices; accumulation follows from it."},
-    )
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Stop after so many evaluations without a better one."}
-    )
-    group_by_length: bool = field(default=True, metadata={"help": "Batch rows of similar length together."})
-    sweep: bool = field(default=False, metadata={"help": "Run the paper's grid."})
-    sweep_grid: str | None = field(default=None, metadata={"help": "YAML file of another grid: option: [values]."})
-    compare: list[str] | None = field(
-        default=None, metadata={"help": "Heads (cls, packed, packed_max, packed_attention, mean) or checkpoints."}
-    )
-    num_seeds: int = field(default=1, metadata={"help": "Seeds per setting in a sweep or a comparison, from --seed on."})
+    recipe: str = "table9"
+    """Where the defaults come from: table9 (the paper), official (the authors' repository), or none."""
+
+    do_train: bool = True
+    """Train; otherwise only evaluate and predict."""
+
+    do_eval: bool = True
+    """Evaluate on the validation splits at the end."""
+
+    do_predict: bool = True
+    """Predict the test splits at the end."""
+
+    total_train_batch_size: int | None = None
+    """Rows per optimizer step over all devices; accumulation follows from it."""
+
+    early_stopping_patience: int | None = None
+    """Stop after so many evaluations without a better one."""
+
+    group_by_length: bool = False
+    """Batch rows of similar length together, which saves padding; the paper's runs shuffle."""
+
+    sweep: bool = False
+    """Run the paper's grid."""
+
+    sweep_grid: str | None = None
+    """YAML file of another grid: option: [values]."""
+
+    compare: list[str] | None = None
+    """Heads (cls, packed, packed_max, packed_attention, mean) or checkpoints."""
+
+    num_seeds: int = 1
+    """Seeds per setting in a sweep or a comparison, from --seed on."""
+
+    license: str | None = None
+    """The licence of the new weights, as the Hub spells it (apache-2.0, ...), for the model card."""
+
+    language: str | None = None
+    """The language of the texts, as the Hub spells it (en, ...), for the model card. Known for the built-in tasks."""
 
 
 @dataclass
-class FinetuningArguments(TrainingArguments):
-    """The Trainer's arguments, with defaults that train, keep the best checkpoint, and predict."""
+class TrainingOptions:
+    """Options of the Trainer, under its names."""
 
-    do_train: bool = field(default=True, metadata={"help": "Train; otherwise only evaluate and predict."})
-    do_eval: bool = field(default=True, metadata={"help": "Evaluate on the validation splits."})
-    do_predict: bool = field(default=True, metadata={"help": "Predict the test splits."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate while training."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
-    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep beside the best one."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
-    logging_steps: float = field(default=0.005, metadata={"help": "Steps, or share of all steps, between log lines."})
-    dataloader_pin_memory: bool = field(
-        default_factory=torch.cuda.is_available, metadata={"help": "Pin the batches' memory, for a faster way to the GPU."}
-    )
-    per_device_eval_batch_size: int = field(default=32, metadata={"help": "Rows per device in evaluation."})
+    output_dir: str | None = None
+    """The run's folder. Default: runs/finetuning/TASK."""
 
-    def __post_init__(self):
-        do_eval = self.do_eval
-        super().__post_init__()
-        self.do_eval = do_eval  # the library sets it where training evaluates; here it means afterwards
+    seed: int = 42
+    """Of new weights, dropout, and the order of the rows."""
+
+    data_seed: int | None = None
+    """Of the order of the rows alone."""
+
+    learning_rate: float = 5e-5
+    """The highest learning rate of the schedule."""
+
+    lr_scheduler_type: str = "linear"
+    """Schedule: linear, cosine, polynomial, constant, constant_with_warmup, ..."""
+
+    lr_scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
+    """More values of the schedule, such as --lr_scheduler_kwargs.power 2."""
+
+    warmup_steps: float = 0
+    """Steps, or below 1 the share of all steps, in which the learning rate rises."""
+
+    num_train_epochs: float = 3.0
+    """Passes over the training rows."""
+
+    max_steps: int = -1
+    """Optimizer steps, in place of the epochs if above 0."""
+
+    per_device_train_batch_size: int = 8
+    """Rows per device and forward pass; with total_train_batch_size the most of them."""
+
+    per_device_eval_batch_size: int = 32
+    """Rows per device in evaluation."""
+
+    gradient_accumulation_steps: int = 1
+    """Forward passes per optimizer step, where total_train_batch_size is not given."""
+
+    weight_decay: float = 0.0
+    """Of all weights but biases and norms."""
+
+    adam_beta1: float = 0.9
+    """Decay of Adam's mean of gradients."""
+
+    adam_beta2: float = 0.999
+    """Decay of Adam's mean of squared gradients."""
+
+    adam_epsilon: float = 1e-8
+    """Added to Adam's denominator."""
+
+    max_grad_norm: float = 1.0
+    """Norm to which gradients are clipped; 0 for none."""
+
+    label_smoothing_factor: float = 0.0
+    """Share of the target that is spread over all classes, in training."""
+
+    optim: str | None = None
+    """Optimizer of the Trainer. Default: AdamW."""
+
+    optim_args: str | None = None
+    """More values of the optimizer: name=value,name=value."""
+
+    bf16: bool = False
+    """Compute in bfloat16 where that is safe."""
+
+    fp16: bool = False
+    """Compute in float16 where that is safe, with a loss scale; on accelerators alone."""
+
+    gradient_checkpointing: bool = False
+    """Compute activations again instead of storing them: less memory, more time."""
+
+    eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
+    """When to evaluate while training."""
+
+    eval_steps: float | None = None
+    """Steps, or share of all steps, between evaluations by steps."""
+
+    save_strategy: Literal["no", "steps", "epoch", "best"] = "epoch"
+    """When to save a checkpoint."""
+
+    save_steps: float = 500
+    """Steps, or share of all steps, between checkpoints by steps."""
+
+    save_total_limit: int | None = 1
+    """Checkpoints to keep beside the best one while training."""
+
+    logging_strategy: Literal["no", "steps", "epoch"] = "steps"
+    """When to log the training loss."""
+
+    logging_steps: float = 0.005
+    """Steps, or share of all steps, between logged losses."""
+
+    load_best_model_at_end: bool = True
+    """End with the best checkpoint."""
+
+    metric_for_best_model: str | None = None
+    """What picks the best checkpoint. Default: the task's first metric."""
+
+    greater_is_better: bool | None = None
+    """Whether a higher value of it is better. Default: unless it is a loss or an error."""
+
+    dataloader_num_workers: int = 0
+    """Processes that prepare batches."""
+
+    report_to: str = "none"
+    """Where to report besides: tensorboard, wandb, ..., all."""
+
+    run_name: str | None = None
+    """The run's name there."""
+
+    disable_tqdm: bool = False
+    """Write lines in place of bars, as in a log file."""
+
+    use_cpu: bool = False
+    """Train on the CPU though there is an accelerator."""
+
+    deepspeed: str | None = None
+    """DeepSpeed's JSON file."""
+
+    ddp_backend: str | None = None
+    """Backend of several processes. Default: nccl, or gloo on CPUs."""
+
+    ddp_timeout: int = 1800
+    """Seconds that a process waits for the others."""
+
+    ddp_find_unused_parameters: bool | None = None
+    """Look for parameters without a gradient in each step. Default: where a model may have some."""
+
+    push_to_hub: bool = False
+    """Upload the finished run."""
+
+    hub_model_id: str | None = None
+    """Repository to upload to: org/name."""
+
+    hub_private_repo: bool | None = None
+    """Make the repository private if it is made."""
+
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Any other field of transformers' TrainingArguments, such as --trainer.torch_compile true."""
 
 
 @dataclass(frozen=True)
@@ -162,69 +305,62 @@ class Arguments:
     model: ModelArguments
     data: DataArguments
     run: RunArguments
-    training: FinetuningArguments
+    training: TrainingOptions
     given: frozenset[str]  # names of the options that the user gave, as against the recipe
 
 
-class _Parser(HfArgumentParser):
-    def error(self, message: str):
-        raise InputError(f"{message}; `python -m finetuning --help` lists the options.")
+PROG = "luna finetune"
+USAGE = f"""usage: {PROG} TASK [TASK ...] [options.yaml ...] --model_name_or_path CHECKPOINT [--option value ...]
+
+tasks: {", ".join(TASK_NAMES)}
+recipes (--recipe): table9, the paper's and the default; official; none
+
+  {PROG} sst2 --model_name_or_path M                                    a task of GLUE, RACE or CSQA, from the Hub
+  {PROG} sst2 --model_name_or_path M --data_dir FOLDER                  the same from local files
+  {PROG} custom --model_name_or_path M --kind classification --train_file rows.csv    your own rows
+  {PROG} qnli --model_name_or_path M --sweep --num_seeds 5              the paper's grid
+  {PROG} cola rte --model_name_or_path M --compare cls packed           heads or checkpoints, side by side
+
+`{PROG} --help` lists every option."""
 
 
-def make_parser() -> HfArgumentParser:
-    return _Parser(
-        (ModelArguments, DataArguments, RunArguments, FinetuningArguments),
-        prog="python -m finetuning TASK [options.yaml]",
-        description="Fine-tune a checkpoint on one of: " + ", ".join([*TASKS, "custom"]) + ".",
-        allow_abbrev=False,
+def make_parser() -> Parser:
+    """The parser of all options."""
+    recipes = sorted({Path(file).parent.name for task in TASKS.values() for file in task.recipes}, reverse=True)
+    parser = Parser(
+        PROG,
+        f"Fine-tune a checkpoint on one of: {', '.join(TASK_NAMES)}. Recipes: {', '.join(recipes)}, none.",
+        *(ModelArguments, DataArguments, RunArguments, TrainingOptions),
     )
+    parser.usage = f"{PROG} TASK [TASK ...] [options.yaml ...] --model_name_or_path CHECKPOINT [--option value ...]"
+    return parser
 
 
 def split_command_line(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The names of the tasks, and the options, with those of files before those of the command line."""
-    first = next((i for i, token in enumerate(argv) if token.startswith("-")), len(argv))
-    tasks, options = [], []
-    for token in argv[:first]:
-        if Path(token).suffix in (".yaml", ".yml", ".json"):
-            options += file_to_options(Path(token))
-        elif token in (*TASKS, "custom"):
-            tasks.append(token)
-        else:
-            known = ", ".join([*TASKS, "custom"])
-            raise InputError(f"{token} is neither a task nor a .yaml or .json file of options: the tasks are {known}.")
+    """The names of the tasks, and the options, with those of files before those of the command line.
+
+    Raises:
+        InputError: a word that is no task, no task, or a file that cannot be read.
+    """
+    tasks, options = split_words(argv, {})
+    for name in tasks:
+        if name not in TASK_NAMES:
+            near = "".join(f", perhaps {near} is meant" for near in get_close_matches(name, TASK_NAMES, n=1))
+            raise InputError(
+                f"{name} is neither a task nor a .yaml or .json file of options{near}: "
+                f"the tasks are {', '.join(TASK_NAMES)}."
+            )
     if not tasks:
-        raise InputError(f"Name a task: one of {', '.join([*TASKS, 'custom'])}.")
-    return tasks, options + argv[first:]
-
-
-def file_to_options(path: Path) -> list[str]:
-    """A YAML or JSON file of options as the command line would spell them."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"The options file {path} cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        where = f" at line {place.line + 1}" if place else ""
-        raise InputError(f"The options file {path} is not valid YAML or JSON{where}: correct it.") from error
-    if not isinstance(values, dict):
-        raise InputError(f"The options file {path} must hold `option: value` lines: correct it.")
-    options = []
-    for name, value in values.items():
-        if value is None:
-            continue
-        options.append(f"--{name}")
-        if isinstance(value, dict):
-            options.append(json.dumps(value))
-        elif isinstance(value, list):
-            options += [str(item) for item in value]
-        else:
-            options.append(str(value))
-    return options
+        raise InputError(f"Name a task: one of {', '.join(TASK_NAMES)}.")
+    return tasks, options
 
 
 def find_recipe(recipe: str, task_name: str) -> Path | None:
-    """The recipe's file for a task, or None for the recipe "none"."""
+    """The recipe's file for a task, or None for the recipe "none".
+
+    Raises:
+        InputError: the recipe has no values for the task.
+    """
     if recipe == "none":
         return None
     files = TASKS[task_name].recipes if task_name in TASKS else CUSTOM_RECIPES
@@ -236,7 +372,7 @@ def find_recipe(recipe: str, task_name: str) -> Path | None:
     return known[recipe]
 
 
-def parse(task_name: str, options: list[str], together: tuple[str, ...] = ()) -> Arguments:
+def parse(task_name: str, options: list[str], together: Sequence[str] = ()) -> Arguments:
     """Options of one run to its arguments; the recipe's come first, so that every given option wins.
 
     Args:
@@ -246,33 +382,23 @@ def parse(task_name: str, options: list[str], together: tuple[str, ...] = ()) ->
         InputError: an unknown option, a value of the wrong type, options that contradict each other, or one that
             nothing would read.
     """
-    chooser = _Parser(RunArguments, allow_abbrev=False, add_help=False)
-    recipe = find_recipe(chooser.parse_known_args(options)[0].recipe, task_name)
-    given = frozenset(
-        token[2:].split("=")[0].replace("-", "_").removeprefix("no_") for token in options if token.startswith("--")
-    )
-    if recipe is not None:
-        options = file_to_options(recipe) + options
-    try:
-        model, data, run, training, *unknown = make_parser().parse_args_into_dataclasses(
-            options, return_remaining_strings=True, look_for_args_file=False
-        )
-    except InputError:
-        raise
-    except (ValueError, ImportError) as error:  # what TrainingArguments refuses
-        raise InputError(f"{' '.join(str(error).split()).rstrip('.')}: correct the options.") from error
-    if unknown[0]:
-        raise InputError(f"{unknown[0][0]} is not an option: `python -m finetuning --help` lists them all.")
+    names, parser = together or (task_name,), make_parser()
+    *_, run, _ = parser.parse(options)
+    recipe = find_recipe(run.recipe, task_name)
+    values = to_options(read_yaml(recipe)) if recipe else []
+    model, data, run, training = parser.parse(values + options)
+    given = frozenset(option_names(options))
+    if training.output_dir is None:
+        training.output_dir = f"runs/finetuning/{'-'.join(names)}"
     check_ranges(model, run, training)
-    check_honoured(training)
+    check_trainer(training)
     if model.model_name_or_path is None:
         raise InputError("Give a checkpoint with --model_name_or_path: a folder, or a name on the Hub.")
-    names = together or (task_name,)
     if "custom" in names and data.kind is None:
         raise InputError(f"A custom task needs --kind: {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
     tasks = {name: TASKS[name] if name in TASKS else custom_task(data.kind, tuple(data.text_columns)) for name in names}
     check_read(given, list(tasks.values()), data, run)
-    share_batch(run, training)
+    training = share_batch(run, training, int(os.environ.get("WORLD_SIZE", "1")))
     return Arguments(tasks[task_name], model, data, run, training, given)
 
 
@@ -287,9 +413,10 @@ BELOW_ONE = (
 ).split()
 
 
-def check_ranges(*parts: ModelArguments | RunArguments | FinetuningArguments) -> None:
+def check_ranges(model: ModelArguments, run: RunArguments, training: TrainingOptions) -> None:
     """Refuse numbers that would fail, or mean nothing, deep inside the training."""
-    values = {name: value for part in parts for name, value in vars(part).items() if isinstance(value, int | float)}
+    values = vars(model) | vars(run) | vars(training)
+    values = {name: value for name, value in values.items() if isinstance(value, int | float)}
     for names, allowed, text in (
         (AT_LEAST_ONE, lambda value: value >= 1, "at least 1"),
         (NOT_NEGATIVE, lambda value: 0 <= value < math.inf, "a finite number of at least 0"),
@@ -298,10 +425,14 @@ def check_ranges(*parts: ModelArguments | RunArguments | FinetuningArguments) ->
         for name in names:
             if name in values and not allowed(values[name]):
                 raise InputError(f"`{name}` is {values[name]}: give {text}.")
-    if values["max_steps"] == 0 or (values["max_steps"] < 0 and not values["num_train_epochs"] > 0):
+    if training.max_steps == 0 or (training.max_steps < 0 and not training.num_train_epochs > 0):
         raise InputError("The training would have no steps: give --num_train_epochs or --max_steps above 0.")
-    if "early_stopping_patience" in values and values["do_train"] and parts[-1].eval_strategy == "no":
-        raise InputError("`early_stopping_patience` needs evaluations: give an --eval_strategy other than no.")
+    if training.eval_strategy == "no" and run.do_train:
+        for name in ("early_stopping_patience", "load_best_model_at_end"):
+            if values.get(name):
+                raise InputError(
+                    f"`{name}` is {values[name]}, which needs evaluations: give an --eval_strategy other than no."
+                )
 
 
 # Options of the Trainer that this program cannot honour, and why.
@@ -317,16 +448,22 @@ NOT_HONOURED = {
     "auto_find_batch_size": "the result would depend on the memory",
     "save_only_model": "an interrupted run could not go on",
     "resume_from_checkpoint": "the same command goes on from the newest checkpoint by itself",
+    "hub_strategy": "only a finished run is pushed, because checkpoints hold pickles",
 }
 
 
-def check_honoured(training: FinetuningArguments) -> None:
-    """Refuse options of the Trainer that would do nothing, or break the evaluation."""
-    parser = make_parser()
-    for name, reason in NOT_HONOURED.items():
-        value = getattr(training, name, None)  # each version of transformers has others
-        if value != parser.get_default(name):
-            raise InputError(f"`{name}` is {value}, but {reason}: leave it out.")
+def check_trainer(training: TrainingOptions) -> None:
+    """Refuse options of the Trainer that would do nothing, break the evaluation, or need what is not installed."""
+    for name, value in training.trainer.items():
+        if name in NOT_HONOURED:
+            raise InputError(f"`trainer.{name}` is {value}, but {NOT_HONOURED[name]}: leave it out.")
+        if any(hasattr(part, name) for part in (training, RunArguments)):
+            raise InputError(f"`trainer.{name}` is {value}, but {name} is an option of its own: give --{name} {value}.")
+    if training.deepspeed and importlib.util.find_spec("deepspeed") is None:
+        raise InputError(
+            f"`deepspeed` is {training.deepspeed}, but the package deepspeed is not installed: run "
+            "`pip install 'luna-transformers[deepspeed]'`, or leave it out."
+        )
 
 
 # Options that only custom tasks read, and options that any task reads: the kinds of task that do.
@@ -359,16 +496,21 @@ def check_read(given: frozenset[str], tasks: list[Task], data: DataArguments, ru
         raise InputError("`num_seeds` was given, but only --sweep and --compare read it: leave it out.")
     if "validation_fraction" in given and data.validation_file:
         raise InputError("`validation_fraction` was given beside `validation_file`: leave one of them out.")
+    if run.compare and (run.sweep or run.sweep_grid):
+        raise InputError("Give either --compare or --sweep: each has runs of its own.")
+    if len(tasks) > 1 and not run.compare:
+        names = ", ".join(task.name for task in tasks)
+        raise InputError(f"Several tasks ({names}) need --compare: otherwise run them one by one.")
 
 
-def share_batch(run: RunArguments, training: FinetuningArguments) -> None:
-    """Divide `total_train_batch_size` into devices and accumulation steps, with the largest batch per device that fits."""
+def share_batch(run: RunArguments, training: TrainingOptions, num_processes: int) -> TrainingOptions:
+    """Divide `total_train_batch_size` into processes and accumulation steps, with the largest batch per device that fits."""
     total = run.total_train_batch_size
     if total is None:
-        return
-    if total % training.world_size:
+        return training
+    if total % num_processes:
         raise InputError(
-            f"`total_train_batch_size` is {total}, which {training.world_size} processes cannot share equally: "
+            f"`total_train_batch_size` is {total}, which {num_processes} processes cannot share equally: "
             "choose a multiple of their number."
         )
     if training.gradient_accumulation_steps != 1:
@@ -376,61 +518,7 @@ def share_batch(run: RunArguments, training: FinetuningArguments) -> None:
             f"`gradient_accumulation_steps` is {training.gradient_accumulation_steps}, but it follows from "
             f"`total_train_batch_size` {total}: leave it out, or give it with --recipe none and without a total."
         )
-    per_process = total // training.world_size
+    per_process = total // num_processes
     limit = min(training.per_device_train_batch_size, per_process)
-    training.per_device_train_batch_size = max(size for size in range(1, limit + 1) if per_process % size == 0)
-    training.gradient_accumulation_steps = per_process // training.per_device_train_batch_size
-
-
-# What the result of a run depends on, besides all options of the model and the data.
-TRAINING_FIELDS = (
-    "seed data_seed learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps num_train_epochs max_steps "
-    "weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm label_smoothing_factor neftune_noise_alpha optim "
-    "optim_args bf16 fp16 do_train eval_strategy eval_steps eval_delay save_strategy save_steps load_best_model_at_end "
-    "metric_for_best_model"
-).split()
-
-
-def describe(arguments: Arguments) -> dict:
-    """The arguments that the result depends on, as plain values: equal for runs that are the same run.
-
-    `digests` has one for the local files of each split, and one for those of the checkpoint.
-    """
-    total = arguments.run.total_train_batch_size
-    if total is None:
-        training = arguments.training
-        total = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
-    values = {"task": arguments.task.name, **dataclasses.asdict(arguments.model), **dataclasses.asdict(arguments.data)}
-    values |= {"total_train_batch_size": total, "early_stopping_patience": arguments.run.early_stopping_patience}
-    values |= {"group_by_length": arguments.run.group_by_length}
-    values |= {name: getattr(arguments.training, name) for name in TRAINING_FIELDS}
-    values |= {"digests": digests(arguments)}
-    return json.loads(json.dumps(values, default=str))
-
-
-def digests(arguments: Arguments) -> dict[str, str]:
-    """SHA-256 of what the run reads from the disk, by split, and of "model"; nothing for what lies on the Hub."""
-    checkpoint = Path(arguments.model.model_name_or_path)
-    patterns = ("config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer*")
-    files = {"model": [path for pattern in patterns for path in sorted(checkpoint.glob(pattern)) if path.is_file()]}
-    if arguments.task.name == "custom":
-        files |= local_files(arguments.task, custom=arguments.data.custom_files())
-    elif arguments.data.data_dir:
-        files |= local_files(arguments.task, Path(arguments.data.data_dir))
-    found = {}
-    for name, paths in files.items():
-        whole = hashlib.sha256()
-        for path in paths:
-            try:
-                whole.update(file_digest(path, os.stat(path).st_mtime_ns))
-            except OSError as error:
-                raise InputError(f"{path} cannot be read ({error.strerror}): give a readable file.") from error
-        if paths:
-            found[name] = whole.hexdigest()
-    return found
-
-
-@functools.cache  # the runs of a sweep share their files
-def file_digest(path: Path, modified: int) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    size = max(size for size in range(1, limit + 1) if per_process % size == 0)
+    return replace(training, per_device_train_batch_size=size, gradient_accumulation_steps=per_process // size)

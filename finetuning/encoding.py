@@ -7,7 +7,9 @@ Any fast tokenizer does; below, `<s>` and `</s>` stand for its first and its sep
 
 import copy
 import functools
+import logging
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -20,9 +22,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from finetuning.data import TaskData
-from finetuning.tasks import Task
+from finetuning.tasks import Task, TaskData
+from finetuning.tasks.task import HIDDEN
 from luna_tools.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 IGNORED_LABEL = -100  # of the tokens that carry no label of a word
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
@@ -31,7 +35,7 @@ INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 def encode(
     data: TaskData, tokenizer: PreTrainedTokenizerBase, max_sequence_length: int, max_option_length: int = 128
 ) -> dict[str, Dataset]:
-    """Tokenizes all splits.
+    """Tokenize all splits, and say how many rows of each were cut.
 
     - One text or two: as the tokenizer has it, cut from the longer one.
     - Multiple choice with a passage: `<s> question option </s> </s> passage </s>` in the tokenizer's form for pairs. The
@@ -57,198 +61,262 @@ def encode(
     """
     if not tokenizer.is_fast:
         raise InputError(f"The tokenizer {tokenizer.name_or_path} has no tokenizer.json: use one that is fast.")
-    task, tokenizer = data.task, copy.deepcopy(tokenizer)  # truncation is a setting inside it, and would be saved with it
-    if task.kind == "multiple_choice":
-        has_passages = any(passage for split in data.splits.values() for passage in split["passage"])
-        encoder = _encode_with_passage if has_passages else _encode_without_passage
-        _check_option_length(tokenizer, max_sequence_length, max_option_length, has_passages)
-        lengths = (max_sequence_length, max_option_length)
-    else:
-        encoder = _encode_words if task.kind == "token_classification" else _encode_texts
-        texts = len(task.columns)
-        needed = tokenizer.num_special_tokens_to_add(pair=texts == 2) + texts
-        if max_sequence_length < needed:
-            raise InputError(
-                f"`--max_sequence_length` is {max_sequence_length}, which leaves no room for text: give at least {needed}."
-            )
-        lengths = (max_sequence_length,)
-    encoder = functools.partial(encoder, tokenizer, *lengths)
-    return {split: _encode_split(task, rows, tokenizer, encoder) for split, rows in data.splits.items()}
+    tokenizer = copy.deepcopy(tokenizer)  # truncation is a setting inside it, and would be saved with it
+    encoder_class = encoder_of(data.task).suited(data)
+    encoder = encoder_class(data.task, tokenizer, max_sequence_length, max_option_length)
+    return {split: encoder.encode_split(split, rows) for split, rows in data.splits.items()}
 
 
-def _check_option_length(
-    tokenizer: PreTrainedTokenizerBase, max_sequence_length: int, max_option_length: int, has_passages: bool
-) -> None:
-    if not has_passages:
-        if None in _first_and_separator(tokenizer):
-            raise InputError(
-                f"The tokenizer {tokenizer.name_or_path} lacks a cls or sep token: multiple choice needs both."
-            )
-        if min(max_sequence_length, max_option_length) < 8:  # 3 special tokens, "Q", ":", "A", ":" and one of the option
-            raise InputError(
-                f"`--max_option_length` is {max_option_length} and `--max_sequence_length` is {max_sequence_length}: give "
-                "at least 8."
-            )
-        return
-    if max_option_length <= tokenizer.num_special_tokens_to_add(pair=False):
-        raise InputError(f"`--max_option_length` is {max_option_length}, which leaves no room for text: raise it.")
-    added = tokenizer.num_special_tokens_to_add(pair=True) - tokenizer.num_special_tokens_to_add(pair=False)
-    if max_sequence_length <= max_option_length + added:
-        raise InputError(
-            f"`--max_option_length` is {max_option_length}, which leaves no room for a passage in the {max_sequence_length} "
-            f"tokens of `--max_sequence_length`, or of the model: lower it, to {max_sequence_length // 2} for example."
+class Encoder:
+    """One form of input, and its batches. The lengths are checked for room, and the rows that they cut are counted."""
+
+    make_padding = DataCollatorWithPadding
+
+    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, max_sequence_length: int, max_option_length: int):
+        self.task, self.tokenizer = task, tokenizer
+        self.max_sequence_length, self.max_option_length = max_sequence_length, max_option_length
+        self.cut: Counter[str] = Counter()  # rows of the present split, by the option that cut them
+        self.check_room()
+
+    @classmethod
+    def suited(cls, data: TaskData) -> "type[Encoder]":
+        """The class, or the one of its forms that these rows need."""
+        return cls
+
+    @staticmethod
+    def collate(padding: Callable, names: set[str], rows: list[dict[str, Any]]) -> BatchEncoding:
+        """A batch of tensors of the named columns, with `padding` by the library."""
+        return padding([{name: row[name] for name in row if name in names} for row in rows])
+
+    def check_room(self) -> None:
+        """Refuse lengths that leave no room for text, and tokenizers that lack what the form needs."""
+        raise NotImplementedError
+
+    def encode_batch(self, batch: dict[str, list]) -> dict[str, list]:
+        """The columns that `encode` returns, and others, which are dropped."""
+        raise NotImplementedError
+
+    def encode_split(self, split: str, rows: Dataset) -> Dataset:
+        kind = self.task.kind
+        types = {name: Value("int32" if name == "input_ids" else "int8") for name in input_names(self.tokenizer)}
+        features = {name: List(List(type) if kind == "multiple_choice" else type) for name, type in types.items()}
+        features["length"] = Value("int32")
+        if kind == "token_classification":
+            features["first_tokens"] = List(Value("int32"))
+        if all(label == label and label != HIDDEN[kind] for label in rows["label"]):  # NaN is not itself
+            features["labels"] = rows.features["label"]
+        self.cut.clear()
+        encoded = rows.map(
+            lambda batch: {name: column for name, column in self.encode_batch(batch).items() if name in features},
+            batched=True,
+            remove_columns=rows.column_names,
+            features=Features(features),
+            load_from_cache_file=False,
+            keep_in_memory=True,
+            desc="Tokenizing",
         )
+        for option, count in sorted((+self.cut).items()):  # those above 0
+            logger.warning(
+                f"{count} of {len(rows)} rows of the split {split!r} are cut at {getattr(self, option)} tokens: raise "
+                f"--{option}, as far as the model reads, to keep more."
+            )
+        return encoded
 
 
-def _encode_split(task: Task, rows: Dataset, tokenizer: PreTrainedTokenizerBase, encoder: Callable) -> Dataset:
-    types = {name: Value("int32" if name == "input_ids" else "int8") for name in _input_names(tokenizer)}
-    nested = {name: List(List(kind) if task.kind == "multiple_choice" else kind) for name, kind in types.items()}
-    features = nested | {"length": Value("int32"), "labels": rows.features["label"]}
-    if task.kind == "token_classification":
-        features["first_tokens"] = List(Value("int32"))
-        has_labels = all(rows["label"])
-    elif task.kind == "regression":
-        has_labels = all(label == label for label in rows["label"])
-    else:
-        has_labels = min(rows["label"]) >= 0
-    if not has_labels:
-        features.pop("labels")
-    return rows.map(
-        lambda batch: {name: column for name, column in encoder(batch).items() if name in features},
-        batched=True,
-        remove_columns=rows.column_names,
-        features=Features(features),
-        load_from_cache_file=False,
-        keep_in_memory=True,
-        desc="Tokenizing",
-    )
+class TextEncoder(Encoder):
+    """One text or two."""
+
+    def check_room(self) -> None:
+        texts = len(self.task.columns)
+        needed = self.tokenizer.num_special_tokens_to_add(pair=texts == 2) + texts
+        if self.max_sequence_length < needed:
+            raise InputError(
+                f"`--max_sequence_length` is {self.max_sequence_length}, which leaves no room for text: give at least "
+                f"{needed}."
+            )
+
+    def tokenize(self, *texts: list, **settings) -> BatchEncoding:
+        encoded = self.tokenizer(*texts, max_length=self.max_sequence_length, **settings)
+        self.cut["max_sequence_length"] += sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+        encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
+        return encoded
+
+    def encode_batch(self, batch: dict[str, list]) -> dict[str, list]:
+        encoded = self.tokenize(batch["text"], batch.get("text_pair"), truncation="longest_first")
+        return {**encoded, "labels": batch["label"]}
 
 
-def _input_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+class WordEncoder(TextEncoder):
+    """Words, each with a label."""
+
+    make_padding = DataCollatorForTokenClassification
+
+    def encode_batch(self, batch: dict[str, list]) -> dict[str, list]:
+        # Byte-level tokens start with the space before the word, which words alone don't have.
+        space = " " if self.tokens_hold_spaces else ""
+        words = [[row[0], *(space + word for word in row[1:])] for row in batch["words"]]
+        encoded = self.tokenize(words, is_split_into_words=True, truncation=True)
+        labels, first_tokens = [], []
+        for number, (row, row_labels) in enumerate(zip(words, batch["label"], strict=True)):
+            first = {}
+            for position, word in enumerate(encoded.word_ids(number)):
+                if word is not None:
+                    first.setdefault(word, position)
+            first_tokens.append([first.get(word, -1) for word in range(len(row))])
+            labels.append([IGNORED_LABEL] * len(encoded["input_ids"][number]))
+            for word, label in enumerate(row_labels):
+                if word in first:
+                    labels[-1][first[word]] = label
+        return {**encoded, "labels": labels, "first_tokens": first_tokens}
+
+    @functools.cached_property
+    def tokens_hold_spaces(self) -> bool:
+        together = self.tokenizer("a a", add_special_tokens=False)["input_ids"]
+        words = functools.partial(self.tokenizer, is_split_into_words=True, add_special_tokens=False)
+        return together != words(["a", "a"])["input_ids"] and together == words(["a", " a"])["input_ids"]
+
+
+class ChoiceEncoder(Encoder):
+    """The options of a question, each in an input of its own."""
+
+    @classmethod
+    def suited(cls, data: TaskData) -> type[Encoder]:
+        has_passages = any(passage for split in data.splits.values() for passage in split["passage"])
+        return PassageEncoder if has_passages else QuestionEncoder
+
+    @staticmethod
+    def collate(padding: Callable, names: set[str], rows: list[dict[str, Any]]) -> BatchEncoding:
+        """transformers' own collator for multiple choice fails on rows without labels."""
+        options = len(rows[0]["input_ids"])
+        inputs = names - {"labels"}
+        flat = [{name: row[name][option] for name in row if name in inputs} for row in rows for option in range(options)]
+        batch = padding(flat)
+        for name, tensor in batch.items():
+            batch[name] = tensor.view(len(rows), options, -1)
+        if "labels" in rows[0]:
+            batch["labels"] = torch.tensor([row["labels"] for row in rows])
+        return batch
+
+    def encode_batch(self, batch: dict[str, list]) -> dict[str, list]:
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_padding()
+        backend.no_truncation()
+        rows = self.choices(batch)
+        return {
+            "input_ids": [[ids for ids, _ in row] for row in rows],
+            "attention_mask": [[[1] * len(ids) for ids, _ in row] for row in rows],
+            "token_type_ids": [[types for _, types in row] for row in rows],
+            "labels": batch["label"],
+            "length": [max(len(ids) for ids, _ in row) for row in rows],
+        }
+
+    def choices(self, batch: dict[str, list]) -> list[list[tuple[list[int], list[int]]]]:
+        """Each row's options as ids and token types."""
+        raise NotImplementedError
+
+
+class PassageEncoder(ChoiceEncoder):
+    """Question and option, then the passage: RACE's form."""
+
+    def check_room(self) -> None:
+        alone, pair = (self.tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True))
+        if self.max_option_length <= alone:
+            raise InputError(f"`--max_option_length` is {self.max_option_length}, which leaves no room for text: raise it.")
+        if self.max_sequence_length <= self.max_option_length + pair - alone:
+            raise InputError(
+                f"`--max_option_length` is {self.max_option_length}, which leaves no room for a passage in the "
+                f"{self.max_sequence_length} tokens of `--max_sequence_length`, or of the model: lower it, to "
+                f"{self.max_sequence_length // 2} for example."
+            )
+
+    def choices(self, batch: dict[str, list]) -> list[list[tuple[list[int], list[int]]]]:
+        backend = self.tokenizer.backend_tokenizer
+        # The official preprocessing makes all white space, line ends too, one space.
+        passages = backend.encode_batch([single_spaces(text) for text in batch["passage"]], add_special_tokens=False)
+        alone, pair = (self.tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True))
+        option_tokens = self.max_option_length - alone
+        rows = []
+        for question, options, passage in zip(batch["question"], batch["options"], passages, strict=True):
+            texts = [question.replace("_", option) if "_" in question else f"{question} {option}" for option in options]
+            backend.no_truncation()
+            asked = backend.encode_batch([single_spaces(text) for text in texts], add_special_tokens=False)
+            self.cut["max_option_length"] += any(len(encoding) > option_tokens for encoding in asked)
+            for encoding in asked:
+                encoding.truncate(option_tokens)
+            room = self.max_sequence_length - pair - len(passage)
+            self.cut["max_sequence_length"] += any(len(encoding) > room for encoding in asked)
+            backend.enable_truncation(self.max_sequence_length, strategy="only_second")
+            rows.append([(e.ids, e.type_ids) for e in (backend.post_process(encoding, passage) for encoding in asked)])
+        return rows
+
+
+class QuestionEncoder(ChoiceEncoder):
+    """Question and option, with one separator: CommonsenseQA's form."""
+
+    def check_room(self) -> None:
+        if None in self.first_and_separator:
+            raise InputError(
+                f"The tokenizer {self.tokenizer.name_or_path} lacks a cls or sep token: multiple choice needs both."
+            )
+        # 3 special tokens, "Q", ":", "A", ":" and one of the option
+        if min(self.max_sequence_length, self.max_option_length) < 8:
+            raise InputError(
+                f"`--max_option_length` is {self.max_option_length} and `--max_sequence_length` is "
+                f"{self.max_sequence_length}: give at least 8."
+            )
+
+    @property
+    def first_and_separator(self) -> tuple[int | None, int | None]:
+        tokens = self.tokenizer
+        first = tokens.bos_token_id if tokens.cls_token_id is None else tokens.cls_token_id
+        return first, tokens.eos_token_id if tokens.sep_token_id is None else tokens.sep_token_id
+
+    def choices(self, batch: dict[str, list]) -> list[list[tuple[list[int], list[int]]]]:
+        first, separator = self.first_and_separator
+        limit = min("max_option_length", "max_sequence_length", key=lambda option: getattr(self, option))
+        room = getattr(self, limit) - 3
+        rows = []
+        for question, options in zip(batch["question"], batch["options"], strict=True):
+            texts = [f"Q: {question}", *(f"A: {option}" for option in options)]
+            encodings = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+            question_ids, *options_ids = (encoding.ids for encoding in encodings)
+            self.cut[limit] += len(question_ids) + max(map(len, options_ids)) > room
+            rows.append([])
+            for option_ids in options_ids:
+                option_ids = option_ids[:room]
+                head = [first, *question_ids[: room - len(option_ids)], separator]
+                tail = [*option_ids, separator]
+                rows[-1].append((head + tail, [0] * len(head) + [1] * len(tail)))
+        return rows
+
+
+ENCODERS = {
+    "classification": TextEncoder,
+    "regression": TextEncoder,
+    "multiple_choice": ChoiceEncoder,
+    "token_classification": WordEncoder,
+}
+
+
+def encoder_of(task: Task) -> type[Encoder]:
+    return task.encoder() or ENCODERS[task.kind]
+
+
+def input_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [name for name in INPUT_NAMES if name in tokenizer.model_input_names]
 
 
-def _encode_texts(tokenizer: PreTrainedTokenizerBase, max_sequence_length: int, batch: dict[str, list]) -> dict[str, list]:
-    encoded = tokenizer(batch["text"], batch.get("text_pair"), truncation="longest_first", max_length=max_sequence_length)
-    return {**encoded, "labels": batch["label"], "length": [len(ids) for ids in encoded["input_ids"]]}
-
-
-def _encode_words(tokenizer: PreTrainedTokenizerBase, max_sequence_length: int, batch: dict[str, list]) -> dict[str, list]:
-    # Byte-level tokens start with the space before the word, which words alone don't have.
-    space = " " if _tokens_hold_spaces(tokenizer) else ""
-    words = [[row[0], *(space + word for word in row[1:])] for row in batch["words"]]
-    encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_sequence_length)
-    labels, first_tokens = [], []
-    for number, (row, row_labels) in enumerate(zip(words, batch["label"], strict=True)):
-        first = {}
-        for position, word in enumerate(encoded.word_ids(number)):
-            if word is not None:
-                first.setdefault(word, position)
-        first_tokens.append([first.get(word, -1) for word in range(len(row))])
-        labels.append([IGNORED_LABEL] * len(encoded["input_ids"][number]))
-        for word, label in enumerate(row_labels):
-            if word in first:
-                labels[-1][first[word]] = label
-    length = [len(ids) for ids in encoded["input_ids"]]
-    return {**encoded, "labels": labels, "length": length, "first_tokens": first_tokens}
-
-
-def _tokens_hold_spaces(tokenizer: PreTrainedTokenizerBase) -> bool:
-    together = tokenizer("a a", add_special_tokens=False)["input_ids"]
-    return together != tokenizer(["a", "a"], is_split_into_words=True, add_special_tokens=False)["input_ids"] and (
-        together == tokenizer(["a", " a"], is_split_into_words=True, add_special_tokens=False)["input_ids"]
-    )
-
-
-def _encode_with_passage(
-    tokenizer: PreTrainedTokenizerBase, max_sequence_length: int, max_option_length: int, batch: dict[str, list]
-) -> dict[str, list]:
-    backend = tokenizer.backend_tokenizer
-    backend.no_padding()
-    backend.no_truncation()
-    # The official preprocessing makes all white space, line ends too, one space.
-    passages = backend.encode_batch([_single_spaces(text) for text in batch["passage"]], add_special_tokens=False)
-    option_tokens = max_option_length - tokenizer.num_special_tokens_to_add(pair=False)
-    encodings = []
-    for question, options, passage in zip(batch["question"], batch["options"], passages, strict=True):
-        texts = [question.replace("_", option) if "_" in question else f"{question} {option}" for option in options]
-        backend.no_truncation()
-        asked = backend.encode_batch([_single_spaces(text) for text in texts], add_special_tokens=False)
-        for encoding in asked:
-            encoding.truncate(option_tokens)
-        backend.enable_truncation(max_sequence_length, strategy="only_second")
-        encodings.append([backend.post_process(encoding, passage) for encoding in asked])
-    return _choices(batch, [[(e.ids, e.type_ids) for e in row] for row in encodings])
-
-
-def _encode_without_passage(
-    tokenizer, max_sequence_length: int, max_option_length: int, batch: dict[str, list]
-) -> dict[str, list]:
-    backend = tokenizer.backend_tokenizer
-    backend.no_padding()
-    backend.no_truncation()
-    first, separator = _first_and_separator(tokenizer)
-    room = min(max_sequence_length, max_option_length) - 3
-    rows = []
-    for question, options in zip(batch["question"], batch["options"], strict=True):
-        texts = [f"Q: {question}", *(f"A: {option}" for option in options)]
-        question_ids, *options_ids = (e.ids for e in backend.encode_batch(texts, add_special_tokens=False))
-        rows.append([])
-        for option_ids in options_ids:
-            option_ids = option_ids[:room]
-            head = [first, *question_ids[: room - len(option_ids)], separator]
-            tail = [*option_ids, separator]
-            rows[-1].append((head + tail, [0] * len(head) + [1] * len(tail)))
-    return _choices(batch, rows)
-
-
-def _choices(batch: dict[str, list], rows: list[list[tuple[list[int], list[int]]]]) -> dict[str, list]:
-    """Columns from each option's ids and token types."""
-    return {
-        "input_ids": [[ids for ids, _ in row] for row in rows],
-        "attention_mask": [[[1] * len(ids) for ids, _ in row] for row in rows],
-        "token_type_ids": [[types for _, types in row] for row in rows],
-        "labels": batch["label"],
-        "length": [max(len(ids) for ids, _ in row) for row in rows],
-    }
-
-
-def _first_and_separator(tokenizer: PreTrainedTokenizerBase) -> tuple[int | None, int | None]:
-    first = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
-    return first, tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
-
-
-def _single_spaces(text: str) -> str:
+def single_spaces(text: str) -> str:
     return re.sub(r"\s+", " ", text)
 
 
 def make_collator(
     task: Task, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int | None = None
 ) -> Callable[[list[dict[str, Any]]], BatchEncoding]:
-    """Returns the function that pads rows of `encode` to the longest one and makes them a batch of tensors.
+    """Return the function that pads rows of `encode` to the longest one and makes them a batch of tensors.
 
     It keeps the model's inputs and `labels` only: (rows, tokens), or (rows, options, tokens) for multiple choice.
     """
-    if task.kind == "token_classification":
-        collator = DataCollatorForTokenClassification(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
-    else:
-        collator = DataCollatorWithPadding(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
-    collate = _collate_choices if task.kind == "multiple_choice" else _collate
-    return functools.partial(collate, collator, {*_input_names(tokenizer), "labels"})
-
-
-def _collate(collator: Callable, names: set[str], rows: list[dict[str, Any]]) -> BatchEncoding:
-    return collator([{name: row[name] for name in row if name in names} for row in rows])
-
-
-def _collate_choices(collator: Callable, names: set[str], rows: list[dict[str, Any]]) -> BatchEncoding:
-    """transformers' own collator for multiple choice fails on rows without labels."""
-    options = len(rows[0]["input_ids"])
-    inputs = names - {"labels"}
-    flat = [{name: row[name][option] for name in row if name in inputs} for row in rows for option in range(options)]
-    batch = collator(flat)
-    for name, tensor in batch.items():
-        batch[name] = tensor.view(len(rows), options, -1)
-    if "labels" in rows[0]:
-        batch["labels"] = torch.tensor([row["labels"] for row in rows])
-    return batch
+    form = encoder_of(task)
+    padding = form.make_padding(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
+    return functools.partial(form.collate, padding, {*input_names(tokenizer), "labels"})

@@ -7,18 +7,23 @@ Each run has a folder of its own below the output folder; finished ones are not 
 
 import itertools
 import logging
+import os
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from transformers import AutoConfig
 
-from finetuning.arguments import POOLINGS, Arguments, describe, parse
+from finetuning.arguments import POOLINGS, Arguments, parse
+from finetuning.finetune import finetune
+from finetuning.model import load_config
+from finetuning.run_folder import check_output_dir, describe
 from finetuning.tasks import TASKS
-from finetuning.train import best_key, check_output_dir, choose_metric, load_config, run, write_json
+from finetuning.trainer import best_key, make_training_arguments
 from luna_tools.errors import InputError, told
+from luna_tools.files import write_json, write_text
+from luna_tools.settings import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -48,22 +53,22 @@ def plan(task_names: list[str], options: list[str], settings: list[dict[str, str
     """
     planned = []
     for task_name in task_names:
+        base = parse(task_name, options, task_names)
+        twice = sorted(base.given & ({name for setting in settings for name in setting} - {"seed", "model_name_or_path"}))
+        if twice:
+            raise InputError(f"`{twice[0]}` was given, but the runs differ in it: leave it out.")
+        has_labels = base.task.name != "custom" or base.data.train_file or base.data.validation_file
+        if not (base.run.do_eval and has_labels):
+            raise InputError("Runs are compared by their evaluation: give validation rows and no --no_do_eval.")
         for setting in settings:
-            base = parse(task_name, options, tuple(task_names))
-            twice = sorted(base.given & (set(setting) - {"seed", "model_name_or_path"}))
-            if twice:
-                raise InputError(f"`{twice[0]}` was given, but the runs differ in it: leave it out.")
-            has_labels = base.task.name != "custom" or base.data.train_file or base.data.validation_file
-            if not (base.training.do_eval and has_labels):
-                raise InputError("Runs are compared by their evaluation: give validation rows and no --no_do_eval.")
             # The whole path of a checkpoint: pretraining calls each one "model".
             name = "-".join(f"{name}_{value.strip('/').replace('/', '-')}" for name, value in setting.items())
             folder = Path(base.training.output_dir, *([task_name] if len(task_names) > 1 else []), name)
             tokens = [token for name, value in setting.items() for token in (f"--{name}", value)]
-            arguments = parse(task_name, [*options, *tokens, "--output_dir", str(folder)], tuple(task_names))
-            choose_metric(arguments)
+            arguments = parse(task_name, [*options, *tokens, "--output_dir", str(folder)], task_names)
+            args = make_training_arguments(arguments)
             load_config(arguments)
-            check_output_dir(folder, describe(arguments))
+            check_output_dir(folder, describe(arguments, args))
             planned.append(Planned(task_name, setting, arguments))
     folders = [entry.arguments.training.output_dir for entry in planned]
     twice = next((entry for i, entry in enumerate(planned) if folders[i] in folders[:i]), None)
@@ -103,22 +108,15 @@ def read_grid(path: Path) -> dict[str, list[str]]:
     Raises:
         InputError: the file is missing or is not a grid.
     """
-    try:
-        grid = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(
-            f"`sweep_grid` {path} cannot be read as YAML: give a file of `option: [values]` lines."
-        ) from error
-    if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
-        raise InputError(
-            f"`sweep_grid` {path} must hold `option: [values]` lines, such as `learning_rate: [1e-5, 2e-5]`."
-        )
+    grid = read_yaml(path)
+    if not all(isinstance(values, list) and values for values in grid.values()):
+        raise InputError(f"`sweep_grid` {path} must hold `option: [values]` lines, such as `learning_rate: [1e-5, 2e-5]`.")
     if "seed" in grid:
         raise InputError(f"`sweep_grid` {path} holds seed: give the number of seeds with --num_seeds instead.")
     return {name: [str(value) for value in values] for name, values in grid.items()}
 
 
-def sweep(task_name: str, options: list[str], run_one: Callable = run) -> Path:
+def sweep(task_name: str, options: list[str], run_one: Callable = finetune) -> Path:
     """Run the grid over the seeds; writes and prints every run's result, then median and maximum of each setting.
 
     Returns the table's path; `sweep.json` beside it holds the same with all results.
@@ -152,15 +150,15 @@ def sweep(task_name: str, options: list[str], run_one: Callable = run) -> Path:
     table += f"\nOver {base.run.num_seeds} seed(s), best median first:\n\n" + markdown_table(
         [*grid, "median", "maximum"], rows
     )
-    return save(output_dir, "sweep", table, {"task": task_name, "metric": key, "runs": entries}, base)
+    return save(output_dir, "sweep", table, {"task": task_name, "metric": key, "runs": entries})
 
 
-def save(output_dir: Path, name: str, table: str, values: dict, arguments: Arguments) -> Path:
+def save(output_dir: Path, name: str, table: str, values: dict) -> Path:
     """Write `<name>.md` and `<name>.json` and print the table, on the first process."""
-    if arguments.training.should_save:
+    if os.environ.get("RANK", "0") == "0":
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(output_dir / f"{name}.json", values)
-        (output_dir / f"{name}.md").write_text(table, encoding="utf-8")
+        write_text(output_dir / f"{name}.md", table)
         print(f"\n{table}\nSaved as {output_dir / name}.md and .json.")
     return output_dir / f"{name}.md"
 
@@ -204,12 +202,12 @@ def contestants(bases: list[Arguments]) -> list[tuple[str, dict[str, str]]]:
     return found
 
 
-def compare(task_names: list[str], options: list[str], run_one: Callable = run) -> Path:
+def compare(task_names: list[str], options: list[str], run_one: Callable = finetune) -> Path:
     """Run heads or checkpoints on each task under equal seeds; writes and prints a table in the layout of Table 3.
 
     Returns the table's path; `compare.json` beside it holds all results.
     """
-    bases = [parse(name, options, tuple(task_names)) for name in task_names]
+    bases = [parse(name, options, task_names) for name in task_names]
     base = bases[0]
     entrants = contestants(bases)
     labels = [label for label, _ in entrants]
@@ -238,4 +236,4 @@ def compare(task_names: list[str], options: list[str], run_one: Callable = run) 
     metrics = ", ".join(f"{title}: {keys[name]}" for title, name in zip(titles, task_names, strict=True))
     table = markdown_table(["Models", *titles, "Avg."], rows)
     table += f"\n{metrics}, in %; mean{' ± standard deviation' if len(seeds) > 1 else ''} over {len(seeds)} seed(s).\n"
-    return save(Path(base.training.output_dir), "compare", table, {"tasks": task_names, "runs": runs}, base)
+    return save(Path(base.training.output_dir), "compare", table, {"tasks": task_names, "runs": runs})

@@ -1,6 +1,6 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Metrics: scikit-learn, SciPy and seqeval behind one `evaluate.Metric` that needs neither network nor cache.
+"""Metrics by name, by scikit-learn, SciPy and seqeval: neither network nor cache is needed.
 
 They equal the Hub's `glue` metrics, with two differences. Regression keeps float64, where the Hub rounds to float32.
 And a correlation that is undefined, because the predictions (or the labels) are constant, is reported as 0.0 with a
@@ -10,9 +10,7 @@ warning, where SciPy gives NaN: the Trainer would never take a checkpoint whose 
 import logging
 import warnings
 
-import evaluate
 import numpy as np
-from datasets import Features, Sequence, Value
 from scipy.stats import pearsonr, spearmanr
 from seqeval.metrics import f1_score as entity_f1
 from seqeval.metrics import precision_score as entity_precision
@@ -50,42 +48,6 @@ def metric_names(task: Task) -> tuple[str, ...]:
     return task.metrics + (ENTITY_METRICS if bio else ())
 
 
-class TaskMetric(evaluate.Metric):
-    """All metrics of a task. A row is a class id, a value, or, for token classification, the list of its tags' ids."""
-
-    def __init__(self, task: Task):
-        self.task = task
-        super().__init__(config_name=task.name, keep_in_memory=True)
-
-    def _build_data_dir(self) -> str:
-        return ""  # evaluate makes a folder in its cache here, but `keep_in_memory` never writes to it
-
-    def _info(self) -> evaluate.MetricInfo:
-        row = Value("float64" if self.task.kind == "regression" else "int64")
-        row = Sequence(row) if self.task.kind == "token_classification" else row
-        return evaluate.MetricInfo(
-            description=f"Metrics of {self.task.title}", citation="", features=Features(predictions=row, references=row)
-        )
-
-    def _compute(self, predictions: list, references: list) -> dict[str, float]:
-        if self.task.kind == "token_classification":
-            rows = [[[self.task.labels[tag] for tag in row] for row in side] for side in (predictions, references)]
-            predictions, references = ([tag for row in side for tag in row] for side in (predictions, references))
-        constant = None
-        if self.task.kind == "regression":
-            sides = {"predictions": predictions, "labels": references}
-            constant = next((which for which, side in sides.items() if min(side) == max(side)), None)
-        if constant:
-            logger.warning(
-                f"All {len(predictions)} {constant} are the same, so no correlation is defined: it is reported as 0.0."
-            )
-        values = {}
-        for name in metric_names(self.task):
-            inputs = rows if name in ENTITY_METRICS else (predictions, references)
-            values[name] = 0.0 if name in CORRELATIONS and constant else float(METRICS[name](*inputs))
-        return values
-
-
 def decide(task: Task, logits: np.ndarray) -> np.ndarray:
     """What a model's scores say: ids of classes, options or tags, (rows,) or (rows, tokens); for regression values (rows,).
 
@@ -121,12 +83,27 @@ def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[
         InputError: a score is NaN or infinite, or no row has a label.
     """
     predictions = decide(task, logits)
-    kept = labels != PADDING if task.kind == "token_classification" else np.ones(len(labels), bool)
-    if not kept.any():
+    if task.kind != "token_classification":
+        inputs = rows = (predictions, labels.astype(predictions.dtype))  # a regression's labels are float32
+    else:
+        kept = labels != PADDING
+        rows = tuple(
+            [[task.labels[tag] for tag in row[keep]] for row, keep in zip(side, kept, strict=True)]
+            for side in (predictions, labels)
+        )
+        inputs = (predictions[kept], labels[kept])
+    if not len(inputs[1]):
         raise InputError("There is nothing to evaluate, because no row of the split has a label: give labelled data.")
-    if task.kind == "token_classification":
-        predictions = [row[keep] for row, keep in zip(predictions, kept, strict=True)]
-        labels = [row[keep] for row, keep in zip(labels, kept, strict=True)]
+    constant = None
+    if task.kind == "regression":
+        sides = zip(("predictions", "labels"), inputs, strict=True)
+        constant = next((which for which, side in sides if min(side) == max(side)), None)
+    if constant:
+        logger.warning(f"All {len(labels)} {constant} are the same, so no correlation is defined: it is reported as 0.0.")
+    values = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on classes that don't occur: the values are still defined
-        return TaskMetric(task).compute(predictions=predictions, references=labels)
+        for name in metric_names(task):
+            undefined = name in CORRELATIONS and constant
+            values[name] = 0.0 if undefined else float(METRICS[name](*(rows if name in ENTITY_METRICS else inputs)))
+    return values

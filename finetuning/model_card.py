@@ -6,11 +6,10 @@ from pathlib import Path
 from string import Template
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from finetuning.data import TaskData
 from finetuning.metrics import ENTITY_METRICS, metric_names
-from modeling_luna import UNNAMED, use_section
+from luna_tools.cards import UNNAMED, table, use_section
 
 HUB_TASKS = {
     "classification": "text-classification",
@@ -52,10 +51,13 @@ def make_model_card(
     *,
     model_type: str,
     base_model: str | None,
+    base_is_on_hub: bool = False,
     data_description: str,
     classifier_pooling: str | None = None,
     pictures: tuple[str, ...] = (),
     license: str | None = None,
+    language: str | None = None,
+    warning: str | None = None,
 ) -> ModelCard:
     """The card as README.md of the model's folder.
 
@@ -65,18 +67,21 @@ def make_model_card(
         hyperparameters: by name of the option; those that are None are left out.
         versions: library -> version.
         model_type: as the model's config has it.
-        base_model: the checkpoint that was fine-tuned, a folder or a Hub name, or None for random weights.
+        base_model: the checkpoint that was fine-tuned, or None for random weights.
+        base_is_on_hub: whether that is a name on the Hub, and not a folder.
         data_description: one or more sentences on where the data comes from.
         classifier_pooling: the sentence representation, for models that have a choice.
         pictures: names of files beside the card.
         license: its identifier on the Hub, only where it is known.
+        language: of the texts, as the Hub spells it, only where it is known; English for the built-in tasks.
+        warning: a sentence on the training that whoever uses the model must know.
     """
     task = data.task
     card_data = ModelCardData(
         model_name=model_name,
-        base_model=base_model if _is_hub_name(base_model) else None,
+        base_model=base_model if base_is_on_hub else None,
         datasets=[task.hub_dataset] if task.hub_dataset else None,
-        language="en" if task.hub_dataset else None,
+        language=language or ("en" if task.hub_dataset else None),
         library_name="transformers",
         license=license,
         metrics=sorted({HUB_METRICS.get(name, name) for values in metrics.values() for name in values}),
@@ -105,38 +110,23 @@ def make_model_card(
         f"# {model_name}",
         f"A `{model_type}` model for {task.kind.replace('_', ' ')}: {start} on {task.title}.{pooling}",
         f"## Data\n\n{data_description}\n\nRows: {rows}.{classes}",
-        f"## Results\n\n{_results_table(metrics)}",
+        "## Results\n\n" + "".join(f"**{sentence}**\n\n" for sentence in [warning] if sentence) + results_table(metrics),
         *(f"![{Path(picture).stem.replace('_', ' ')}]({picture})" for picture in pictures),
         use_section(usage(model_type, data)).rstrip()
         if model_type == "luna"
         else f"## Use\n\n```python\n{usage(model_type, data)}```",
-        f"## Training\n\n{_table(('option', 'value'), hyperparameters.items())}",
+        f"## Training\n\n{table(('option', 'value'), hyperparameters.items())}",
         "Made with " + ", ".join(f"{library} {version}" for library, version in versions.items()) + ".",
         "## Licence\n\nOf the weights: " + (license or "not stated") + ".",
-        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _limits(data, metrics, hyperparameters)),
+        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits_of(data, metrics, hyperparameters)),
     ]
     return ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n")
 
 
-def _is_hub_name(name: str | None) -> bool:
-    if name is None or Path(name).exists():
-        return False
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
-
-
-def _table(header: tuple[str, ...], rows) -> str:
-    lines = [header, ["---"] * len(header), *([str(cell) for cell in row] for row in rows if row[1] is not None)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _results_table(metrics: dict[str, dict[str, float]]) -> str:
+def results_table(metrics: dict[str, dict[str, float]]) -> str:
     names = list(dict.fromkeys(name for values in metrics.values() for name in values))
     cells = {split: [f"{values[name]:.4f}" if name in values else "" for name in names] for split, values in metrics.items()}
-    return _table(("split", *names), [(split, *row) for split, row in cells.items()])
+    return table(("split", *names), [(split, *row) for split, row in cells.items()])
 
 
 def usage(model_type: str, data: TaskData) -> str:
@@ -165,7 +155,7 @@ print(predict({text}))
 """
 
 
-def _limits(data: TaskData, metrics: dict[str, dict[str, float]], hyperparameters: dict[str, object]) -> list[str]:
+def limits_of(data: TaskData, metrics: dict[str, dict[str, float]], hyperparameters: dict[str, object]) -> list[str]:
     task = data.task
     limits = ["Only what the table shows was measured: no other data, domain or language, and no bias."]
     if hyperparameters.get("load_best_model_at_end"):

@@ -2,37 +2,34 @@
 # Licensed under the Apache License, Version 2.0.
 """What a model predicts, as files: one JSON line per row for people, and the benchmarks' submission files."""
 
-import argparse
 import json
-import logging
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
-from finetuning.data import TaskData
-from finetuning.metrics import decide
-from finetuning.tasks import TASKS
+from finetuning.tasks import TaskData
+from finetuning.tasks.glue import GLUE_FILES
+from finetuning.tasks.task import letter
+from luna_tools.command_line import run
 from luna_tools.errors import InputError
-
-logger = logging.getLogger(__name__)
+from luna_tools.settings import Parser, split_command_line
 
 SUBMISSION = "submission"  # the folder of submission files; the zip of them lies beside it
-GLUE_FILES = tuple(
-    name for task in TASKS.values() if task.hub_dataset == "nyu-mll/glue" for _, name in task.submission_files
-)
+SHOWN = 500  # characters of a text: enough to know it by
 
 
 def write_predictions(
     output_dir: Path, data: TaskData, split: str, logits: np.ndarray, first_tokens: list[list[int]] | None = None
 ) -> Path:
-    """Writes `predictions_<split>.jsonl`, one row of the split per line, and returns its path.
+    """Write `predictions_<split>.jsonl`, one row of the split per line, and return its path.
 
-    A line holds `index`, `prediction` and, where it is known, `label`. Classes are given by name, options by letter.
-    `probabilities` has one entry for each class or option. For token classification the predictions, labels and
-    `probabilities` (of the predicted tags) are lists with one entry per word, null for words without a token.
+    A line holds `index`, the row's columns (of texts above 500 characters the start and " …"), `prediction` and, where it
+    is known, `label`. Classes are given by name, options by letter. `probabilities` has one entry for each class or
+    option. For token classification the predictions, labels and `probabilities` (of the predicted tags) are lists with
+    one entry per word, null for words without a token.
 
     Args:
         logits: of all rows of the split in order, as `metrics.decide` takes them.
@@ -42,13 +39,17 @@ def write_predictions(
     Raises:
         InputError: a score is NaN or infinite.
     """
+    from scipy.special import softmax
+
+    from finetuning.metrics import decide
+
     task, dataset = data.task, data.splits[split]
     decided = decide(task, logits)
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / f"predictions_{split}.jsonl"
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         for number, (row, scores, prediction) in enumerate(zip(dataset, logits, decided, strict=True)):
-            line = {"index": row["index"]}
+            line = {"index": row["index"], **{name: shown(row[name]) for name in task.columns}}
             label = row["label"]
             if task.kind == "regression":
                 line["prediction"] = _short(prediction)
@@ -71,9 +72,11 @@ def write_predictions(
     return path
 
 
-def letter(option: int) -> str:
-    """A for the option 0."""
-    return chr(ord("A") + option)
+def shown(value: Any) -> Any:
+    """A text, or each of a list, at a length that a person reads."""
+    if isinstance(value, list):
+        return [shown(text) for text in value]
+    return value if len(value) <= SHOWN else f"{value[:SHOWN]} …"
 
 
 def _short(value: float) -> float:
@@ -81,29 +84,18 @@ def _short(value: float) -> float:
 
 
 def check_submission(data: TaskData) -> None:
-    """Refuse test rows that GLUE's server would take for others, and warn where it would miss some.
+    """Refuse test rows that the benchmark's server would take for others, and warn where it would miss some.
 
     Raises:
-        InputError: the rows of a test split of GLUE are not in their published order, or not all there.
+        InputError: the rows of a test split of GLUE are not in their published order.
     """
-    for (split, name), wanted in zip(data.task.submission_files, data.task.submission_rows, strict=False):  # GLUE's alone
-        indices = data.splits[split]["index"][:] if split in data.splits else []
-        row = next((row for row, index in enumerate(indices) if index != row), None)
-        if row is not None:
-            raise InputError(
-                f"`index` of row {row + 1} of the split {split!r} is {indices[row]}, but GLUE's server wants {row}: "
-                f"predict all rows of {name} in their published order, or give --no_do_predict."
-            )
-        if indices and len(indices) != wanted:
-            logger.warning("The split %r has %d rows, but GLUE's server wants %d in %s.", split, len(indices), wanted, name)
+    data.task.check_submission(data)
 
 
 def write_submission(output_dir: Path, data: TaskData, logits: dict[str, np.ndarray]) -> Path:
-    """Writes the submission files of a benchmark's task to `submission/`, and all of them to `submission.zip`.
+    """Write the submission files of a benchmark's task to `submission/`, and all of them to `submission.zip`.
 
-    GLUE's server reads rows of `index` and `prediction`: names of classes for MNLI, the diagnostic set, QNLI and RTE,
-    ids for the others, numbers from 0 to 5 for STS-B. For RACE and CommonsenseQA, rows are `id` and the letter of the
-    `answer`. Equal predictions give equal bytes.
+    Each row has its id and the answer as the task's family writes it. Equal predictions give equal bytes.
 
     Args:
         data: whose rows `check_submission` has seen.
@@ -115,22 +107,16 @@ def write_submission(output_dir: Path, data: TaskData, logits: dict[str, np.ndar
     Raises:
         InputError: a score is NaN or infinite.
     """
-    task = data.task
+    from finetuning.metrics import decide
+
     texts = {}
-    for split, name in task.submission_files:
-        if split not in logits:
-            continue
-        indices, decided = data.splits[split]["index"][:], decide(task, logits[split])
-        if task.kind == "regression":
-            answers = [f"{value:.3f}" for value in decided.clip(*task.value_range)]
-        elif task.kind == "multiple_choice":
-            answers = [letter(option) for option in decided]
-        else:
-            answers = [task.labels[label] if task.submits_label_names else str(label) for label in decided]
-        separator = "," if name.endswith(".csv") else "\t"
-        header = ("index", "prediction") if name in GLUE_FILES else ("id", "answer")
-        lines = [header, *((str(index), answer) for index, answer in zip(indices, answers, strict=True))]
-        texts[name] = "".join(separator.join(line) + "\n" for line in lines)
+    for split, name in data.task.submission_files:
+        if split in logits:
+            header, answers = data.task.submission(decide(data.task, logits[split]))
+            indices = map(str, data.splits[split]["index"][:])
+            separator = "," if name.endswith(".csv") else "\t"
+            lines = [header, *zip(indices, answers, strict=True)]
+            texts[name] = "".join(separator.join(line) + "\n" for line in lines)
     (output_dir / SUBMISSION).mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (output_dir / SUBMISSION / name).write_text(text, encoding="utf-8", newline="\n")
@@ -138,7 +124,7 @@ def write_submission(output_dir: Path, data: TaskData, logits: dict[str, np.ndar
 
 
 def merge_submissions(folders: list[Path], path: Path) -> list[str]:
-    """Puts the GLUE submission files of several runs into one zip, as GLUE's server wants it.
+    """Put the GLUE submission files of several runs into one zip, as GLUE's server wants it.
 
     Args:
         folders: the output folders of runs, one for each task.
@@ -157,9 +143,7 @@ def merge_submissions(folders: list[Path], path: Path) -> list[str]:
     for folder in folders:
         names = [name for name in GLUE_FILES if (folder / SUBMISSION / name).is_file()]
         if not names:
-            raise InputError(
-                f"{folder} has no GLUE submission in `{SUBMISSION}/`: give the output folder of a GLUE run."
-            )
+            raise InputError(f"{folder} has no GLUE submission in `{SUBMISSION}/`: give the output folder of a GLUE run.")
         for name in names:
             if name in sources:
                 raise InputError(f"{sources[name]} and {folder} both have a {name}: give one run for each task.")
@@ -179,24 +163,17 @@ def _write_zip(path: Path, texts: dict[str, str]) -> Path:
     return path
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m finetuning.predictions", description="Merge the GLUE submissions of several runs into one zip."
-    )
-    parser.add_argument("zip", type=Path, help="file to write")
-    parser.add_argument("folders", type=Path, nargs="+", help="output folders of runs, one for each task")
-    options = parser.parse_args(argv)
-    try:
-        missing = merge_submissions(options.folders, options.zip)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename} cannot be used: {error.strerror}.", file=sys.stderr)
-        return 2
-    print(f"Wrote {options.zip}; GLUE's server also wants: {', '.join(missing) if missing else 'nothing more'}.")
-    return 0
+def main(argv: list[str]) -> None:
+    """Merge the GLUE submissions of several runs into one zip."""
+    words, options = split_command_line(argv, {})
+    parser = Parser("luna merge OUT.zip RUN [RUN ...]", main.__doc__)
+    parser.parse(options)
+    if len(words) < 2:
+        parser.error("name the zip to write, and then the output folders of runs, one for each task")
+    path, *folders = map(Path, words)
+    missing = merge_submissions(folders, path)
+    print(f"Wrote {path}; GLUE's server also wants: {', '.join(missing) if missing else 'nothing more'}.")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("merge", sys.argv[1:]))

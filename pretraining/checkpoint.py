@@ -18,14 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from luna_tools.errors import InputError
 from luna_tools.files import flush, sha256, write_json
 
 SEAL = "COMPLETE"
 STEP_NAME = re.compile(r"step-(\d+)")
-
-
-class InputError(RuntimeError):
-    """A checkpoint that can't be resumed from; its message is one sentence for the user."""
 
 
 def save_checkpoint(
@@ -66,6 +63,7 @@ def save_checkpoint(
 
 
 def write_checkpoint(final: Path, model, weights, optimizer_state, tokenizer, trainer_state: dict, card) -> None:
+    """Write a checkpoint beside its name, seal it, and rename it."""
     folder = final.parent
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
@@ -94,7 +92,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The sealed checkpoints of a folder, oldest first."""
+    """List the sealed checkpoints of a folder, oldest first."""
     if not folder.is_dir():
         return []
     sealed = [path for path in folder.iterdir() if STEP_NAME.fullmatch(path.name) and (path / SEAL).exists()]
@@ -102,6 +100,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def checkpoint_step(checkpoint: Path) -> int:
+    """Return the number in a checkpoint's name."""
     return int(STEP_NAME.fullmatch(checkpoint.name)[1])
 
 
@@ -121,9 +120,10 @@ def verify_checkpoint(checkpoint: Path) -> None:
 
 
 def load_trainer_state(checkpoint: Path) -> dict:
+    """Load what `save_checkpoint` was given as `trainer_state`."""
     return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
 
 
 def load_optimizer_state(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Optimizer state by parameter name: `name.exp_avg`, `name.exp_avg_sq`, `name.step`."""
+    """Load optimizer state by parameter name: `name.exp_avg`, `name.exp_avg_sq`, `name.step`."""
     return load_file(checkpoint / "optimizer.safetensors")

@@ -10,13 +10,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForMaskedLM, PreTrainedConfig
 
+from pretraining.launcher import EngineName
 from pretraining.recipe import Recipe
-
-ENGINE_NAMES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 
 
 def flops_per_sequence(recipe: Recipe, config: PreTrainedConfig, sequence_length: int) -> int:
-    """Multiplications and additions of the matrix products of forward and backward pass over one sequence.
+    """Count multiplications and additions of the matrix products of forward and backward pass over one sequence.
 
     torch's counter counts them on tensors without data, so it holds for any architecture. What activation checkpointing
     computes again is not counted (model FLOPs, as MFU wants them). The head is that of training: Luna projects only the
@@ -31,8 +30,8 @@ def flops_per_sequence(recipe: Recipe, config: PreTrainedConfig, sequence_length
     return counter.get_total_flops() + 3 * 2 * rows * width * (width + config.vocab_size)
 
 
-def state_bytes(engine: str, parameters: int, processes: int) -> dict[str, float]:
-    """Bytes a device holds between steps and while gradients add up: weights, gradients, optimizer state.
+def state_bytes(engine: EngineName, parameters: int, processes: int) -> dict[str, float]:
+    """Return the bytes a device holds between steps and while gradients add up: weights, gradients, optimizer state.
 
     Under ZeRO the optimizer state includes the float32 copy of the weights that DeepSpeed updates.
     """
@@ -45,11 +44,12 @@ def state_bytes(engine: str, parameters: int, processes: int) -> dict[str, float
     return {"weights": part if engine == "zero3" else whole, "gradients": gradients, "optimizer": 3 * part}
 
 
-def bytes_sent(engine: str, parameters: int, processes: int, micro_batches: int) -> float:
-    """Bytes that each device sends in one step, by rings: an all-gather or reduce-scatter of B bytes sends B (N - 1) / N.
+def bytes_sent(engine: EngineName, parameters: int, processes: int, micro_batches: int) -> float:
+    """Return the bytes that each device sends in one step, by rings.
 
-    An all-reduce is one of each. `micro_batches` is the number of them in a step. With bf16 or fp16 ZeRO sends gradients of
-    linear layers, and stage 3 their weights, in half the bytes: for it this is an upper bound.
+    An all-gather or reduce-scatter of B bytes sends B (N - 1) / N, and an all-reduce is one of each. `micro_batches` is the
+    number of them in a step. With bf16 or fp16 ZeRO sends gradients of linear layers, and stage 3 their weights, in half the
+    bytes: for it this is an upper bound.
     """
     ring = 4 * parameters * (processes - 1) / processes
     return {
@@ -62,15 +62,15 @@ def bytes_sent(engine: str, parameters: int, processes: int, micro_batches: int)
 
 
 def largest_world(recipe: Recipe) -> tuple[int, int]:
-    """The most processes that divide the global batch: with the recipe's micro-batch, and with one sequence each."""
+    """Return the most processes that divide the global batch: with the recipe's micro-batch, and with one sequence each."""
     sequences, micro = recipe.global_batch_size, recipe.micro_batch_size
     return sequences // micro if sequences % micro == 0 else 0, sequences
 
 
-def deepspeed_estimate(engine: str, parameters: int, processes: int, devices_per_node: int = 8) -> float | None:
-    """Bytes a device holds of the model's states by DeepSpeed's own estimator; None where it has none or is not installed.
+def deepspeed_estimate(engine: EngineName, parameters: int, processes: int, devices_per_node: int = 8) -> float | None:
+    """Return the bytes a device holds of the model's states by DeepSpeed's own estimator.
 
-    It assumes half-precision weights and gradients, and adds half for buffers.
+    None where it has none or is not installed. It assumes half-precision weights and gradients, and adds half for buffers.
     """
     if engine not in ("zero2", "zero3"):
         return None

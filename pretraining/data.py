@@ -14,11 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import load_from_disk
-from tqdm import tqdm
 
-from luna_tools.files import sha256
 from pretraining.order import permute
-from pretraining.recipe import InputError
 
 # The "epoch" under which validation rows are masked: the same masks at every evaluation, shared with no training epoch.
 VALIDATION_EPOCH = 2**64 - 1
@@ -66,21 +63,6 @@ def mask_tokens(input_ids_n: np.ndarray, masking: Masking, seed: int, epoch: int
     return masked, labels
 
 
-def verify_shards(dataset: Path, splits: dict, process_index: int, num_processes: int) -> None:
-    """Compare a share of a prepared dataset's files with the SHA-256 in its manifest; all processes together check all.
-
-    Raises:
-        InputError: naming the file that is missing or damaged.
-    """
-    files = [(dataset / split / shard["file"], shard["sha256"]) for split, of in splits.items() for shard in of["shards"]]
-    for path, expected in tqdm(files[process_index::num_processes], desc="Checking the dataset", delay=2, mininterval=1):
-        if not path.exists() or sha256(path) != expected:
-            raise InputError(
-                f"{path} is missing or not as it was prepared (its SHA-256 is another): copy it again, or prepare the "
-                "dataset anew."
-            )
-
-
 class MaskedLMDataset(torch.utils.data.Dataset):
     """Masked rows of a packed split by their place in the run: place p is row permute(p mod rows) of epoch p // rows.
 
@@ -97,7 +79,7 @@ class MaskedLMDataset(torch.utils.data.Dataset):
         return len(self.rows)
 
     def locate(self, place: int) -> tuple[int, int]:
-        """(epoch, row index) of a place in the run."""
+        """Return (epoch, row index) of a place in the run."""
         if not self.shuffle:
             return VALIDATION_EPOCH, place
         epoch, offset = divmod(place, len(self.rows))
@@ -113,12 +95,12 @@ class MaskedLMDataset(torch.utils.data.Dataset):
 
 
 def collate(rows: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """Packed rows have one length and no padding, so a batch needs no attention mask."""
+    """Stack rows, which have one length and no padding, so that a batch needs no attention mask."""
     input_ids, labels = zip(*rows, strict=True)
     return {"input_ids": torch.from_numpy(np.stack(input_ids)), "labels": torch.from_numpy(np.stack(labels))}
 
 
 def unigram_cross_entropy(token_counts_v: np.ndarray, labels: np.ndarray) -> float:
-    """Mean -log p of `labels` in nats, p being the training tokens' frequencies with one added to each count."""
+    """Return the mean -log p of `labels` in nats, p being the training tokens' frequencies with one added to each count."""
     log_p_v = np.log(token_counts_v + 1.0) - np.log(token_counts_v.sum() + len(token_counts_v))
     return float(-log_p_v[labels].mean())

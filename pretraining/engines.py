@@ -2,18 +2,16 @@
 # Licensed under the Apache License, Version 2.0.
 """How one step runs over many processes: data parallelism, FSDP2, or DeepSpeed's ZeRO 1, 2 and 3.
 
-The launcher chooses; the recipe, the data and the checkpoints are the same under each. An engine takes the model whole
-and gives weights and optimizer state back whole, so a run may change engine and number of processes at any checkpoint.
+The launcher chooses (`pretraining.launcher`); the recipe, the data and the checkpoints are the same under each. An engine
+takes the model whole and gives weights and optimizer state back whole, so a run may change engine and number of processes at
+any checkpoint.
 """
 
-import importlib.util
-import json
 import math
 import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +22,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 from transformers.integrations import unset_hf_deepspeed_config
 
-from pretraining.recipe import InputError, Recipe
+from luna_tools.errors import InputError
+from pretraining.launcher import RECIPE_DECIDES, EngineName, launched_processes
+from pretraining.recipe import Recipe
 
 # Launches in which Accelerate gives each process the whole model.
 PLAIN_LAUNCHES = (
@@ -34,18 +34,6 @@ PLAIN_LAUNCHES = (
     DistributedType.MULTI_XPU,
     DistributedType.MULTI_NPU,
 )
-# What a DeepSpeed configuration leaves to the recipe.
-RECIPE_DECIDES = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "optimizer",
-    "scheduler",
-    "bf16",
-    "fp16",
-    "torch_autocast",
-)
 
 
 class NonFiniteError(RuntimeError):
@@ -53,7 +41,7 @@ class NonFiniteError(RuntimeError):
 
 
 def build_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW that decays matrices only, not norms and biases."""
+    """Build AdamW that decays matrices only, not norms and biases."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay},
@@ -73,55 +61,12 @@ def build_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.AdamW
 
 
 def has_gpu() -> bool:
-    """Whether there is an accelerator to train on. Apple's lacks float64, which the evaluation sums in: CPU there."""
+    """Tell whether there is an accelerator to train on. Apple's lacks float64, which the evaluation sums in: CPU there."""
     return torch.accelerator.is_available() and torch.accelerator.current_accelerator().type != "mps"
 
 
-def launched_engine() -> str:
-    """The engine that the launcher asks for by its environment: "ddp", "fsdp2" or "deepspeed".
-
-    Raises:
-        InputError: it asks for what this program does not support.
-    """
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        if importlib.util.find_spec("deepspeed") is None:
-            raise InputError("The launcher asks for DeepSpeed, which is not installed: `pip install -e '.[deepspeed]'`.")
-        if path := os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"):
-            check_deepspeed_config(Path(path))
-        return "deepspeed"
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        if os.environ.get("FSDP_VERSION", "1") != "2":
-            raise InputError("The launcher asks for FSDP 1, which is not supported: set `fsdp_version: 2`.")
-        return "fsdp2"
-    return "ddp"
-
-
-def check_deepspeed_config(path: Path) -> None:
-    """Raises InputError for a DeepSpeed configuration that sets what the recipe decides, or is not supported."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"The DeepSpeed configuration {path} can't be read ({error}): mend it.") from error
-    for name in RECIPE_DECIDES:
-        if config.get(name, "auto") not in ("auto", {"enabled": False}):
-            raise InputError(
-                f"`{name}` of the DeepSpeed configuration {path} is {config[name]}, but the recipe decides it: leave it out."
-            )
-    zero = config.get("zero_optimization", {})
-    if zero.get("stage") not in (1, 2, 3):
-        raise InputError(
-            f"`zero_optimization.stage` of the DeepSpeed configuration {path} is {zero.get('stage')}: choose 1, 2 or 3, or "
-            "launch without DeepSpeed."
-        )
-    for name in ("offload_optimizer", "offload_param"):
-        if zero.get(name, {}).get("device", "none") != "none":
-            raise InputError(
-                f"`zero_optimization.{name}` of the DeepSpeed configuration {path} is not supported: remove it."
-            )
-
-
-def make_accelerator(recipe: Recipe, engine: str) -> Accelerator:
-    """Accelerate as the engine needs it, on CPU too.
+def make_accelerator(recipe: Recipe, engine: EngineName) -> Accelerator:
+    """Set up Accelerate as the engine needs it, on CPU too.
 
     Raises:
         InputError: a launch that this program does not support, or whose processes do not know each other.
@@ -130,10 +75,11 @@ def make_accelerator(recipe: Recipe, engine: str) -> Accelerator:
     if launched not in ("no", recipe.mixed_precision):
         raise InputError(
             f"The launcher asks for mixed precision {launched}, but the recipe's `mixed_precision` is "
-            f"{recipe.mixed_precision}: say mixed_precision={launched} in the recipe or behind it on the command line."
+            f"{recipe.mixed_precision}: say `--mixed_precision {launched}` behind the recipe on the command line."
         )
     handlers = []
-    if engine == "deepspeed" and not has_gpu():
+    is_deepspeed = ENGINES[engine] is ZeRO
+    if is_deepspeed and not has_gpu():
         os.environ["DS_ACCELERATOR"] = "cpu"
         from deepspeed import ops
 
@@ -144,18 +90,18 @@ def make_accelerator(recipe: Recipe, engine: str) -> Accelerator:
         del os.environ["ACCELERATE_USE_FSDP"]  # Accelerate makes the process group, and `FSDP2` divides the model
     accelerator = Accelerator(
         # Without this, torchrun on a machine without an accelerator starts copies that do not know each other.
-        cpu=not has_gpu() and engine != "deepspeed",
+        cpu=not has_gpu() and not is_deepspeed,
         # DeepSpeed's own half-precision modes would round weights and checkpoints; its autocast is set in `ZeRO`.
-        mixed_precision="no" if engine == "deepspeed" else recipe.mixed_precision,
+        mixed_precision="no" if is_deepspeed else recipe.mixed_precision,
         step_scheduler_with_optimizer=False,
         log_with=recipe.report_to or None,
         project_dir=recipe.output_dir,
         kwargs_handlers=handlers,
     )
-    if engine == "deepspeed":
+    if is_deepspeed:
         # Otherwise transformers builds models in parts under stage 3, and initialises them in another way.
         unset_hf_deepspeed_config()
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = launched_processes() or 1
     if accelerator.num_processes != world_size:
         raise InputError(
             f"The launcher started {world_size} processes, but Accelerate sees {accelerator.num_processes} "
@@ -189,12 +135,12 @@ class DataParallel:
 
     @contextmanager
     def micro_batch(self, is_last: bool) -> Iterator[None]:
-        """Around forward and backward of one micro-batch. Gradients travel between the processes once a step."""
+        """Wrap forward and backward of one micro-batch. Gradients travel between the processes once a step."""
         with nullcontext() if is_last else self.accelerator.no_sync(self.module):
             yield
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Gradients are the mean over the processes of those of their losses."""
+        """Add up gradients, which are the mean over the processes of those of their losses."""
         self.accelerator.backward(loss)
 
     def update(self, learning_rate: float) -> float:
@@ -213,21 +159,25 @@ class DataParallel:
         return norm
 
     def require_finite(self, grad_norm: float) -> None:
-        """A large loss scale may overflow, which leaves out the step and lowers the scale; a small one may not."""
+        """Let a large loss scale overflow, which leaves out the step and lowers the scale, but not a small one.
+
+        Raises:
+            NonFiniteError: the norm is not finite, and no loss scale is to blame.
+        """
         if not math.isfinite(grad_norm) and (self.scaler is None or self.scaler.get_scale() < 1):
             raise NonFiniteError(f"The gradient norm is {grad_norm}")
 
     def whole(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The whole of a tensor of which this process may have a part. All processes must ask for it."""
+        """Return the whole of a tensor of which this process may have a part. All processes must ask for it."""
         return tensor
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and value of each parameter, a tied one once. All processes must ask for all of them."""
+        """Yield name and value of each parameter, a tied one once. All processes must ask for all of them."""
         for name, parameter in self.parameters.items():
             yield name, self.whole(parameter.detach())
 
     def optimizer_state(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """`name.exp_avg`, `name.exp_avg_sq`, `name.step` of each parameter. All processes must ask for all of them."""
+        """Yield `name.exp_avg`, `name.exp_avg_sq`, `name.step` of each parameter. All processes must ask for all of them."""
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 yield f"{name}.{key}", self.whole(value)
@@ -240,7 +190,7 @@ class DataParallel:
             self.optimizer.state[parameter][key] = self.part(tensor.to(parameter.device), parameter)
 
     def part(self, tensor: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
-        """This process's part of a tensor that belongs to `parameter`."""
+        """Return this process's part of a tensor that belongs to `parameter`."""
         return tensor
 
 
@@ -383,7 +333,7 @@ class ZeRO(DataParallel):
                     yield name, parameter.detach().clone()
 
     def flat_partitions(self) -> list[torch.Tensor]:
-        """What this process updates: parts of many parameters, one after the other."""
+        """Return what this process updates: parts of many parameters, one after the other."""
         return self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups
 
     def link_optimizer_state(self) -> None:
@@ -440,4 +390,4 @@ class ZeRO(DataParallel):
                 safe_set_local_optimizer_state(parameter, part, key)
 
 
-ENGINES = {"ddp": DataParallel, "fsdp2": FSDP2, "deepspeed": ZeRO}
+ENGINES = {"ddp": DataParallel, "fsdp2": FSDP2, "zero1": ZeRO, "zero2": ZeRO, "zero3": ZeRO}

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
-from modeling_luna import UNNAMED, size_rows, use_section
+from luna_tools.cards import UNNAMED, size_rows, table, use_section
 from pretraining.prepare.sources import HUB_PREFIX
 from pretraining.recipe import Recipe
 
@@ -29,7 +29,7 @@ def make_model_card(
     step: int,
     results: dict | None = None,
 ) -> ModelCard:
-    """The card as README.md of a model's folder.
+    """Write the card, README.md of a model's folder.
 
     Args:
         config: the recipe's model.
@@ -42,8 +42,13 @@ def make_model_card(
     dataset = Path(recipe.dataset).name
     measured = [metric for metric in METRICS if results is not None and metric[0] in results]
     sources = [describe_source(source["source"]) for source in manifest["sources"]]
+    values = without_local_paths(recipe.identity())
+    base = values["model_name_or_path"]
     data = ModelCardData(
         model_name=name if measured else None,
+        language=recipe.language or None,
+        license=recipe.license,
+        base_model=base if base == recipe.model_name_or_path else None,  # else a folder, which the Hub does not know
         library_name="transformers",
         pipeline_tag="fill-mask",
         datasets=[re.split("[:@]", source)[1] for source in sources if source.startswith(HUB_PREFIX)] or None,
@@ -62,7 +67,7 @@ def make_model_card(
         ]
         or None,
     )
-    start = f"the weights of `{recipe.model_name_or_path}`" if recipe.model_name_or_path else "random weights"
+    start = f"the weights of `{base}`" if base else "random weights"
     if config.model_type == "luna":
         sizes = size_rows(config, parameters)
     else:
@@ -72,34 +77,39 @@ def make_model_card(
         for source, listed in zip(sources, manifest["sources"], strict=True)
     ]
     splits = " and ".join(f"{of['rows']:,} rows in `{split}`" for split, of in manifest["splits"].items())
-    training = {field: value for field, value in recipe.identity().items() if field not in ("dataset", "model")}
+    training = {field: value for field, value in values.items() if field not in ("dataset", "model")}
     body = [
         f"# {name}",
         f"A `{config.model_type}` masked language model after step {step:,} of {recipe.max_steps:,}, from {start}.",
-        _table(("", ""), sizes.items()),
+        table(("", ""), sizes.items()),
         _use(config.model_type),
         "## Data",
-        _table(("source", "documents", "bytes"), rows),
+        table(("source", "documents", "bytes"), rows),
         f"Packed into {splits} of {manifest['sequence_length']} tokens, by a tokenizer with {manifest['vocab_size']:,} "
         f"entries. Fingerprint: `{manifest['fingerprint']}`.",
         f"## Results\n\n{_results(recipe, measured, results)}",
         "## Training",
-        _table(("recipe", "value"), training.items()),
+        table(("recipe", "value"), training.items()),
         "Made with " + ", ".join(f"{library} {version}" for library, version in versions.items()) + ".",
-        "## Licence\n\nOf the weights: not stated.",
+        f"## Licence\n\nOf the weights: {recipe.license or 'not stated'}.",
         "## Limits\n\nOnly what is under Results was measured: no other data, domain or language, and no bias.",
     ]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n")
 
 
 def describe_source(source: str) -> str:
-    """A source of `pretraining.prepare`; of a file or folder its name alone, not where it lies on somebody's machine."""
+    """Name a source of `luna prepare`; of a file or folder its name alone, not where it lies on somebody's machine."""
     return source if source.startswith(HUB_PREFIX) else Path(source).name
 
 
-def _table(header: tuple[str, ...], rows) -> str:
-    lines = [header, ["---"] * len(header), *([str(cell) for cell in row] for row in rows if row[1] is not None)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def without_local_paths(values: dict) -> dict:
+    """Return a recipe's values as strangers may see them: of a folder its name alone, not where it lies."""
+    told = dict(values)
+    for field in ("dataset", "output_dir", "model_name_or_path"):
+        value = told.get(field)
+        if value and (Path(value).is_absolute() or Path(value).is_dir()):
+            told[field] = Path(value).name
+    return told
 
 
 def _use(model_type: str) -> str:
@@ -122,4 +132,4 @@ def _results(recipe: Recipe, measured: list[tuple[str, str, str]], results: dict
     if "unigram_cross_entropy" in results:
         rows.append(("unigram cross-entropy, nats, for comparison", f"{results['unigram_cross_entropy']:.4f}"))
     part = "" if recipe.max_eval_sequences is None else f" (at most its first {recipe.max_eval_sequences:,} rows)"
-    return f"Over the masked tokens of the validation split{part}:\n\n" + _table(("", "value"), rows)
+    return f"Over the masked tokens of the validation split{part}:\n\n" + table(("", "value"), rows)

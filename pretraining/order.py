@@ -53,13 +53,13 @@ class Feistel:
 
 
 def permute(places: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarray:
-    """The rows that stand at `places` of the permutation of (seed, epoch)."""
+    """Return the rows that stand at `places` of the permutation of (seed, epoch)."""
     network = Feistel(length, seed, epoch)
     return network.walk(network.once, places)
 
 
 def places_of(rows: np.ndarray, length: int, seed: int, epoch: int) -> np.ndarray:
-    """The places at which `rows` stand: the inverse of `permute`."""
+    """Return the places at which `rows` stand: the inverse of `permute`."""
     network = Feistel(length, seed, epoch)
     return network.walk(network.once_back, rows)
 

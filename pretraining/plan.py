@@ -7,23 +7,15 @@ from dataclasses import dataclass
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedTokenizerBase
 
+from luna_tools.errors import InputError
 from pretraining.cluster import bytes_sent, deepspeed_estimate, flops_per_sequence, largest_world, state_bytes
-from pretraining.recipe import InputError, Recipe, model_config
+from pretraining.launcher import EngineName
+from pretraining.model import enable_gradient_checkpointing, max_sequence_length, model_config
+from pretraining.recipe import Recipe
 
 GIB = 2**30
-
-# RoBERTa and its kin count positions from pad_token_id + 1.
-COUNT_FROM_PADDING = (
-    "roberta",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "roberta-prelayernorm",
-    "camembert",
-    "data2vec-text",
-    "longformer",
-)
 
 
 def check_run(recipe: Recipe, config: PreTrainedConfig, manifest: dict, num_processes: int) -> None:
@@ -32,8 +24,6 @@ def check_run(recipe: Recipe, config: PreTrainedConfig, manifest: dict, num_proc
     Raises:
         InputError: with the field, its value and the remedy.
     """
-    if num_processes < 1:
-        raise InputError(f"`--num_processes` is {num_processes}, but must be at least 1.")
     if recipe.num_processes is not None and recipe.num_processes != num_processes:
         raise InputError(
             f"`num_processes` is {recipe.num_processes}, but the run has {num_processes}: start it with as many, on CPU by "
@@ -74,18 +64,8 @@ def check_tokenizer(recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTrai
             )
 
 
-def max_sequence_length(config: PreTrainedConfig) -> int | None:
-    """Longest input in tokens that a model has positions for; None where there is no limit."""
-    if hasattr(config, "max_sequence_length"):
-        return config.max_sequence_length
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and config.model_type in COUNT_FROM_PADDING:
-        return positions - config.pad_token_id - 1
-    return positions
-
-
 def parameters_by_part(model: torch.nn.Module) -> dict[str, int]:
-    """Parameter counts, a tied weight once, summed over the layers."""
+    """Count parameters by part, a tied weight once, summed over the layers."""
     parts = Counter()
     for name, parameter in model.named_parameters():
         # The layers of a stack share one line: drop their numbers and the last name, weight or bias.
@@ -95,7 +75,7 @@ def parameters_by_part(model: torch.nn.Module) -> dict[str, int]:
 
 
 def activation_bytes(recipe: Recipe, config: PreTrainedConfig, sequence_length: int) -> int:
-    """Bytes that autograd keeps for the backward pass of one micro-batch, counted on tensors without data.
+    """Count the bytes that autograd keeps for the backward pass of one micro-batch, counted on tensors without data.
 
     The count runs the real model under a fake device, so it holds for any architecture and precision; transient buffers
     and the allocator's slack come on top.
@@ -127,18 +107,12 @@ def activation_bytes(recipe: Recipe, config: PreTrainedConfig, sequence_length: 
     return activations + 2 * logits.numel() * 4 + 3 * rows.numel() * 4
 
 
-def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
-    """Keep one activation a layer and compute the others again (the method's name differs between versions)."""
-    name = "activation_checkpointing_enable"
-    getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")()
-
-
 @dataclass(frozen=True)
 class Cluster:
     """What a plan is made for. Speeds are what the user states; without them nothing is said of time."""
 
     num_processes: int
-    engine: str = "ddp"
+    engine: EngineName = "ddp"
     tflops: float | None = None  # model FLOP/s that a device reaches, not its peak, in 10^12
     link_gb_per_second: float | None = None  # of each device, one way, in 10^9 bytes
 
@@ -146,7 +120,7 @@ class Cluster:
 def cost_lines(
     recipe: Recipe, cluster: Cluster, config: PreTrainedConfig, sequence_length: int, parameters: int
 ) -> list[str]:
-    """Computation and communication of a step, in time where the cluster's speeds are stated."""
+    """Tell computation and communication of a step, in time where the cluster's speeds are stated."""
     micro_batches = recipe.global_batch_size // (recipe.micro_batch_size * cluster.num_processes)
     flops = flops_per_sequence(recipe, config, sequence_length) * recipe.global_batch_size
     line = f"Computation: {flops / 1e12:,.1f} TFLOP a step, {flops / cluster.num_processes / 1e12:,.2f} a device"
@@ -166,7 +140,7 @@ def cost_lines(
 
 
 def plan(recipe: Recipe, cluster: Cluster, manifest: dict | None) -> str:
-    """The text of `--plan`: what the run would do on a cluster.
+    """Write the text of `--plan`: what the run would do on a cluster.
 
     Raises:
         InputError: the plan cannot be met.

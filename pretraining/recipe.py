@@ -1,20 +1,18 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Recipes: every value of a pretraining run, from a YAML file and `name=value` overrides."""
+"""Recipes: every value of a pretraining run, from YAML files and the command line. Nothing here imports torch."""
 
 import json
 import math
-import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
-import yaml
-from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from transformers import AutoConfig, PreTrainedConfig
 
-import modeling_luna  # noqa: F401  (registers Luna with the Auto classes)
+from luna_tools.errors import InputError
+from luna_tools.settings import Parser, named_files, split_command_line
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -33,59 +31,89 @@ CHANGEABLE_ON_RESUME = (
     "dataloader_num_workers",
     "report_to",
     "hub_model_id",
+    "language",
+    "license",
     "peak_tflops",
     "profile_step",
 )
 
 
-class RecipeLoader(yaml.SafeLoader):
-    """YAML, but 1e-5 is a number: YAML 1.1 wants 1.0e-5."""
-
-
-RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
-)
-
-
-class InputError(Exception):
-    """A value of a recipe that no run can be made of; its message is one sentence for the user."""
-
-
 @dataclass(frozen=True)
 class Recipe:
-    """A pretraining run. Batch sizes are in sequences, lengths in tokens, steps are optimizer updates."""
+    """A pretraining run. Batch sizes are in sequences, lengths in tokens, steps are optimizer updates.
+
+    Raises:
+        InputError: a value that no run can be made of.
+    """
 
     dataset: str
+    """A folder that `luna prepare` made."""
     output_dir: str
-    model: dict[str, Any]
+    """Where the run writes."""
     max_steps: int
+    """Updates; the learning rate reaches 0 at the last one."""
     global_batch_size: int
+    """Sequences a step over all processes."""
     learning_rate: float
+    """Peak of the learning rate, which rises linearly over the warm-up and then falls linearly to 0."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Fields of the configuration of any masked language model of transformers, `model_type` among them."""
+    objective: Literal["masked_lm"] = "masked_lm"
+    """What is learned."""
     micro_batch_size: int = 8
+    """Sequences at a time on one process."""
     eval_micro_batch_size: int = 8
+    """Sequences at a time on one process in an evaluation."""
     model_name_or_path: str | None = None
+    """Start from these weights; `model` then holds only changes to their configuration."""
     attn_implementation: str = "sdpa"
+    """Attention of transformers: eager, sdpa, flash_attention_2, flex_attention, ..."""
     gradient_checkpointing: bool = False
+    """Keep one activation a layer and compute the others again."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Precision of the computation, fp16 on GPUs alone; weights stay in float32."""
     num_processes: int | None = None
+    """Refuse to start with another number of processes."""
     warmup_steps: int = 0
+    """Updates over which the learning rate rises."""
     weight_decay: float = 0.01
+    """Decay of matrices; norms and biases have none."""
     adam_beta1: float = 0.9
+    """Decay of Adam's first moment."""
     adam_beta2: float = 0.98
+    """Decay of Adam's second moment."""
     adam_epsilon: float = 1e-6
+    """What Adam adds to the denominator."""
     max_grad_norm: float = 1.0
+    """Gradients of a larger norm are clipped to it."""
     mlm_probability: float = 0.15
+    """Share of the tokens to predict."""
     seed: int = 0
+    """Of weights, order, masks and dropout."""
     logging_steps: int = 10
+    """Log every so many steps."""
     eval_steps: int = 500
+    """Evaluate every so many steps."""
     max_eval_sequences: int | None = None
+    """Validation rows of an evaluation (default: all)."""
     save_steps: int = 500
+    """Save a checkpoint every so many steps."""
     save_total_limit: int = 3
+    """Checkpoints to keep."""
     dataloader_num_workers: int = 0
+    """Processes beside each rank that read and mask."""
     report_to: list[str] = field(default_factory=list)
+    """Trackers: tensorboard, wandb, trackio."""
     hub_model_id: str | None = None
+    """A name on the Hub, org/name, to publish each checkpoint as a revision."""
+    language: list[str] = field(default_factory=list)
+    """Languages of the dataset for the model card, as codes: en, ..."""
+    license: str | None = None
+    """Licence of the weights for the model card, as the Hub names it: apache-2.0, ..."""
     peak_tflops: float | None = None
+    """Peak TFLOP/s of a device; adds model FLOP utilisation to the metrics."""
     profile_step: int | None = None
+    """Write a trace of this step and the next two to profile/rank-N.json."""
 
     def __post_init__(self):
         for name in (
@@ -93,33 +121,30 @@ class Recipe:
             "global_batch_size",
             "micro_batch_size",
             "eval_micro_batch_size",
+            "num_processes",
             "logging_steps",
             "eval_steps",
+            "max_eval_sequences",
             "save_steps",
             "save_total_limit",
+            "profile_step",
         ):
-            if getattr(self, name) < 1:
-                raise InputError(f"`{name}` is {getattr(self, name)}, but must be at least 1.")
-        for name, value in asdict(self).items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise InputError(f"`{name}` is {value}, but must be a finite number.")
-        for name in ("learning_rate", "adam_epsilon", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"`{name}` is {getattr(self, name)}, but must be above 0.")
+            self._require(name, lambda value: value >= 1, "at least 1")
+        for name in (f.name for f in fields(self) if f.type in (float, float | None)):
+            self._require(name, math.isfinite, "a finite number")
+        for name in ("learning_rate", "adam_epsilon", "max_grad_norm", "peak_tflops"):
+            self._require(name, lambda value: value > 0, "above 0")
+        for name in ("adam_beta1", "adam_beta2"):
+            self._require(name, lambda value: 0 <= value < 1, "in [0, 1)")
+        self._require("mlm_probability", lambda value: 0 < value < 1, "between 0 and 1")
+        self._require("seed", lambda value: value < 2**63, "below 2**63")
         for name in ("weight_decay", "warmup_steps", "seed", "dataloader_num_workers"):
             if getattr(self, name) < 0:
                 raise InputError(f"`{name}` is {getattr(self, name)}, but must not be negative.")
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"`{name}` is {getattr(self, name)}, but must be in [0, 1).")
-        if not 0 < self.mlm_probability < 1:
-            raise InputError(f"`mlm_probability` is {self.mlm_probability}, but must be between 0 and 1.")
         if self.warmup_steps > self.max_steps:
             raise InputError(
                 f"`warmup_steps` is {self.warmup_steps}, but the run has only `max_steps` = {self.max_steps}: lower it."
             )
-        if self.seed >= 2**63:
-            raise InputError(f"`seed` is {self.seed}, but must be below 2**63.")
         if self.hub_model_id is not None:
             try:
                 validate_repo_id(self.hub_model_id)
@@ -127,123 +152,61 @@ class Recipe:
                 raise InputError(
                     f"`hub_model_id` is {self.hub_model_id!r}, which is not a name on the Hub: {error}"
                 ) from error
-        for name in ("num_processes", "max_eval_sequences", "profile_step"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"`{name}` is {getattr(self, name)}, but must be at least 1.")
-        if self.peak_tflops is not None and not self.peak_tflops > 0:
-            raise InputError(f"`peak_tflops` is {self.peak_tflops}, but must be above 0.")
+
+    def _require(self, name: str, holds, wanted: str) -> None:
+        value = getattr(self, name)
+        if value is not None and not holds(value):
+            raise InputError(f"`{name}` is {value}, but must be {wanted}.")
 
     def identity(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the run it resumes."""
+        """Return what a resumed run must have in common with the run it resumes."""
         return {name: value for name, value in asdict(self).items() if name not in CHANGEABLE_ON_RESUME}
 
 
-def load_recipe(name_or_path: str, overrides: list[str]) -> Recipe:
-    """Read a recipe file, or one of the named recipes, and apply overrides such as `max_steps=10` or
-    `model.hidden_size=256`.
+def parse_recipe(argv: list[str], *others: type) -> tuple[Recipe, ...]:
+    """Read a command line: a recipe's name or file, more files, options; the later one wins.
+
+    Args:
+        others: dataclasses of more options.
+
+    Returns:
+        The recipe, and an object of each of `others`.
 
     Raises:
-        InputError: the file, a name or a value is wrong.
+        InputError: a file, a name or a value is wrong.
     """
-    path = Path(name_or_path)
-    if not path.is_file() and (RECIPES / f"{name_or_path}.yaml").exists():
-        path = RECIPES / f"{name_or_path}.yaml"
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), RecipeLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        named = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
-        raise InputError(
-            f"The recipe {name_or_path!r} can't be read ({error}): give a YAML file or one of {named}."
-        ) from error
-    except yaml.YAMLError as error:
-        raise InputError(f"The recipe {path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(values, dict):
-        raise InputError(f"The recipe {path} must hold `name: value` lines, but holds a {type(values).__name__}.")
-    for override in overrides:
-        apply_override(values, override)
-    return recipe_from_values(values, str(path))
+    named = named_files(RECIPES)
+    words, options = split_command_line(argv, named)
+    if words:
+        raise InputError(f"There is no recipe {words[0]!r}: give a YAML file or one of {', '.join(named)}.")
+    if not options:
+        raise InputError(f"No recipe is given: give a YAML file or one of {', '.join(named)}.")
+    description = "Pretrain any masked language model of transformers, Luna first: [RECIPE or file.yaml ...] [options]."
+    return Parser("luna pretrain", description, Recipe, *others).parse(options)
 
 
-def apply_override(values: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    if not equals or not name:
-        raise InputError(f"The override {override!r} must have the form name=value.")
-    try:
-        value = yaml.load(text, RecipeLoader)
-    except yaml.YAMLError as error:
-        raise InputError(f"The value of the override {override!r} is not valid YAML.") from error
-    *sections, leaf = name.split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise InputError(f"The override {override!r} goes into `{section}`, which has no named values.")
-    values[leaf] = value
-
-
-def recipe_from_values(values: dict[str, Any], source: str) -> Recipe:
-    known = {f.name: f for f in fields(Recipe)}
-    for name in values:
-        if name not in known:
-            raise InputError(f"`{name}` in {source} is not a recipe field: the fields are {', '.join(known)}.")
-    required = ("dataset", "output_dir", "model", "max_steps", "global_batch_size", "learning_rate")
-    for name in required:
-        if values.get(name) is None:
-            raise InputError(f"`{name}` is missing from {source}: add a line `{name}: ...`.")
-    return Recipe(**{name: coerce(name, value, known[name].type) for name, value in values.items()})
-
-
-def coerce(name: str, value: Any, annotation: Any) -> Any:
-    """`value` as the field's type. YAML reads 1 as an integer where a float is meant."""
-    choices = get_args(annotation)
-    wanted = " or ".join(getattr(t, "__name__", repr(t)) for t in choices or (annotation,))
-    if get_origin(annotation) is Literal:
-        # YAML reads a bare `no` as false.
-        value = "no" if value is False else value
-        if value in choices:
-            return value
-    elif get_origin(annotation) in (list, dict):
-        wanted = get_origin(annotation).__name__
-        if isinstance(value, get_origin(annotation)):
-            return value
-    elif value is None:
-        if type(None) in choices:
-            return None
-    else:
-        for kind in choices or (annotation,):
-            if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-                return float(value)
-            if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-                return value
-    raise InputError(f"`{name}` is {value!r}, but must be {wanted}.")
-
-
-def model_config(recipe: Recipe) -> PreTrainedConfig:
-    """The configuration of the recipe's model: `model_name_or_path`'s if given, else built from `model`.
+def load_recipe(*argv: str) -> Recipe:
+    """Return the recipe of a command line, for example `load_recipe("quickstart", "--max_steps", "10")`.
 
     Raises:
-        InputError: the configuration is refused; the message is the configuration's own.
+        InputError: a file, a name or a value is wrong.
     """
-    values = dict(recipe.model)
-    try:
-        if recipe.model_name_or_path is not None:
-            values.pop("model_type", None)
-            config = AutoConfig.from_pretrained(recipe.model_name_or_path, **values)
-        else:
-            if "model_type" not in values:
-                raise InputError("`model` has no `model_type`: add for example `model_type: luna`.")
-            config = AutoConfig.for_model(**values)
-    except StrictDataclassError as error:
-        raise InputError(f"`model` is refused: {str(error).split('Error: ', 1)[-1]}") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"`model` can't be built: {' '.join(str(error).split())}") from error
-    unknown = [name for name in values if name != "model_type" and name not in type(config)().to_dict()]
-    if unknown:
-        raise InputError(f"`model.{unknown[0]}` is not a field of {type(config).__name__}: check its spelling.")
-    return config
+    return parse_recipe(list(argv))[0]
+
+
+def difference_from_run(saved: dict[str, Any], recipe: Recipe) -> tuple[str, Any, Any] | None:
+    """Return the first field whose value is another than that of an earlier run, with the old and the new value.
+
+    Args:
+        saved: `identity` of the earlier run; fields that it did not know had what is now their default.
+    """
+    known = {f.name: f.default for f in fields(Recipe) if f.default is not MISSING} | saved
+    old = {name: value for name, value in known.items() if name not in CHANGEABLE_ON_RESUME}
+    return differing_field(old, recipe.identity())
 
 
 def differing_field(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:
-    """The first name whose value differs between two (nested) dictionaries, with both values."""
+    """Return the first name whose value differs between two (nested) dictionaries, with both values."""
     for name in sorted(old.keys() | new.keys()):
         a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):

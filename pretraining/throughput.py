@@ -44,7 +44,7 @@ class Throughput:
         self.steps += 1
 
     def figures(self) -> dict[str, float]:
-        """Speed since the last call, and a fresh start."""
+        """Return the speed since the last call, and start afresh."""
         figures = {
             "tokens_per_second": self.steps * self.tokens_per_step / self.seconds,
             "data_wait": self.waited / self.seconds,
@@ -64,7 +64,7 @@ class Profiler:
         self.profile = None
 
     def before_step(self, step: int) -> None:
-        """`step` counts from 1."""
+        """Begin the record if it is time; `step` counts from 1."""
         if self.first is not None and step == self.first:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.profile = torch.profiler.profile(record_shapes=True)
@@ -75,7 +75,7 @@ class Profiler:
             self.write()
 
     def write(self) -> None:
-        """Also of a run that ends early."""
+        """End the record and write it, also that of a run that ends early."""
         if self.profile is not None:
             self.profile.stop()
             self.profile.export_chrome_trace(str(self.path))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A pretraining run on SLURM, from the project's folder:
-#   sbatch --nodes 8 pretraining/launch/slurm.sh pretraining/launch/64gpu_ddp.yaml luna_base_16gb [name=value ...]
+#   sbatch --nodes 8 pretraining/launch/slurm.sh pretraining/launch/64gpu_ddp.yaml luna_base_16gb [--name value ...]
 # Two minutes before the time limit the run saves and the job is queued again, and so it is after a failure, as long as there are
 # new checkpoints. Logs: luna-JOB.out; logs/JOB/RUN/node-N.log for each node, node-N/.../RANK/*.log for each rank.
 #SBATCH --job-name=luna
@@ -15,14 +15,14 @@
 #SBATCH --output=luna-%j.out
 set -uo pipefail
 
-config=${1:?"usage: sbatch --nodes N slurm.sh ACCELERATE_CONFIG RECIPE [name=value ...]"}
+config=${1:?"usage: sbatch --nodes N slurm.sh ACCELERATE_CONFIG RECIPE [--name value ...]"}
 shift
 nodes=$SLURM_NNODES
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 logs=logs/$SLURM_JOB_ID/${SLURM_RESTART_COUNT:-0}
 mkdir -p "$logs"
-python -m pretraining.train "$@" --plan --num_processes $((8 * nodes)) || exit 2
-folder=$(python -c 'import sys; from pretraining.recipe import load_recipe; print(load_recipe(sys.argv[1], sys.argv[2:]).output_dir)' \
+WORLD_SIZE=$((8 * nodes)) python -m pretraining.train "$@" --plan || exit 2
+folder=$(python -c 'import sys; from pretraining.recipe import load_recipe; print(load_recipe(*sys.argv[1:]).output_dir)' \
     "$@") || exit 2
 newest() { ls "$folder/checkpoints" 2>/dev/null | sort | tail -n 1; }
 before=$(newest)

@@ -6,15 +6,17 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from luna_tools.errors import InputError
 from pretraining.prepare.config import PrepareConfig
-from pretraining.prepare.sources import EXTENSIONS, Fault, Input, Part, Slice, cut_up, find_inputs, read_input
+from pretraining.prepare.progress import progress_bar
+from pretraining.prepare.readers import Fault, read_input
+from pretraining.prepare.slices import Slice, cut_up
+from pretraining.prepare.sources import EXTENSIONS, Input, Part, find_inputs
 
 LEFT_OUT = "left out"  # in the place of a split
 BATCH_CHARS = 2**18  # of text that a worker process takes at a time
@@ -23,14 +25,14 @@ SAMPLE_CHARS = 2**14  # the BPE trainer holds 256 texts, so they are kept short
 
 
 def list_inputs(config: PrepareConfig, output: Path) -> tuple[list[Input], list[str]]:
-    """The inputs of all sources in order, then again those of a weight above 1, and the files that no reader takes."""
+    """List the inputs of all sources in order, then again those of a weight above 1, and the files that no reader takes."""
     inputs, ignored = [], []
     for source in config.sources:
         if os.path.isdir(source) and output.resolve().is_relative_to(Path(source).resolve()):
-            raise InputError(f"--source {source}: the output folder {output} is inside it; move one of them.")
+            raise InputError(f"--sources {source}: the output folder {output} is inside it; move one of them.")
         found, unknown = find_inputs(source)
         if not found:
-            raise InputError(f"--source {source}: it holds no file of a known kind ({', '.join(EXTENSIONS)}).")
+            raise InputError(f"--sources {source}: it holds no file of a known kind ({', '.join(EXTENSIONS)}).")
         inputs.append(found)
         ignored += [os.path.join(source, path) for path in unknown]
     if ignored:
@@ -54,7 +56,7 @@ class Item(NamedTuple):
 
 
 def split_of(document: str, seed: int, validation_fraction: float) -> str:
-    """The split of a document: a keyed hash of its text (its first slice), so that equal documents stay together.
+    """Return the split of a document by a keyed hash of its text (its first slice), so that equal documents stay together.
 
     White space around the text does not count: formats differ in whether a document ends with a line end.
     """
@@ -62,7 +64,7 @@ def split_of(document: str, seed: int, validation_fraction: float) -> str:
 
 
 def is_taken(document: str, seed: int, share: float) -> bool:
-    """Whether a document is in the share that a weight takes: by another hash than `split_of`'s, of the same text."""
+    """Tell whether a document is in the share that a weight takes: by another hash than `split_of`'s, of the same text."""
     return share >= 1 or _draw(document, f"{seed} weight") < share * 2**64
 
 
@@ -89,18 +91,24 @@ def _read(config: PrepareConfig, inputs: list[Input], part: Part, part_number: i
 
 
 def unreadable(fault: Fault) -> InputError:
+    """Return the error that a fault is with `--on_error fail`."""
     return InputError(f"{fault.where} {fault.reason}: correct it, or pass --on_error skip.")
 
 
-def read_from(config: PrepareConfig, inputs: list[Input], parts: list[Part], position: list[int]) -> Iterator[Item]:
-    for part_number in range(position[0], len(parts)):
-        for item in _read(config, inputs, parts[part_number], part_number):
-            if [item.part, item.number] >= position:
-                yield item
+def read_from(config: PrepareConfig, inputs: list[Input], parts: list[Part], position: tuple[int, int]) -> Iterator[Item]:
+    """Yield the items of all parts from a position on: (number of the part, number of the item in it)."""
+    first, done = position
+    for number in range(first, len(parts)):
+        items = _read(config, inputs, parts[number], number)
+        if number == first:
+            read_before = islice(items, done)
+            for _ in progress_bar("Reading up to where the work was interrupted", "document", done, over=read_before):
+                pass
+        yield from items
 
 
 def batches(items: Iterable[Item]) -> Iterator[tuple[list[Item], list[str]]]:
-    """Groups items; with each group come the texts to tokenise."""
+    """Group items; with each group come the texts to tokenise."""
     batch, texts, chars = [], [], 0
     for item in items:
         batch.append(item)
@@ -115,12 +123,12 @@ def batches(items: Iterable[Item]) -> Iterator[tuple[list[Item], list[str]]]:
 
 
 def sample_text(config: PrepareConfig, inputs: list[Input]) -> Iterator[str]:
-    """Text of training documents: from the start of each input, in proportion to the inputs' sizes."""
+    """Yield text of training documents: from the start of each input, in proportion to the inputs' sizes."""
     limit = config.tokenizer_sample_mb * 1e6
     sizes = [(limit if one.size is None else one.size) * one.share for one in inputs]
     total = max(1, sum(sizes))
     with_text = set()
-    with tqdm(desc="Reading for the tokenizer", unit="B", unit_scale=True, mininterval=1) as bar:
+    with progress_bar("Reading for the tokenizer", "B", int(min(limit, total))) as bar:
         for index, input_size in enumerate(sizes):
             left = int(limit * input_size / total)
             for item in _read(config, inputs, Part(index), index):
@@ -140,6 +148,7 @@ def sample_text(config: PrepareConfig, inputs: list[Input]) -> Iterator[str]:
 
 
 def check_sources(config: PrepareConfig, with_text: set[str]) -> None:
+    """Raise InputError where a source is not among those `with_text`."""
     for source in config.sources:
         if source not in with_text:
-            raise InputError(f"--source {source}: no text could be read from it; correct its files or leave it out.")
+            raise InputError(f"--sources {source}: no text could be read from it; correct its files or leave it out.")

@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer, pre_tokenizers
 
 from luna_tools.errors import InputError
-from pretraining.prepare.sources import cut_up
+from pretraining.prepare.slices import cut_up
 from pretraining.prepare.tokenizer import load_for_text
 
 Note = TypeVar("Note")
@@ -31,7 +31,7 @@ _tokenizer: Tokenizer  # of this worker process
 def encode_in_order(
     batches: Iterable[tuple[Note, list[str]]], tokenizer_folder: Path, num_proc: int
 ) -> Iterator[tuple[Note, list[np.ndarray]]]:
-    """Tokenises batches of texts, without special tokens, in `num_proc` processes (1: in this one).
+    """Tokenise batches of texts, without special tokens, in `num_proc` processes (1: in this one).
 
     Args:
         batches: pairs of anything and a list of texts; read at most `BATCHES_PER_PROCESS * num_proc` batches ahead.
@@ -78,7 +78,7 @@ def encode_in_order(
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
-    """Returns the token ids of each text, int32, without special tokens."""
+    """Return the token ids of each text, int32, without special tokens."""
     pieces = [[text] for text in texts]
     if _cuts_are_exact(tokenizer):  # short pieces are twice as fast as long ones
         pieces = [list(cut_up(text, PIECE_CHARS)) for text in texts]

@@ -1,6 +1,6 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Packing documents into rows of one length (RoBERTa's FULL-SENTENCES) and writing them as arrow shards.
+"""Packing documents into rows of one length and writing them as arrow shards.
 
 A shard is an arrow stream: a schema message, one message per batch of rows, and an end mark. The messages are
 appended to the file one by one, so a writer can go on at any message of a file that was cut short.
@@ -11,8 +11,11 @@ import json
 import os
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
+
+from pretraining.prepare.progress import progress_bar
 
 BATCH_BYTES = 2**20  # rows are written about this many bytes at a time
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
@@ -22,7 +25,8 @@ class SplitWriter:
     """Packs the token stream of one split into rows and writes them to `folder` as shards.
 
     The stream is the documents' tokens with `end_id` between documents. It is cut into blocks of
-    `sequence_length - 2` tokens; a row is `start_id`, a block, `end_id`. The last, partial block is dropped.
+    `sequence_length - 2` tokens, wherever that falls, also within a sentence; a row is `start_id`, a block, `end_id`.
+    The last, partial block is dropped.
 
     Args:
         folder: where the shards go; made if missing.
@@ -71,7 +75,7 @@ class SplitWriter:
 
     @property
     def due(self) -> bool:
-        """Whether a shard was finished since the last checkpoint."""
+        """Tell whether a shard was finished since the last checkpoint."""
         return len(self.shards) > self._shards_at_checkpoint
 
     def _restore(self, open_bytes: int) -> None:
@@ -95,7 +99,7 @@ class SplitWriter:
         return f"data-{len(self.shards):05d}.arrow"
 
     def add(self, tokens: np.ndarray, starts_document: bool) -> None:
-        """Appends a document, or with `starts_document` false the next part of the last one."""
+        """Append a document, or with `starts_document` false the next part of the last one."""
         if starts_document:
             if self.documents:
                 self._pending.append(np.array([self.end_id], dtype=self.dtype))
@@ -106,7 +110,7 @@ class SplitWriter:
         self._write_rows(self._rows_per_batch)
 
     def add_stream(self, tokens: np.ndarray, documents: int) -> None:
-        """Appends tokens in which `documents` documents start, each after an `end_id`.
+        """Append tokens in which `documents` documents start, each after an `end_id`.
 
         With documents, the tokens start with one; without, they are the next part of what was added last.
         """
@@ -157,7 +161,7 @@ class SplitWriter:
         os.fsync(self._file.fileno())
 
     def checkpoint(self) -> dict:
-        """Makes what is written safe on disk and returns the state, fit for JSON, to go on from."""
+        """Make what is written safe on disk and returns the state, fit for JSON, to go on from."""
         if self._file is not None:
             self._sync()
         self._shards_at_checkpoint = len(self.shards)
@@ -171,29 +175,26 @@ class SplitWriter:
         }
 
     def finish(self) -> int:
-        """Writes the last rows, ends the last shard and returns the number of tokens dropped."""
+        """Write the last rows, end the last shard and return the number of tokens dropped."""
         self._write_rows(1)
         if self._file is not None:
             self._finish_shard()
         return self._pending_tokens
 
     def close(self) -> None:
-        """Closes the open file, of a run that ends early."""
+        """Close the open file, of a run that ends early."""
         if self._file is not None:
             self._file.close()
 
 
-def _features(sequence_length: int, dtype: np.dtype):
-    from datasets import Features, List, Value  # here, not above: the worker processes import this file
-
-    return Features({"input_ids": List(Value(dtype.name), length=sequence_length)})
+def _features(sequence_length: int, dtype: np.dtype) -> datasets.Features:
+    row = datasets.List(datasets.Value(dtype.name), length=sequence_length)
+    return datasets.Features({"input_ids": row})
 
 
 def write_dataset_files(writer: SplitWriter, fingerprint: str) -> None:
-    """Writes what `datasets.load_from_disk` needs next to the shards of a finished split."""
-    from datasets import DatasetInfo
-
-    DatasetInfo(features=_features(writer.sequence_length, writer.dtype)).write_to_directory(str(writer.folder))
+    """Write what `datasets.load_from_disk` needs next to the shards of a finished split."""
+    datasets.DatasetInfo(features=_features(writer.sequence_length, writer.dtype)).write_to_directory(str(writer.folder))
     state = {
         "_data_files": [{"filename": shard["file"]} for shard in writer.shards],
         "_fingerprint": fingerprint,
@@ -207,9 +208,9 @@ def write_dataset_files(writer: SplitWriter, fingerprint: str) -> None:
 
 
 def count_tokens(paths: list[Path], vocab_size: int) -> np.ndarray:
-    """Returns how often each token id occurs in the rows of the shards, int64 of shape (vocab_size,)."""
+    """Return how often each token id occurs in the rows of the shards, int64 of shape (vocab_size,)."""
     counts = np.zeros(vocab_size, dtype=np.int64)
-    for path in paths:
+    for path in progress_bar("Counting tokens", "shard", over=paths):
         with pa.OSFile(str(path)) as file:  # read, not mapped: a mapped shard would count as memory in use
             for batch in pa.ipc.open_stream(file):
                 counts += np.bincount(batch.column(0).values.to_numpy(), minlength=vocab_size)

@@ -1,6 +1,6 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""What a shard job leaves for the merge: the token stream of each split, and where its documents are.
+"""What a job leaves for the merge: the token stream of each split, and where its documents are.
 
 A stream is a file of raw little-endian token ids with `end_id` before every document, so streams that are read one
 after the other are one stream. The document log has a record of fixed size for every document: with it, the merge
@@ -15,7 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-SPLITS = ("train", "validation")
+from pretraining.dataset_format import SPLITS
+from pretraining.prepare.progress import progress_bar
+
 RECORD = np.dtype([("hash", "<u8", 2), ("tokens", "<u8"), ("text_bytes", "<u8"), ("split", "u1")])
 CHUNK = 2**20  # records or tokens that are read at a time
 HASHES_PER_PASS = 2**22  # to find duplicates, about 70 bytes of memory for each
@@ -25,7 +27,7 @@ class _AppendedFile:
     """A file that grows, and that can be cut back to a checkpoint."""
 
     def __init__(self, path: Path, state: dict | None):
-        """Opens the file anew, or as it was at the checkpoint; raises FileNotFoundError where it is shorter than then."""
+        """Open the file anew, or as it was at the checkpoint; raise FileNotFoundError where it is shorter than then."""
         size = state["bytes"] if state else 0
         if state and (not path.is_file() or path.stat().st_size < size):
             raise FileNotFoundError(path)
@@ -40,7 +42,7 @@ class _AppendedFile:
         self.bytes += len(data)
 
     def checkpoint(self) -> dict:
-        """Makes what is written safe on disk and returns the state, fit for JSON, to go on from."""
+        """Make what is written safe on disk and return the state, fit for JSON, to go on from."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return {"bytes": self.bytes}
@@ -71,14 +73,14 @@ class StreamWriter(_AppendedFile):
         self._bytes_at_checkpoint = self.bytes
 
     def add(self, tokens: np.ndarray, starts_document: bool) -> None:
-        """Appends a document, or with `starts_document` false the next part of the last one."""
+        """Append a document, or with `starts_document` false the next part of the last one."""
         if starts_document:
             self.write(self._separator)
         self.write(tokens.astype(self._dtype).tobytes())
 
     @property
     def due(self) -> bool:
-        """Whether it is time for a checkpoint."""
+        """Tell whether it is time for a checkpoint."""
         return self.bytes - self._bytes_at_checkpoint >= self._checkpoint_bytes
 
     def checkpoint(self) -> dict:
@@ -96,7 +98,7 @@ class DocumentLog(_AppendedFile):
         self._hash = None
 
     def add(self, text: str, tokens: int, starts_document: bool, split: str, repeat: int) -> None:
-        """Takes a document, or with `starts_document` false the next part of the last one."""
+        """Take a document, or with `starts_document` false the next part of the last one."""
         if starts_document:
             self._end_document()
             self._hash = hashlib.blake2b(digest_size=16, salt=str(repeat).encode("ascii"))
@@ -119,7 +121,7 @@ class DocumentLog(_AppendedFile):
             self._hash = None
 
     def checkpoint(self) -> dict:
-        """As of any file, but only between documents: a hash that is begun cannot be kept."""
+        """Do as for any file, but only between documents: a hash that is begun cannot be kept."""
         self._end_document()
         return super().checkpoint()
 
@@ -132,14 +134,14 @@ class Records(NamedTuple):
     count: int
 
     def read(self) -> Iterator[np.ndarray]:
-        """Yields the records in order, of type `RECORD`, up to `CHUNK` at a time."""
+        """Yield the records in order, of type `RECORD`, up to `CHUNK` at a time."""
         for start in range(0, self.count, CHUNK):
             offset = (self.first + start) * RECORD.itemsize
             yield np.fromfile(self.log, RECORD, min(CHUNK, self.count - start), offset=offset)
 
 
 def find_duplicates(documents: list[Records]) -> np.ndarray:
-    """Marks the documents whose text came before.
+    """Mark the documents whose text came before.
 
     Args:
         documents: all documents, in their order.
@@ -150,7 +152,7 @@ def find_duplicates(documents: list[Records]) -> np.ndarray:
     """
     duplicate = np.zeros(sum(records.count for records in documents), dtype=bool)
     passes = np.uint64(1 + len(duplicate) // HASHES_PER_PASS)
-    for number in range(int(passes)):
+    for number in progress_bar("Looking for duplicates", "pass", over=range(int(passes))):
         hashes, places, before = [np.empty((0, 2), dtype="<u8")], [np.empty(0, dtype=np.int64)], 0
         for records in documents:
             for chunk in records.read():
@@ -166,14 +168,14 @@ def find_duplicates(documents: list[Records]) -> np.ndarray:
 
 
 def read_stream(path: Path, dtype: np.dtype, first: int, count: int) -> Iterator[np.ndarray]:
-    """Yields `count` tokens of a stream from number `first` on, up to `CHUNK` at a time."""
+    """Yield `count` tokens of a stream from number `first` on, up to `CHUNK` at a time."""
     dtype = np.dtype(dtype).newbyteorder("<")
     for start in range(0, count, CHUNK):
         yield np.fromfile(path, dtype, min(CHUNK, count - start), offset=(first + start) * dtype.itemsize)
 
 
 def kept_runs(tokens: np.ndarray, kept: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """Finds what to copy of documents that lie one after the other in a stream.
+    """Find what to copy of documents that lie one after the other in a stream.
 
     Args:
         tokens: the length of each document in the stream, of shape (documents,).

@@ -18,8 +18,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
-from pretraining.recipe import load_recipe  # noqa: E402
-from pretraining.train import read_metrics  # noqa: E402
+from pretraining.metrics import read_metrics  # noqa: E402
+from pretraining.recipe import Recipe, load_recipe  # noqa: E402
 
 SHARED_FIELDS = (
     "vocab_size",
@@ -33,16 +33,15 @@ SHARED_FIELDS = (
 )
 
 
-def roberta_overrides(recipe) -> list[str]:
-    """Overrides that turn the recipe's Luna into a RoBERTa of its width and depth, eps and token types included."""
+def roberta_model(recipe: Recipe) -> str:
+    """Return the recipe's Luna as a RoBERTa of its width and depth, eps and token types included, as JSON."""
     fields = {name: recipe.model[name] for name in SHARED_FIELDS if name in recipe.model}
-    fields |= {"model_type": "roberta", "type_vocab_size": 1, "layer_norm_eps": 1e-5}
-    return [f"model={json.dumps(fields)}"]
+    return json.dumps(fields | {"model_type": "roberta", "type_vocab_size": 1, "layer_norm_eps": 1e-5})
 
 
-def train(recipe: str, output_dir: Path, overrides: list[str]) -> dict:
+def train(output_dir: Path, argv: list[str]) -> dict:
     """Run the training program, which at once returns from a finished run and refuses that of another recipe."""
-    command = [sys.executable, "-m", "pretraining.train", recipe, f"output_dir={output_dir}", *overrides]
+    command = [sys.executable, "-m", "pretraining.train", *argv, "--output_dir", str(output_dir)]
     print(shlex.join(command[1:]), flush=True)
     subprocess.run(command, check=True)
     results = json.loads((output_dir / "results.json").read_text(encoding="utf-8"))
@@ -52,7 +51,7 @@ def train(recipe: str, output_dir: Path, overrides: list[str]) -> dict:
 
 
 def table(results: dict[str, dict[int, dict]], recipe) -> str:
-    """Markdown: a row a model, its validation loss under each seed, mean and spread, accuracy."""
+    """Write Markdown: a row a model, its validation loss under each seed, mean and spread, accuracy."""
     seeds = list(next(iter(results.values())))
     lines = [
         f"| model | parameters | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | standard deviation | "
@@ -90,21 +89,26 @@ def plot(results: dict[str, dict[int, dict]], path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="Other options are those of `luna pretrain`, for both models, for example --max_steps 100.",
+    )
     parser.add_argument("--recipe", default="quickstart", help="a recipe of a Luna")
     parser.add_argument("--seeds", default="0,1,2", help="numbers with commas between them")
     parser.add_argument("--runs_dir", type=Path, default=Path("runs/luna_and_roberta"))
     parser.add_argument("--output", type=Path, default=Path("docs/luna_and_roberta.md"))
-    parser.add_argument("overrides", nargs="*", metavar="name=value", help="for both models, for example max_steps=100")
-    args = parser.parse_intermixed_args(arguments)
-    recipe = load_recipe(args.recipe, args.overrides)
-    contestants = {"RoBERTa": roberta_overrides(recipe), f"Luna, l = {recipe.model['projection_length']}": []}
+    args, options = parser.parse_known_args(arguments)
+    argv = [args.recipe, *options]
+    recipe = load_recipe(*argv)
+    contestants = {"RoBERTa": ["--model", roberta_model(recipe)], f"Luna, l = {recipe.model['projection_length']}": []}
     results: dict[str, dict[int, dict]] = {name: {} for name in contestants}
-    for seed in [int(seed) for seed in args.seeds.split(",")]:
-        for name, overrides in contestants.items():
+    for seed in args.seeds.split(","):
+        for name, model in contestants.items():
             folder = args.runs_dir / f"{name.split(',')[0].lower()}_seed{seed}"
-            results[name][seed] = train(args.recipe, folder, [*args.overrides, *overrides, f"seed={seed}"])
-    command = shlex.join(["python", "scripts/compare_with_roberta.py", *(sys.argv[1:] if arguments is None else arguments)])
+            results[name][int(seed)] = train(folder, [*argv, *model, "--seed", seed])
+    command = shlex.join(
+        ["python", "-m", "scripts.reports.compare_with_roberta", *(sys.argv[1:] if arguments is None else arguments)]
+    )
     picture = args.output.with_suffix(".png")
     plot(results, picture)
     text = f"# Luna and RoBERTa, the same data and steps\n\nMade by `{command}`.\n\n{table(results, recipe)}\n\n"

@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0.
 """Kill one rank of a run again and again, at random, and compare the end with that of an undisturbed run.
 
-    python scripts/kill_ranks.py --kills 100 --num_processes 2 --engine ddp
+    python -m scripts.reports.kill_ranks --kills 100 --num_processes 2 --engine ddp
 
 A rank is killed by SIGKILL a few steps after the start, or while a checkpoint is being written. `torchrun` must then end the
 other ranks and itself; it is started again, as a scheduler would, and the run goes on from its last checkpoint.
@@ -19,29 +19,18 @@ import time
 from pathlib import Path
 
 import psutil
-from compare_engines import (
-    ROOT,
-    SEQUENCE_LENGTH,
-    VALUES,
-    VOCAB_SIZE,
-    command,
-    curve,
-    environment,
-    launch,
-    write_recipe,
-)
 from tqdm import tqdm
 
-from pretraining.cluster import ENGINE_NAMES
-from pretraining.prepare.run import main as prepare
-from pretraining.train import read_metrics
+from pretraining.launcher import ENGINE_NAMES
+from pretraining.metrics import read_metrics
+from scripts.reports.launching import VALUES, command, curve, environment, launch, prepare
 
 # Seconds, at random up to these, from a logged step or the start of a save to the kill: about two steps, and a save.
 DELAY = {"training": 0.1, "saving": 0.03}
 
 
 def ranks_of(launcher: psutil.Process) -> list[psutil.Process]:
-    """The ranks that the launcher has running; without their data loaders."""
+    """List the ranks that the launcher has running; without their data workers."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return [child for child in launcher.children() if "pretraining.train" in " ".join(child.cmdline())]
     return []
@@ -57,18 +46,18 @@ def is_saving(output: Path) -> bool:
 
 
 def run_and_kill(engine: str, values: dict, output: Path, processes: int, kills: int, seed: int) -> dict[str, int]:
-    """The run with `kills` kills, then to its end. Returns how many hit it in training and how many in the middle of a save.
+    """Run with `kills` kills, then to the end. Returns how many hit it in training and how many in the middle of a save.
 
     Raises:
         RuntimeError: the run ended before it was killed often enough, did not end when a rank was killed, or failed.
     """
     chooser = random.Random(seed)
-    started = command(write_recipe(values, output), processes)
+    started = command(values, output, processes)
     hits = {"training": 0, "saving": 0}
     for _ in tqdm(range(kills), desc="kills", unit="kill"):
         wanted, steps, started_at = chooser.choice(list(hits)), chooser.randint(1, 4), last_step(output)
         with (output.parent / f"{output.name}.log").open("w", encoding="utf-8") as log:
-            process = subprocess.Popen(started, cwd=ROOT, env=environment(engine), stdout=log, stderr=log)
+            process = subprocess.Popen(started, env=environment(engine), stdout=log, stderr=log)
         ranks = []
         while process.poll() is None:
             if (wanted == "training" or is_saving(output)) and last_step(output) >= started_at + steps:
@@ -101,8 +90,7 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sizes = ["--vocab_size", str(VOCAB_SIZE), "--sequence_length", str(SEQUENCE_LENGTH), "--validation_fraction", "0.05"]
-        prepare([f"{folder}/dataset", "--source", "python-docs", *sizes])
+        prepare(folder / "dataset")
         values = VALUES | {"dataset": f"{folder}/dataset", "max_steps": 10 * args.kills, "warmup_steps": 10}
         values |= {"eval_steps": 50, "save_steps": 2}
         undisturbed = launch(args.engine, values, folder / "undisturbed", args.num_processes)

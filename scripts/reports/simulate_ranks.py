@@ -2,9 +2,9 @@
 # Licensed under the Apache License, Version 2.0.
 """Take the sampler, the data order and the schedule of a recipe through many ranks, without as many devices.
 
-    python scripts/simulate_ranks.py                            # an epoch of 10^6 sequences over 64 ranks
-    python scripts/simulate_ranks.py --every_place 1000000000   # besides, every place of an index of 10^9
-    python scripts/simulate_ranks.py --dataset data/python-docs # besides, real rows, masks and batches
+    python -m scripts.reports.simulate_ranks                            # an epoch of 10^6 sequences over 64 ranks
+    python -m scripts.reports.simulate_ranks --every_place 1000000000   # besides, every place of an index of 10^9
+    python -m scripts.reports.simulate_ranks --dataset data/python-docs # besides, real rows, masks and batches
 
 The first part runs the real `MicroBatchSampler` of every rank, step by step, until the epoch is over, and compares each
 global batch with that of one rank. The second proves that an epoch of so many sequences reads each of them once: the row at
@@ -22,16 +22,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the program of this clone, installed or not
-
-from pretraining.order import MicroBatchSampler, permute, places_of  # noqa: E402  (needs NumPy alone)
+from luna_tools.errors import InputError
+from pretraining.order import MicroBatchSampler, permute, places_of
+from pretraining.recipe import Recipe, load_recipe
 
 CHUNK = 2**17  # places at a time: what stays in a core's cache
 MIB = 2**20
 
 
 def simulate_epoch(global_batch: int, micro_batch: int, sequences: int, processes: int, seed: int) -> dict:
-    """The first epoch as `processes` ranks read it together.
+    """Read the first epoch as `processes` ranks read it together.
 
     Returns:
         The steps, and how many sequences were read how often: {1: sequences} if all is well.
@@ -59,7 +59,7 @@ def simulate_epoch(global_batch: int, micro_batch: int, sequences: int, processe
 
 
 def simulate_steps(dataset, global_batch: int, micro_batch: int, processes: int, steps: int) -> int:
-    """Steps with their real rows, masks and batches: together the ranks have the tensors of one rank, bit for bit.
+    """Take steps with their real rows, masks and batches: together the ranks have the tensors of one rank, bit for bit.
 
     The loss of a step is a sum over all masked tokens divided by their number, so with the tensors both are the same too.
 
@@ -87,23 +87,23 @@ def simulate_steps(dataset, global_batch: int, micro_batch: int, processes: int,
     return masked
 
 
-def check_schedule(recipe) -> None:
-    """Every learning rate of the recipe is that of the paper's schedule: a straight rise, then a straight fall to 0.
+def check_schedule(recipe: Recipe, rates: np.ndarray) -> None:
+    """Compare every learning rate with the paper's schedule, which is drawn: straight lines between three points.
+
+    Args:
+        rates: of all updates in their order.
 
     Raises:
         AssertionError: at the first update that is not.
     """
-    from pretraining.train import learning_rate_at
-
-    for step in range(recipe.max_steps):
-        rise = recipe.learning_rate * (step + 1) / (recipe.warmup_steps + 1)
-        fall = recipe.learning_rate * (recipe.max_steps - step) / (recipe.max_steps - recipe.warmup_steps)
-        expected = rise if step < recipe.warmup_steps else fall
-        assert abs(learning_rate_at(step, recipe) - expected) < 1e-12, f"update {step + 1}: not the schedule's learning rate"
+    corners = (-1, recipe.warmup_steps, recipe.max_steps)  # updates from 0: nothing before the first, nothing after the last
+    expected = np.interp(np.arange(recipe.max_steps), corners, (0.0, recipe.learning_rate, 0.0))
+    wrong = np.flatnonzero(~np.isclose(rates, expected, rtol=1e-9, atol=0))
+    assert len(wrong) == 0, f"update {wrong[0] + 1}: not the schedule's learning rate"
 
 
 def check_places(first: int, last: int, sequences: int, seed: int) -> int:
-    """How many of the places `first` to `last` - 1 hold a row of the index that leads back to them."""
+    """Count how many of the places `first` to `last` - 1 hold a row of the index that leads back to them."""
     good = 0
     for start in range(first, last, CHUNK):
         places = np.arange(start, min(start + CHUNK, last))
@@ -113,13 +113,13 @@ def check_places(first: int, last: int, sequences: int, seed: int) -> int:
 
 
 def check_share(share: tuple[int, int, int, int]) -> tuple[int, int]:
-    """`check_places`, and the peak memory of the process that did it in bytes."""
+    """Return `check_places`, and the peak memory of the process that did it in bytes."""
     good = check_places(*share)
     return good, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def check_every_place(sequences: int, seed: int, num_proc: int) -> dict:
-    """All places of an index, divided over `num_proc` processes."""
+    """Check all places of an index, divided over `num_proc` processes."""
     bounds = np.linspace(0, sequences, 64 * num_proc + 1).astype(int).tolist()
     shares = [(first, last, sequences, seed) for first, last in zip(bounds, bounds[1:], strict=False)]
     started = time.perf_counter()
@@ -152,36 +152,33 @@ def main() -> int:
         if result["good"] != args.every_place:
             return 1
 
-    from pretraining.recipe import InputError, load_recipe  # these bring torch
-    from pretraining.train import learning_rate_at
-
     try:
-        recipe = load_recipe(args.recipe, [])
+        recipe = load_recipe(args.recipe)
         share = recipe.micro_batch_size * args.num_processes
         if recipe.global_batch_size % share:
             raise InputError(f"`--num_processes` is {args.num_processes}: {share} does not divide the global batch.")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    from pretraining.run import learning_rate_at  # brings torch, which the places do without
+
     sizes = (recipe.global_batch_size, recipe.micro_batch_size)
     result = simulate_epoch(*sizes, args.sequences, args.num_processes, recipe.seed)
     print(
         f"Epoch of {args.sequences:,} over {args.num_processes} ranks: {result['steps']:,} global batches of {sizes[0]:,}, "
         f"each that of one rank; sequences by the times they were read: {result['readings']}."
     )
-    check_schedule(recipe)
-    rates = {step: learning_rate_at(step, recipe) for step in (0, recipe.warmup_steps, recipe.max_steps - 1)}
-    shown = ", ".join(f"{rate:.3g} at update {step + 1:,}" for step, rate in rates.items())
+    rates = np.array([learning_rate_at(step, recipe) for step in range(recipe.max_steps)])
+    check_schedule(recipe, rates)
+    shown = ", ".join(f"{rates[i]:.3g} at update {i + 1:,}" for i in (0, recipe.warmup_steps, recipe.max_steps - 1))
     print(f"Learning rate: {shown}; every update's is that of the schedule.")
     if args.dataset is not None:
         from transformers import AutoTokenizer
 
-        from pretraining.data import MaskedLMDataset, Masking
+        from pretraining.objectives import OBJECTIVES
 
         tokenizer = AutoTokenizer.from_pretrained(args.dataset / "tokenizer")
-        specials = tuple(sorted(tokenizer.all_special_ids))
-        masking = Masking(recipe.mlm_probability, tokenizer.mask_token_id, specials, len(tokenizer))
-        rows = MaskedLMDataset(args.dataset / "train", masking, recipe.seed, shuffle=True)
+        rows = OBJECTIVES[recipe.objective](recipe, tokenizer, len(tokenizer)).rows(args.dataset / "train", shuffle=True)
         masked = simulate_steps(rows, *sizes, args.num_processes, args.steps)
         print(
             f"{args.steps} steps with the rows of {args.dataset}: the batches of {args.num_processes} ranks are those of "

@@ -5,7 +5,7 @@
 import pytest
 import torch
 
-from finetuning import train
+from finetuning import finetune
 from tests.support.finetuning import ARCHITECTURES, published, write_checkpoint
 
 torch.set_num_threads(1)  # several threads only wait for each other in models this small
@@ -42,4 +42,4 @@ def no_pictures(request, monkeypatch):
     """Pictures take half of a short run: it writes empty files instead."""
     if "pictures" not in request.fixturenames:
         for name in ("plot_learning_curve", "plot_confusion_matrix", "plot_regression"):
-            monkeypatch.setattr(train, name, lambda path, *args, **kwargs: path.touch())
+            monkeypatch.setattr(finetune, name, lambda path, *args, **kwargs: path.touch())

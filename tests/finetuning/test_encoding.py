@@ -3,6 +3,7 @@
 """The inputs match the recipe token by token, and batches hold what the rows hold."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from finetuning.data import Row, TaskData, _dataset, load_task
-from finetuning.encoding import encode, make_collator
+from finetuning.data import TaskData, load_task
+from finetuning.encoding import TextEncoder, encode, make_collator
 from finetuning.tasks import TASKS, custom_task
+from finetuning.tasks.custom import CustomTask
+from finetuning.tasks.reading import Row, make_dataset
 from luna_tools.errors import InputError
 from pretraining.prepare.tokenizer import train_tokenizer, wrap_tokenizer
 from tests.support.published_files import write_published, write_tokenizer
@@ -44,7 +47,15 @@ def bert():
 
 def _data(task, *rows):
     rows = [Row("", {"index": i, "label": 0} | row) for i, row in enumerate(rows)]
-    return TaskData(task, {"train": _dataset(task, "rows", rows)})
+    return TaskData(task, {"train": make_dataset(task, "rows", rows)})
+
+
+def _cats(count):
+    return " ".join(["cat"] * count)
+
+
+def _choice(passage, question, *options):
+    return {"passage": passage, "question": question, "options": options}
 
 
 def _tokens(tokenizer, encoded):
@@ -54,96 +65,52 @@ def _tokens(tokenizer, encoded):
 
 # ---- RACE and CommonsenseQA by hand. A Ġ is the space before a word. ----
 
-RACE = TASKS["race"]
-CSQA = TASKS["csqa"]
-
-
-def test_race_question_with_a_gap(roberta):
-    row = {"passage": "The cat\nsat .", "question": "_ ran and _ sat", "options": ["The dog", "He"]}
-    encoded = encode(_data(RACE, row), roberta, max_sequence_length=512)
-    assert _tokens(roberta, encoded) == [
-        "<s> The Ġdog Ġran Ġand ĠThe Ġdog Ġsat </s> </s> The Ġcat Ġsat Ġ. </s>",
-        "<s> He Ġran Ġand ĠHe Ġsat </s> </s> The Ġcat Ġsat Ġ. </s>",
-    ]
-    assert encoded["train"][0]["length"] == 15
-    assert encoded["train"][0]["attention_mask"] == [[1] * 15, [1] * 13]
-
-
-def test_race_question_without_a_gap(roberta):
-    row = {"passage": "The  cat\n\n sat .", "question": "Who sat ?", "options": ["The cat", "dog"]}
-    encoded = encode(_data(RACE, row), roberta, max_sequence_length=512)
-    assert _tokens(roberta, encoded) == [
-        "<s> Who Ġsat Ġ? ĠThe Ġcat </s> </s> The Ġcat Ġsat Ġ. </s>",
-        "<s> Who Ġsat Ġ? Ġdog </s> </s> The Ġcat Ġsat Ġ. </s>",
-    ]
-
-
-def test_race_question_and_passage_too_long(roberta):
-    row = {"passage": " ".join(["cat"] * 600), "question": " ".join(["mat"] * 150), "options": ["He", "red"]}
-    encoded = encode(_data(RACE, row), roberta, max_sequence_length=512)
+RACE, CSQA, CUSTOM = TASKS["race"], TASKS["csqa"], custom_task("multiple_choice")
+MAT = "The cat sat on the mat ."
+CHOICES = [  # task, passage, question, options, lengths; the inputs of the two options
+    # A gap or none; line ends and white space become one space.
+    (RACE, "The cat\nsat .", "_ ran and _ sat", ["The dog", "He"], (512,),
+     "<s> The Ġdog Ġran Ġand ĠThe Ġdog Ġsat </s> </s> The Ġcat Ġsat Ġ. </s>",
+     "<s> He Ġran Ġand ĠHe Ġsat </s> </s> The Ġcat Ġsat Ġ. </s>"),
+    (RACE, "The  cat\n\n sat .", "Who sat ?", ["The cat", "dog"], (512,),
+     "<s> Who Ġsat Ġ? ĠThe Ġcat </s> </s> The Ġcat Ġsat Ġ. </s>", "<s> Who Ġsat Ġ? Ġdog </s> </s> The Ġcat Ġsat Ġ. </s>"),
     # <s> and 126 tokens and </s> are 128; </s> and 382 tokens and </s> fill up to 512.
-    expected = " ".join(["<s> mat", *["Ġmat"] * 125, "</s> </s> cat", *["Ġcat"] * 381, "</s>"])
-    assert len(expected.split()) == 512
-    assert _tokens(roberta, encoded) == [expected, expected]
-
-    row = {"passage": "The cat sat on the mat .", "question": "Who sat on the mat ?", "options": ["The cat", "He"]}
-    encoded = encode(_data(RACE, row), roberta, max_sequence_length=14, max_option_length=9)
-    assert _tokens(roberta, encoded) == [
-        "<s> Who Ġsat Ġon Ġthe Ġmat Ġ? ĠThe </s> </s> The Ġcat Ġsat </s>",
-        "<s> Who Ġsat Ġon Ġthe Ġmat Ġ? ĠHe </s> </s> The Ġcat Ġsat </s>",
-    ]
-
-
-def test_the_room_that_short_options_leave_goes_to_the_passage(roberta):
-    row = {"passage": "The cat sat on the mat .", "question": "Who ?", "options": ["red and blue", "He"]}
-    encoded = encode(_data(RACE, row), roberta, max_sequence_length=14, max_option_length=9)
-    assert _tokens(roberta, encoded) == [
-        "<s> Who Ġ? Ġred Ġand Ġblue </s> </s> The Ġcat Ġsat Ġon Ġthe </s>",
-        "<s> Who Ġ? ĠHe </s> </s> The Ġcat Ġsat Ġon Ġthe Ġmat Ġ. </s>",
-    ]
-
-
-def test_csqa_has_one_separator(roberta):
-    row = {"passage": "", "question": "Who sat ?", "options": ["cat", "The dog"]}
-    encoded = encode(_data(CSQA, row), roberta, max_sequence_length=512)
-    assert _tokens(roberta, encoded) == [
-        "<s> Q : ĠWho Ġsat Ġ? </s> A : Ġcat </s>",
-        "<s> Q : ĠWho Ġsat Ġ? </s> A : ĠThe Ġdog </s>",
-    ]
-    assert encoded["train"][0]["length"] == 12
+    (RACE, _cats(600), " ".join(["mat"] * 150), ["He", "red"], (512,),
+     *[" ".join(["<s> mat", *["Ġmat"] * 125, "</s> </s> cat", *["Ġcat"] * 381, "</s>"])] * 2),
+    (RACE, MAT, "Who sat on the mat ?", ["The cat", "He"], (14, 9),
+     "<s> Who Ġsat Ġon Ġthe Ġmat Ġ? ĠThe </s> </s> The Ġcat Ġsat </s>",
+     "<s> Who Ġsat Ġon Ġthe Ġmat Ġ? ĠHe </s> </s> The Ġcat Ġsat </s>"),
+    # The room that a short option leaves goes to the passage.
+    (RACE, MAT, "Who ?", ["red and blue", "He"], (14, 9),
+     "<s> Who Ġ? Ġred Ġand Ġblue </s> </s> The Ġcat Ġsat Ġon Ġthe </s>",
+     "<s> Who Ġ? ĠHe </s> </s> The Ġcat Ġsat Ġon Ġthe Ġmat Ġ. </s>"),
+    (RACE, "The cat", "Who ?", ["cat", "dog"], (131, 128),  # the least that has room
+     "<s> Who Ġ? Ġcat </s> </s> The Ġcat </s>", "<s> Who Ġ? Ġdog </s> </s> The Ġcat </s>"),
+    # The official form of CommonsenseQA: `<s> Q: ... </s> A: ... </s>`, with one separator.
+    (CSQA, "", "Who sat ?", ["cat", "The dog"], (512,),
+     "<s> Q : ĠWho Ġsat Ġ? </s> A : Ġcat </s>", "<s> Q : ĠWho Ġsat Ġ? </s> A : ĠThe Ġdog </s>"),
+    (CSQA, "", "He _ it", ["red", "the _"], (512,),
+     "<s> Q : ĠHe Ġ_ Ġit </s> A : Ġred </s>", "<s> Q : ĠHe Ġ_ Ġit </s> A : Ġthe Ġ_ </s>"),
+    # The question is cut and the answer kept; one that is too long by itself is cut at its end.
+    (CSQA, "", "Who sat on the mat and ran ?", ["cat", "The dog and the cat"], (512, 11),
+     "<s> Q : ĠWho Ġsat Ġon </s> A : Ġcat </s>", "<s> Q </s> A : ĠThe Ġdog Ġand Ġthe Ġcat </s>"),
+    (CSQA, "", "Who sat on the mat and ran ?", ["cat", "The dog and the cat"], (8,),
+     "<s> Q : </s> A : Ġcat </s>", "<s> </s> A : ĠThe Ġdog Ġand </s>"),
+    # The user's own rows have one of the two forms.
+    (CUSTOM, "He ran", "Who _ ?", ["cat", "dog"], (64, 16),
+     "<s> Who Ġcat Ġ? </s> </s> He Ġran </s>", "<s> Who Ġdog Ġ? </s> </s> He Ġran </s>"),
+    (CUSTOM, "", "Who _ ?", ["cat", "dog"], (64, 16),
+     "<s> Q : ĠWho Ġ_ Ġ? </s> A : Ġcat </s>", "<s> Q : ĠWho Ġ_ Ġ? </s> A : Ġdog </s>"),
+]  # fmt: skip
 
 
-def test_csqa_leaves_gaps_and_spaces_as_they_are(roberta):
-    row = {"passage": "", "question": "He _ it", "options": ["red", "the _"]}
-    encoded = encode(_data(CSQA, row), roberta, max_sequence_length=512)
-    assert _tokens(roberta, encoded) == [
-        "<s> Q : ĠHe Ġ_ Ġit </s> A : Ġred </s>",
-        "<s> Q : ĠHe Ġ_ Ġit </s> A : Ġthe Ġ_ </s>",
-    ]
-
-
-def test_csqa_cuts_the_question_and_keeps_the_answer(roberta):
-    row = {"passage": "", "question": "Who sat on the mat and ran ?", "options": ["cat", "The dog and the cat"]}
-    encoded = encode(_data(CSQA, row), roberta, max_sequence_length=512, max_option_length=11)
-    assert _tokens(roberta, encoded) == [
-        "<s> Q : ĠWho Ġsat Ġon </s> A : Ġcat </s>",
-        "<s> Q </s> A : ĠThe Ġdog Ġand Ġthe Ġcat </s>",
-    ]
-    # An answer that is too long by itself is cut at its end.
-    encoded = encode(_data(CSQA, row), roberta, max_sequence_length=8)
-    assert _tokens(roberta, encoded) == ["<s> Q : </s> A : Ġcat </s>", "<s> </s> A : ĠThe Ġdog Ġand </s>"]
-    long = " ".join(["mat"] * 200)
-    encoded = encode(_data(CSQA, row | {"question": long, "options": [long, "cat"]}), roberta, max_sequence_length=512)
-    assert [len(ids) for ids in encoded["train"][0]["input_ids"]] == [128, 128]
-
-
-def test_custom_multiple_choice_has_one_of_the_two_forms(roberta):
-    task = custom_task("multiple_choice")
-    row = {"question": "Who _ ?", "options": ["cat", "dog"]}
-    [with_passage, _] = _tokens(roberta, encode(_data(task, row | {"passage": "He ran"}), roberta, 64, 16))
-    [without, _] = _tokens(roberta, encode(_data(task, row | {"passage": ""}), roberta, 64, 16))
-    assert with_passage == "<s> Who Ġcat Ġ? </s> </s> He Ġran </s>"
-    assert without == "<s> Q : ĠWho Ġ_ Ġ? </s> A : Ġcat </s>"
+@pytest.mark.parametrize(("task", "passage", "question", "options", "lengths", "first", "second"), CHOICES)
+def test_choices(roberta, task, passage, question, options, lengths, first, second):
+    encoded = encode(_data(task, _choice(passage, question, *options)), roberta, *lengths)
+    assert _tokens(roberta, encoded) == [first, second]
+    counts = [len(tokens.split()) for tokens in (first, second)]
+    assert encoded["train"][0]["length"] == max(counts)
+    assert encoded["train"][0]["attention_mask"] == [[1] * count for count in counts]
 
 
 def test_multiple_choice_of_a_tokenizer_with_token_types(bert):
@@ -195,6 +162,51 @@ def test_words_without_tokens_and_words_cut_off(bert):
     assert bert.convert_ids_to_tokens(encoded["input_ids"]) == ["[CLS]", "the", "cat", "sat", "[SEP]"]
     assert encoded["labels"] == [-100, 5, 7, 8, -100]
     assert encoded["first_tokens"] == [1, -1, 2, 3, -1]
+
+
+# ---- What is cut is told ----
+
+
+CUT = [  # task, rows, lengths; how many rows are cut at how many tokens by which option
+    (TASKS["cola"], [{"text": _cats(count)} for count in (7, 8, 9, 1200)], (10,), [(2, 10, "max_sequence_length")]),
+    (TASKS["cola"], [{"text": _cats(count)} for count in (7, 8)], (10,), []),
+    (
+        TASKS["rte"],
+        [{"text": _cats(one), "text_pair": _cats(two)} for one, two in ((3, 3), (5, 1), (1, 6), (40, 40))],
+        (10,),
+        [(2, 10, "max_sequence_length")],
+    ),
+    (
+        custom_task("token_classification"),
+        [{"words": ["cat"] * count, "label": [0] * count} for count in (8, 9)],
+        (10,),
+        [(1, 10, "max_sequence_length")],
+    ),
+    (RACE, [_choice(_cats(5), "Who ?", "He", "The dog")], (13, 9), []),
+    (RACE, [_choice(_cats(6), "Who ?", "He", "The dog")], (13, 9), [(1, 13, "max_sequence_length")]),
+    (
+        RACE,
+        [_choice("cat", "Who sat on the mat", "He", "The dog"), _choice(_cats(9), _cats(7), "red", "blue")],
+        (13, 8),
+        [(2, 8, "max_option_length"), (1, 13, "max_sequence_length")],
+    ),
+    (RACE, [_choice("cat", "Who sat on the mat", "He", "red")], (13, 8), []),
+    (CSQA, [_choice("", "Who sat ?", "cat", "The dog")], (512, 12), []),
+    (CSQA, [_choice("", "Who sat ?", "cat", "The dog")] * 2, (512, 11), [(2, 11, "max_option_length")]),
+    (CSQA, [_choice("", "Who sat ?", "cat", "The dog")], (11, 128), [(1, 11, "max_sequence_length")]),
+]
+
+
+@pytest.mark.parametrize(("task", "rows", "lengths", "told"), CUT)
+def test_rows_that_are_cut_are_told_once_per_split(roberta, caplog, task, rows, lengths, told):
+    data = _data(task, *rows)
+    encode(replace(data, splits=data.splits | {"validation": data.splits["train"]}), roberta, *lengths)
+    assert caplog.messages == [
+        f"{count} of {len(rows)} rows of the split {split!r} are cut at {tokens} tokens: raise --{option}, as far as the "
+        "model reads, to keep more."
+        for split in data.splits | {"validation": None}
+        for count, tokens, option in told
+    ]
 
 
 # ---- Whole tasks ----
@@ -269,6 +281,27 @@ def test_batches_of_words(bert, side):
     assert set(make_collator(task, bert)(list(hidden))) == {"input_ids", "attention_mask", "token_type_ids"}
 
 
+class _Reversed(TextEncoder):
+    def encode_batch(self, batch):
+        return super().encode_batch(batch | {"text": [text[::-1] for text in batch["text"]]})
+
+    @staticmethod
+    def collate(padding, names, rows):
+        return TextEncoder.collate(padding, names, rows[::-1])
+
+
+class _Family(CustomTask):
+    def encoder(self):
+        return _Reversed
+
+
+def test_a_family_brings_its_own_inputs_and_batches(roberta):
+    task = _Family(**vars(custom_task("classification", ("text",), ("a", "b"))))
+    rows = encode(_data(task, {"text": "tac"}, {"text": "tas tac", "label": 1}), roberta, 16)["train"]
+    assert [roberta.decode(ids) for ids in rows["input_ids"]] == ["<s>cat</s>", "<s>cat sat</s>"]
+    assert make_collator(task, roberta)(list(rows))["labels"].tolist() == [1, 0]
+
+
 def test_the_tokenizer_is_left_as_it_was(roberta):
     before = roberta.backend_tokenizer.to_str()
     row = {"passage": "The cat", "question": "Who ?", "options": ["cat", "dog"]}
@@ -279,40 +312,28 @@ def test_the_tokenizer_is_left_as_it_was(roberta):
 
 # ---- Wrong inputs ----
 
-CHOICE = {"passage": "", "question": "Who ?", "options": ["cat", "dog"]}
-PASSAGE = CHOICE | {"passage": "The cat"}
+CHOICE = _choice("", "Who ?", "cat", "dog")
+PASSAGE = _choice("The cat", "Who ?", "cat", "dog")
 
 
-@pytest.mark.parametrize(
-    ("task", "row", "lengths", "expected"),
-    [
-        (
-            TASKS["cola"],
-            {"text": "x"},
-            (2,),
-            r"`--max_sequence_length` is 2, which leaves no room for text: give at least 3\.",
-        ),
-        (TASKS["rte"], {"text": "x", "text_pair": "y"}, (5,), r"`--max_sequence_length` is 5, .*: give at least 6\."),
-        (
-            RACE,
-            PASSAGE,
-            (130, 128),
-            r"`--max_option_length` is 128, which leaves .* in the 130 tokens of .* or of the model: lower it, to 65 .*\.",
-        ),
-        (RACE, PASSAGE, (130, 2), r"`--max_option_length` is 2, which leaves no room for text: raise it\."),
-        (CSQA, CHOICE, (7, 128), r"`--max_option_length` is 128 and `--max_sequence_length` is 7: give at least 8\."),
-    ],
-)
+WRONG_LENGTHS = [
+    (TASKS["cola"], {"text": "x"}, (2,), r"`--max_sequence_length` is 2, which leaves no room for text: give at least 3\."),
+    (TASKS["rte"], {"text": "x", "text_pair": "y"}, (5,), r"`--max_sequence_length` is 5, .*: give at least 6\."),
+    (
+        RACE,
+        PASSAGE,
+        (130, 128),
+        r"`--max_option_length` is 128, .* in the 130 tokens of .* or of the model: lower it, to 65 .*",
+    ),
+    (RACE, PASSAGE, (130, 2), r"`--max_option_length` is 2, which leaves no room for text: raise it\."),
+    (CSQA, CHOICE, (7, 128), r"`--max_option_length` is 128 and `--max_sequence_length` is 7: give at least 8\."),
+]
+
+
+@pytest.mark.parametrize(("task", "row", "lengths", "expected"), WRONG_LENGTHS)
 def test_lengths_without_room(roberta, task, row, lengths, expected):
     with pytest.raises(InputError, match=f"^{expected}$"):
         encode(_data(task, row), roberta, *lengths)
-
-
-def test_the_smallest_lengths_that_have_room(roberta):
-    encoded = encode(_data(RACE, PASSAGE), roberta, 131, 128)
-    assert _tokens(roberta, encoded)[0] == "<s> Who Ġ? Ġcat </s> </s> The Ġcat </s>"
-    pair = encode(_data(TASKS["rte"], {"text": "The cat", "text_pair": "He ran"}), roberta, 6)["train"][0]
-    assert roberta.convert_ids_to_tokens(pair["input_ids"]) == "<s> The </s> </s> He </s>".split()
 
 
 def test_tokenizers_that_do_not_fit(roberta):

@@ -4,11 +4,12 @@
 
 import pytest
 from huggingface_hub import ModelCard
-from tests.support.hub_server import Hub, HubError
 
+from luna_tools import push
+from luna_tools.cards import UNNAMED
 from luna_tools.errors import InputError
-from modeling_luna import UNNAMED
 from tests.support.finetuning import read_results, run_task
+from tests.support.hub_server import Hub, HubError
 
 WRITTEN_WHILE_TRAINING = ("training_args.bin", "optimizer.pt", "rng_state.pth", "scheduler.pt")
 
@@ -46,20 +47,15 @@ def test_a_run_is_pushed_whole_and_without_pickles(hub, options, pictures):
     values = {result.metric_name: result.metric_value for result in ModelCard(card).data.eval_results}
     assert values["accuracy"] == results["eval_accuracy"]
     # The project's own check takes the folder, and the card names the next repository.
-    assert push_to_hub.main([str(folder), "org/again"]) == 0
+    assert not push.main([str(folder), "org/again"])
     again = hub.repositories["org/again"]
     assert 'name = "org/again"\n' in again.commits[again.branches["main"]]["README.md"].decode()
 
 
 def test_a_push_that_fails_is_one_sentence_and_loses_nothing(hub, options):
     hub.failures = {"POST /api/models/org/sst2/commit/": HubError(403, message="read only")}
-    with pytest.raises(InputError, match=r"was not pushed \(.*read only.*push_to_hub.py .*run org/sst2`\.") as error:
+    with pytest.raises(InputError, match=r"was not pushed \(.*read only.*with `luna push .*run org/sst2`\.") as error:
         run_task("sst2", **options)
     assert "\n" not in str(error.value)
     assert read_results(options["output_dir"])
     assert UNNAMED in (options["output_dir"] / "README.md").read_text()
-
-
-def test_pushing_checkpoints_is_refused(options):
-    with pytest.raises(InputError, match="`hub_strategy` is all_checkpoints, but only a finished run is pushed"):
-        run_task("sst2", **options, hub_strategy="all_checkpoints")

@@ -8,8 +8,6 @@ import pytest
 import yaml
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from tests.support.fresh_process import run_program
-from tests.support.hub_server import metadata_errors
 from transformers import (
     AutoModelForMultipleChoice,
     AutoModelForSequenceClassification,
@@ -23,7 +21,9 @@ from finetuning.encoding import encode
 from finetuning.model_card import make_model_card, usage
 from finetuning.tasks import TASKS, custom_task
 from luna_tools.cards import named_card
-from pretraining.prepare.tokenizer import train_tokenizer, wrap_tokenizer
+from tests.support.fresh_process import run_program
+from tests.support.hub_server import metadata_errors
+from tests.support.published_files import write_tokenizer
 
 TAGGING = custom_task("token_classification", labels=("O", "B-PER", "I-PER"))
 VERSIONS = {"transformers": "5.23.0", "torch": "2.13.0"}
@@ -38,7 +38,7 @@ RESULTS = {
 }
 
 
-def _data(task):
+def data_of(task):
     columns = {"index": [0, 1]} | {column: ["one text", "two texts"] for column in task.columns}
     columns |= {"label": [0.5, 1.0] if task.kind == "regression" else [0, 1]}
     if task.kind == "multiple_choice":
@@ -52,15 +52,20 @@ def _data(task):
     return TaskData(task, {split: Dataset.from_dict(columns) for split in splits})
 
 
-def _card(task, **changes):
-    known = {"model_type": "luna", "base_model": "some/luna-base", "data_description": "The GLUE benchmark's task."}
+def card_of(task, **changes):
+    known = {
+        "model_type": "luna",
+        "base_model": "some/luna-base",
+        "base_is_on_hub": True,
+        "data_description": "The GLUE benchmark's task.",
+    }
     hyperparameters = {"learning_rate": 1e-5, "warmup_ratio": None, "max_sequence_length": 512, "seed": 0}
-    return make_model_card("me/luna", _data(task), RESULTS[task.name], hyperparameters, VERSIONS, **known | changes)
+    return make_model_card("me/luna", data_of(task), RESULTS[task.name], hyperparameters, VERSIONS, **known | changes)
 
 
 @pytest.mark.parametrize("task", [*(TASKS[name] for name in RESULTS if name != "custom"), TAGGING], ids=lambda t: t.name)
 def test_card_round_trip(tmp_path, task):
-    card = _card(task, classifier_pooling="packed_mean", pictures=("learning_curve.png",), license="apache-2.0")
+    card = card_of(task, classifier_pooling="packed_mean", pictures=("learning_curve.png",), license="apache-2.0")
     card.save(tmp_path / "README.md")
     loaded = ModelCard.load(tmp_path / "README.md")
     assert loaded.data.to_dict() == card.data.to_dict()
@@ -77,20 +82,21 @@ def test_card_round_trip(tmp_path, task):
 
 
 def test_metadata():
-    data = _card(TASKS["stsb"], license="apache-2.0").data.to_dict()
+    data = card_of(TASKS["stsb"], license="apache-2.0").data.to_dict()
     assert data["pipeline_tag"] == "text-classification"
     assert data["metrics"] == ["pearsonr", "spearmanr"]
     assert data["tags"] == ["luna", "stsb", "custom_code"]
     assert data["datasets"] == ["nyu-mll/glue"]
     assert (data["license"], data["language"], data["library_name"]) == ("apache-2.0", "en", "transformers")
-    assert "license" not in _card(TASKS["stsb"]).data.to_dict()
-    custom = _card(TAGGING, model_type="roberta").data.to_dict()
+    assert "license" not in card_of(TASKS["stsb"]).data.to_dict()
+    custom = card_of(TAGGING, model_type="roberta").data.to_dict()
     assert not {"language", "license", "datasets"} & set(custom)
+    assert card_of(TAGGING, language="de").data.language == "de"
     assert custom["metrics"] == ["accuracy", "f1", "precision"] and custom["tags"] == ["roberta", "custom"]
 
 
 def test_body():
-    text = _card(TASKS["mnli"], classifier_pooling="packed_mean", pictures=("learning_curve.png",)).content
+    text = card_of(TASKS["mnli"], classifier_pooling="packed_mean", pictures=("learning_curve.png",)).content
     for part in (
         "the checkpoint `some/luna-base`, fine-tuned on MNLI.",
         "(`classifier_pooling`) is `packed_mean`.",
@@ -105,31 +111,24 @@ def test_body():
         assert part in text, part
     assert "warmup_ratio" not in text and "optimistic" not in text
     assert "Of the weights: not stated." in text
-    assert "Of the weights: apache-2.0." in _card(TASKS["mnli"], license="apache-2.0").content
-    assert "classifier_pooling" not in _card(TASKS["mnli"]).content
-    assert "Without an evaluation" not in _card(TASKS["race"]).content
+    assert "Of the weights: apache-2.0." in card_of(TASKS["mnli"], license="apache-2.0").content
+    assert "classifier_pooling" not in card_of(TASKS["mnli"]).content
+    assert "Without an evaluation" not in card_of(TASKS["race"]).content
+    assert "## Results\n\n**It diverged.**\n\n| split" in card_of(TASKS["mnli"], warning="It diverged.").content
 
 
 def test_the_split_that_picked_the_checkpoint():
     known = {"model_type": "luna", "base_model": None, "data_description": "The GLUE benchmark's task."}
     hyperparameters = {"load_best_model_at_end": True}
-    text = make_model_card("m", _data(TASKS["mnli"]), RESULTS["mnli"], hyperparameters, VERSIONS, **known).content
+    text = make_model_card("m", data_of(TASKS["mnli"]), RESULTS["mnli"], hyperparameters, VERSIONS, **known).content
     assert "best of the run on `validation_matched` by accuracy, so its results on that split are optimistic" in text
 
 
-@pytest.mark.parametrize("name", [None, "runs/quickstart/model", "folder/model"])
-def test_base_model_that_is_not_on_the_hub(tmp_path, monkeypatch, name):
-    (tmp_path / "folder" / "model").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    card = _card(TASKS["cola"], base_model=name)
+@pytest.mark.parametrize("name", [None, "runs/quickstart/model"])
+def test_base_model_that_is_not_on_the_hub(name):
+    card = card_of(TASKS["cola"], base_model=name, base_is_on_hub=False)
     assert "base_model" not in card.data.to_dict()
     assert (f"the checkpoint `{name}`, fine-tuned" if name else "random weights, trained on CoLA") in card.content
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    words = "Anna took the train to Rome. Where is Anna? In Rome At home Q: Where do fish live? A: water trees text"
-    return wrap_tokenizer(train_tokenizer([words] * 4, 300))
 
 
 @pytest.mark.parametrize(
@@ -145,42 +144,43 @@ def tokenizer():
     ],
     ids=["text", "pair", "regression", "passage", "no passage", "entities", "tags"],
 )
-def test_the_example_works(tmp_path, capsys, tokenizer, task, auto_class, labels):
+def test_the_example_works(tmp_path, capsys, task, auto_class, labels):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    folder = tmp_path / "model"
+    write_tokenizer(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     config = LunaConfig(vocab_size=len(tokenizer), projection_length=4, num_labels=labels, **sizes)
-    folder = str(tmp_path / "model")
     auto_class.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    data = _data(task)
+    data = data_of(task)
     code = usage("luna", data)
     # As the card says: with luna-transformers installed, import it first and run no code of the folder.
     installed = "import modeling_luna\n" + named_card(code, folder).replace(", trust_remote_code=True", "")
     variables = {}
     exec(compile(installed, "example", "exec"), variables)
-    printed = capsys.readouterr().out.strip()
+    printed = capsys.readouterr().out.strip().splitlines()[-1]
     if task.kind == "multiple_choice":
         assert printed in data.splits["train"][0]["options"]
-        encoded = encode(data, AutoTokenizer.from_pretrained(folder), 256)["train"][0]["input_ids"]
+        encoded = encode(data, tokenizer, 256)["train"][0]["input_ids"]
         ids, mask = variables["inputs"]["input_ids"], variables["inputs"]["attention_mask"]
         assert [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)] == encoded
     else:
         assert "score" in printed or printed == "[]"
     known = {"model_type": "luna", "base_model": None, "data_description": "Some data."}
     assert f"```python\n{code}```" in make_model_card("me/luna", data, {}, {}, VERSIONS, **known).content
-    if task.name in ("sst2", "race"):  # a pipeline and Auto classes, in a stranger's process
+    if task.name == "sst2":  # in a stranger's process
         done = run_program(named_card(code, folder), tmp_path / "elsewhere")
-        assert done.returncode == 0 and done.stdout.strip() == printed, done.stderr
+        assert done.returncode == 0 and done.stdout.strip().splitlines()[-1] == printed, done.stderr
 
 
 def test_other_models_need_no_luna():
     for task in (TASKS["cola"], TASKS["race"], TAGGING):
-        code = usage("roberta", _data(task))
+        code = usage("roberta", data_of(task))
         compile(code, "example", "exec")
         assert "luna" not in code and "remote" not in code
-        assert "custom_code" not in _card(TASKS["cola"], model_type="roberta").content
+        assert "custom_code" not in card_of(TASKS["cola"], model_type="roberta").content
 
 
 def test_cards_are_valid_on_the_hub():
     for task in (*(TASKS[name] for name in RESULTS if name != "custom"), TAGGING):
-        assert metadata_errors(_card(task, license="mit").content) == []
-    assert metadata_errors(_card(TASKS["cola"], license="nonsense").content) != []
+        assert metadata_errors(card_of(task, license="mit").content) == []
+    assert metadata_errors(card_of(TASKS["cola"], license="nonsense").content) != []

@@ -53,7 +53,7 @@ def _check(figure, path):
         assert max(a.x0, b.x0) >= min(a.x1, b.x1) - 1 or max(a.y0, b.y0) >= min(a.y1, b.y1) - 1, (text, other)
 
 
-@pytest.mark.parametrize("classes", [2, 3, 8, 9, 20])
+@pytest.mark.parametrize("classes", [2, 8, 9, pytest.param(20, marks=pytest.mark.slow)])
 def test_confusion_matrix(tmp_path, figure, classes):
     random = np.random.default_rng(0)
     labels = random.integers(0, classes, 30_000)

@@ -4,10 +4,10 @@
 
 import pytest
 from huggingface_hub import ModelCard
-from tests.support.hub_server import metadata_errors
 
 from configuration_luna import LunaConfig
 from luna_tools.cards import PIPELINE_TAGS, UNNAMED, card_text, model_card, named_card
+from tests.support.hub_server import metadata_errors
 
 
 @pytest.mark.parametrize("class_name", [f"Luna{end}" for end in PIPELINE_TAGS])

@@ -10,12 +10,12 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.support.luna_builders import build
 from transformers.exporters import OnnxExporter
 
 from luna_tools import export_onnx
 from luna_tools.errors import InputError, Stopped
 from modeling_luna import LunaForMultipleChoice, LunaForQuestionAnswering, LunaForTokenClassification, LunaModel
+from tests.support.luna_builders import build
 
 for library in ("onnxscript", "onnxruntime"):
     pytest.importorskip(library, reason=f"{library} is not installed: pip install 'luna-transformers[onnx]'")

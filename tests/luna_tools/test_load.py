@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.support.luna_builders import build
 from transformers import BertConfig
 
 from luna_tools import export_onnx, plot_attention
@@ -15,6 +14,7 @@ from luna_tools.errors import InputError
 from luna_tools.load import load_luna
 from modeling_luna import LunaForSequenceClassification, LunaModel
 from tests.support.folders import save_whole
+from tests.support.luna_builders import build
 
 
 def change_config(**changes):

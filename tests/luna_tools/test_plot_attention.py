@@ -8,12 +8,12 @@ import warnings
 import pytest
 import torch
 from matplotlib import image
-from tests.support.luna_builders import SENTENCES, build, make_tokenizer
 
 from luna_tools import plot_attention
 from luna_tools.errors import InputError
 from luna_tools.load import load_luna
 from modeling_luna import LunaForMaskedLM, LunaModel
+from tests.support.luna_builders import SENTENCES, build, make_tokenizer
 
 TEXT = "The moon & $some$ unread naïve\nwords"
 

@@ -3,13 +3,13 @@
 """Finished models and checkpoints on a Hub on loopback. tests/pretraining/test_publish.py does so while training."""
 
 import pytest
-from tests.support.fresh_process import run_program
-from tests.support.hub_server import TOKEN, Hub
 
 from luna_tools.cards import UNNAMED
 from luna_tools.publish import TRAINING_STATE, files_to_upload, publish, wait_for_uploads
 from pretraining.checkpoint import SEAL
 from tests.support.folders import save_whole
+from tests.support.fresh_process import run_program
+from tests.support.hub_server import TOKEN, Hub
 
 
 @pytest.fixture

@@ -15,8 +15,6 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 from safetensors.numpy import save_file
-from tests.support.fresh_process import ROOT, run_program, stranger_environment
-from tests.support.hub_server import TOKEN, Hub, HubError, Repository
 from transformers import AutoTokenizer
 
 from luna_tools import push
@@ -26,6 +24,8 @@ from luna_tools.errors import InputError
 from luna_tools.publish import files_to_upload
 from modeling_luna import LunaForMaskedLM
 from tests.support.folders import save_whole
+from tests.support.fresh_process import ROOT, run_program, stranger_environment
+from tests.support.hub_server import TOKEN, Hub, HubError, Repository
 
 FILES = {
     "README.md",

@@ -4,7 +4,16 @@
 
 import pytest
 import torch
-from luna_builders import make_tokenizer
+
+from tests.support.luna_builders import make_tokenizer
+
+# The marks of the library's common tests, which test_library.py runs.
+LIBRARY_MARKS = "accelerate_tests flash_attn_test flash_attn_3_test flash_attn_4_test generate order torch_compile_test"
+
+
+def pytest_configure(config):
+    for name in LIBRARY_MARKS.split():
+        config.addinivalue_line("markers", f"{name}: a mark of transformers")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -19,3 +28,10 @@ def one_thread():
 @pytest.fixture(scope="session")
 def tokenizer():
     return make_tokenizer()
+
+
+@pytest.fixture
+def fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

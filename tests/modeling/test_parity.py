@@ -6,8 +6,13 @@ import math
 
 import pytest
 import torch
-from convert_fairseq_checkpoint import find_layer_norm_scale, is_layer_norm_weight, load_fairseq_checkpoint, map_names
-from parity_kit import (
+from torch import nn
+
+from configuration_luna import LunaConfig
+from luna_tools.convert.checkpoint import load_fairseq_checkpoint
+from luna_tools.convert.weights import find_layer_norm_scale, is_layer_norm_weight, map_names
+from modeling_luna import LunaLayer, LunaModel, masked_mean, sinusoids
+from tests.support.parity_kit import (
     HEAD_VARIANTS,
     MASKED_LM_VARIANTS,
     TOLERANCE_FACTOR,
@@ -20,10 +25,6 @@ from parity_kit import (
     read_goldens,
     variant_params,
 )
-from torch import nn
-
-from configuration_luna import LunaConfig
-from modeling_luna import LunaLayer, LunaModel, masked_mean, sinusoids
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -1,15 +1,21 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""A small prepared dataset of real text, and a recipe for a tiny model on it."""
+"""A small prepared dataset of real text, a recipe for a tiny model on it, and a finished run of it."""
 
 import inspect
+import os
+import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
 
 from pretraining.prepare.run import PrepareConfig, prepare
+from tests.support.pretraining import cut_back, pretrain, write_recipe
+from tests.support.ranks import FIXED, engine_variables
 
 VOCAB_SIZE = 600
 SEQUENCE_LENGTH = 32
@@ -18,7 +24,7 @@ TEXT_MODULES = ("argparse", "collections", "datetime", "decimal", "functools", "
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator():
-    """Each run in this process is a launch of its own; Accelerate keeps its state per process."""
+    """Accelerate keeps its state per process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -36,7 +42,7 @@ def prepared(tmp_path_factory):
         (text / f"{name}.txt").write_text("\n\n".join(d for d in documents if d), encoding="utf-8")
     prepare(
         PrepareConfig(
-            output=str(folder / "dataset"),
+            output_dir=str(folder / "dataset"),
             sources=[str(text)],
             document_separator="blank_line",
             vocab_size=VOCAB_SIZE,
@@ -48,12 +54,11 @@ def prepared(tmp_path_factory):
     return folder / "dataset"
 
 
-@pytest.fixture
-def recipe_values(prepared, tmp_path):
-    """A recipe of a few seconds; tests change single values."""
+@pytest.fixture(scope="session")
+def values(prepared):
+    """A recipe of a few seconds but for its output folder."""
     return {
         "dataset": str(prepared),
-        "output_dir": str(tmp_path / "run"),
         "model": {
             "model_type": "luna",
             "vocab_size": VOCAB_SIZE,
@@ -76,7 +81,57 @@ def recipe_values(prepared, tmp_path):
 
 
 @pytest.fixture
+def recipe_values(values, tmp_path):
+    """A recipe of a few seconds; tests change single values."""
+    return values | {"output_dir": str(tmp_path / "run")}
+
+
+@pytest.fixture
 def recipe_file(recipe_values, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe_values), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def finished(values, tmp_path_factory) -> Path:
+    """The folder of a finished run of the recipe, not to be changed."""
+    output = tmp_path_factory.mktemp("finished") / "run"
+    assert pretrain(write_recipe(values, output)) == 0
+    return output
+
+
+@pytest.fixture
+def stopped(finished, tmp_path) -> Path:
+    """A run in the recipe's output folder that has a checkpoint of step 4 and none of step 8."""
+    return cut_back(finished, 4, tmp_path / "run")
+
+
+class Job(subprocess.Popen):
+    """A launcher with its ranks."""
+
+    def family(self) -> list[psutil.Process]:
+        """List the launcher's descendants and the launcher."""
+        launcher = psutil.Process(self.pid)
+        return [*launcher.children(recursive=True), launcher]
+
+
+@pytest.fixture
+def torchrun(tmp_path):
+    """A function that starts the program on two processes under an engine, by the real launcher."""
+    jobs = []
+
+    def started(engine: str, *argv) -> Job:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        command += ["-m", "pretraining.train", *(str(token) for token in argv)]
+        path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # DeepSpeed looks for ninja there
+        with (tmp_path / "torchrun.log").open("w", encoding="utf-8") as log:
+            jobs.append(Job(command, env=os.environ | FIXED | path | engine_variables(engine), stdout=log, stderr=log))
+        return jobs[-1]
+
+    yield started
+    for job in jobs:
+        if job.poll() is None:
+            for process in job.family():
+                process.kill()
+            job.wait()

@@ -9,10 +9,11 @@ from accelerate.state import AcceleratorState
 from transformers import AutoTokenizer
 
 from configuration_luna import LunaConfig
+from luna_tools.errors import InputError
 from modeling_luna import LunaForMaskedLM
 from pretraining import checkpoint as ckpt
 from pretraining.engines import DataParallel
-from pretraining.recipe import recipe_from_values
+from pretraining.recipe import Recipe
 
 CONFIG = LunaConfig(
     vocab_size=600,
@@ -28,7 +29,7 @@ CONFIG = LunaConfig(
 @pytest.fixture
 def engine_of(recipe_values):
     """A function from a model to its engine."""
-    yield lambda model: DataParallel(Accelerator(cpu=True), model, recipe_from_values(recipe_values, ""))
+    yield lambda model: DataParallel(Accelerator(cpu=True), model, Recipe(**recipe_values))
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -90,7 +91,6 @@ def test_a_folder_without_seal_is_no_checkpoint_and_goes_at_the_next_save(tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "step-00000001", "step-00000004"]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "trainer_state.json", "config.json"])
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
@@ -103,11 +103,15 @@ def test_a_folder_without_seal_is_no_checkpoint_and_goes_at_the_next_save(tmp_pa
     ],
     ids=["missing", "truncated", "bit-flipped"],
 )
-def test_damage_is_reported_by_file(tmp_path, trained, name, damage, sentence):
+def test_damage_is_reported_by_file(tmp_path, trained, damage, sentence):
     saved = save(tmp_path, 1, trained)
-    damage(saved / name)
-    with pytest.raises(ckpt.InputError, match=sentence.format(name=name)):
-        ckpt.verify_checkpoint(saved)
+    for name in ("model.safetensors", "optimizer.safetensors", "trainer_state.json", "config.json"):
+        whole = (saved / name).read_bytes()
+        damage(saved / name)
+        with pytest.raises(InputError, match=sentence.format(name=name)):
+            ckpt.verify_checkpoint(saved)
+        (saved / name).write_bytes(whole)
+    ckpt.verify_checkpoint(saved)
 
 
 def test_a_save_that_fails_leaves_the_checkpoints_before_it(tmp_path, trained, monkeypatch):
@@ -117,7 +121,7 @@ def test_a_save_that_fails_leaves_the_checkpoints_before_it(tmp_path, trained, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ckpt, "save_file", full)
-    with pytest.raises(ckpt.InputError, match="step-00000002 can't be written .*No space left.*make room"):
+    with pytest.raises(InputError, match="step-00000002 can't be written .*No space left.*make room"):
         save(tmp_path, 2, trained)
     assert [path.name for path in ckpt.checkpoints(tmp_path)] == ["step-00000001"]
     ckpt.verify_checkpoint(ckpt.checkpoints(tmp_path)[-1])

@@ -2,22 +2,22 @@
 # Licensed under the Apache License, Version 2.0.
 """Costs of a step against counts by hand."""
 
+from pathlib import Path
+
 import pytest
 
-from pretraining.cluster import (
-    ENGINE_NAMES,
-    bytes_sent,
-    deepspeed_estimate,
-    flops_per_sequence,
-    largest_world,
-    state_bytes,
-)
-from pretraining.recipe import load_recipe, model_config, recipe_from_values
+from pretraining.cluster import bytes_sent, deepspeed_estimate, flops_per_sequence, largest_world, state_bytes
+from pretraining.launcher import ENGINE_NAMES
+from pretraining.model import model_config
+from pretraining.recipe import Recipe, load_recipe
+
+DOCS = Path(__file__).parents[2] / "docs"
+ROWS = {"luna_base_16gb": "| 16 GB,", "luna_base_160gb_tied": "| 160 GB tied", "luna_base_160gb_untied": "| 160 GB untied"}
 
 
-@pytest.mark.parametrize("recipe_name", ["luna_base_16gb", "luna_base_160gb_untied"])
+@pytest.mark.parametrize("recipe_name", list(ROWS))
 def test_operations_are_those_of_the_equations(recipe_name):
-    recipe = load_recipe(recipe_name, [])
+    recipe = load_recipe(recipe_name)
     n, l, d, f, v = 512, 128, 768, 3072, 50265
     key_value = 1 if recipe.model["tie_key_value"] else 2
     on_tokens = 2 * n * d * d * (2 + key_value) + 2 * 2 * n * d * f  # unpack query, output; pack key and value; both FFN
@@ -27,11 +27,17 @@ def test_operations_are_those_of_the_equations(recipe_name):
     expected = 3 * (12 * (on_tokens + on_slots + attention) + head)  # the backward pass does each twice
     assert flops_per_sequence(recipe, model_config(recipe), n) == expected
 
+    # The table of docs/clusters.md: 64 V100, 64 A100 and 8 H100 at 35, 40 and 40 % of their peak.
+    table = (DOCS / "clusters.md").read_text().partition(ROWS[recipe_name])[2]
+    shown = [float(row.split("|")[-4]) for row in table.splitlines()[:3]]
+    speeds = [processes * peak * 1e12 for processes, peak in ((64, 0.35 * 125), (64, 0.4 * 312), (8, 0.4 * 989))]
+    assert shown == [round(expected * recipe.global_batch_size / speed, 3) for speed in speeds]
+
 
 def test_operations_of_roberta_grow_with_the_square_and_project_every_token(recipe_values):
     model = recipe_values["model"] | {"model_type": "roberta"}
     del model["projection_length"]
-    recipe = recipe_from_values(recipe_values | {"model": model}, "")
+    recipe = Recipe(**recipe_values | {"model": model})
     n, d, f, v = 32, 32, 64, 600
     layer = 2 * n * d * d * 4 + 2 * 2 * n * d * f + 2 * 2 * n * n * d
     assert flops_per_sequence(recipe, model_config(recipe), n) == 3 * (2 * layer + 2 * n * d * (d + v))
@@ -65,8 +71,8 @@ def test_rings_send_their_parts():
 
 
 def test_the_largest_world_divides_the_global_batch(recipe_values):
-    assert largest_world(load_recipe("luna_base_160gb_tied", [])) == (256, 8192)
-    assert largest_world(recipe_from_values(recipe_values | {"global_batch_size": 9, "micro_batch_size": 2}, "")) == (0, 9)
+    assert largest_world(load_recipe("luna_base_160gb_tied")) == (256, 8192)
+    assert largest_world(Recipe(**recipe_values | {"global_batch_size": 9, "micro_batch_size": 2})) == (0, 9)
 
 
 def test_deepspeeds_estimate_is_below_ours_in_float32():

@@ -9,46 +9,52 @@ from pathlib import Path
 
 import pytest
 import torch
-from compare_engines import (
-    NO_DROPOUT,
-    VALUES,
-    command,
-    curve,
-    cut_back,
-    launch,
-    loads_whole,
-    run_to_end,
-    weight_difference,
-    write_recipe,
-)
-from kill_ranks import run_and_kill
 from safetensors.torch import load_file
+from transformers import AutoModelForMaskedLM
 
+from luna_tools.errors import InputError
 from pretraining import checkpoint as ckpt
 from pretraining import engines
-from pretraining.recipe import InputError, recipe_from_values
-from pretraining.train import read_metrics
+from pretraining.metrics import read_metrics
+from pretraining.model import build_model, model_config
+from pretraining.recipe import Recipe
+from tests.support import faults
+from tests.support.pretraining import NO_DROPOUT, curve, cut_back, weight_difference, write_recipe
+from tests.support.ranks import launch
 
 DIVIDED = ("fsdp2", "zero1", "zero2", "zero3")
 TOLERANCE = 1e-5  # of losses in nats and of weights after steps of 0.01: sums in another order, in float32
 
 
-@pytest.fixture(scope="session")
-def values(prepared):
-    """With dropout, whose masks must be the same under every engine, and an odd number of validation rows."""
-    return VALUES | {"dataset": str(prepared)}
+def default(engine: str, *others: str) -> list:
+    """One engine for the default run of the tests, and others that take long."""
+    return [engine, *(pytest.param(other, marks=pytest.mark.slow) for other in others)]
 
 
 @pytest.fixture(scope="session")
-def plain(values, tmp_path_factory):
+def odd(values):
+    """Sizes that no number of processes divides, dropout, clipping that has something to do, 11 validation rows."""
+    model = values["model"] | {"hidden_size": 36, "intermediate_size": 50, "projection_length": 7}
+    steps = {"max_steps": 6, "eval_steps": 3, "save_steps": 3, "warmup_steps": 1}
+    sizes = {"micro_batch_size": 1, "eval_micro_batch_size": 4, "max_eval_sequences": 11}
+    return values | {"model": model, "learning_rate": 1e-2, "max_grad_norm": 0.5} | steps | sizes
+
+
+def run(engine: str, values: dict, output: Path, processes: int = 2, before=None, **changes) -> Path:
+    """Run the program under an engine. Returns `output`, the run's folder."""
+    launch("pretrain", [write_recipe(values, output, **changes)], processes, engine, before=before)
+    return output
+
+
+@pytest.fixture(scope="session")
+def plain(odd, tmp_path_factory):
     """The run that all others must equal: DistributedDataParallel on two processes."""
-    return launch("ddp", values, tmp_path_factory.mktemp("plain") / "run")
+    return run("ddp", odd, tmp_path_factory.mktemp("plain") / "run")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("engine", DIVIDED)
-def test_an_engine_is_plain_data_parallelism(engine, values, plain, tmp_path):
-    output = launch(engine, values, tmp_path / "run")
+def test_an_engine_is_plain_data_parallelism(engine, odd, plain, tmp_path):
+    output = run(engine, odd, tmp_path / "run")
     assert curve(output) == pytest.approx(curve(plain), abs=TOLERANCE)
     norms = [row["grad_norm"] for row in read_metrics(plain / "metrics.jsonl") if "grad_norm" in row]
     assert len(norms) == 6 and max(norms) > 0.5, "clipping had something to do"
@@ -62,24 +68,28 @@ def test_an_engine_is_plain_data_parallelism(engine, values, plain, tmp_path):
         cards = [re.sub(r"\d+\.\d+", "", (run / folder / "README.md").read_text()) for run in (output, plain)]
         assert cards[0] == cards[1]
     assert weight_difference(output, plain, f"{saved}/optimizer.safetensors") < TOLERANCE
-    assert loads_whole(output)
+    _, loading = AutoModelForMaskedLM.from_pretrained(output / "model", output_loading_info=True)
+    assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
     # Going on from the middle is exact, bit for bit ...
-    resumed = launch(engine, values, cut_back(output, 3, tmp_path / "resumed"))
+    resumed = run(engine, odd, cut_back(output, 3, tmp_path / "resumed"))
     assert curve(resumed) == curve(output)
     assert weight_difference(resumed, output) == 0
     # ... and under plain data parallelism it is the same run.
-    changed = launch("ddp", values, cut_back(output, 3, tmp_path / "changed"))
+    changed = run("ddp", odd, cut_back(output, 3, tmp_path / "changed"))
     assert curve(changed) == pytest.approx(curve(plain), abs=TOLERANCE)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", *DIVIDED])
-def test_another_number_of_processes_goes_on_with_the_same_run(engine, values, tmp_path):
-    values = values | {"model": NO_DROPOUT, "save_steps": 2}
-    two = launch(engine, values, tmp_path / "two")
-    up = launch(engine, values, cut_back(two, 2, tmp_path / "up"), processes=4)
-    down = launch(engine, values, cut_back(up, 4, tmp_path / "down"))
+# Each engine grows and shrinks once, from or to another one: the checkpoint is the same under all.
+PATHS = [("ddp", "zero3", "fsdp2"), ("fsdp2", "zero1", "ddp"), ("zero2", "fsdp2", "zero1"), ("zero3", "ddp", "zero2")]
+
+
+@pytest.mark.parametrize("path", [PATHS[0], *(pytest.param(path, marks=pytest.mark.slow) for path in PATHS[1:])])
+def test_another_number_of_processes_goes_on_with_the_same_run(path, odd, tmp_path):
+    odd = odd | {"model": odd["model"] | NO_DROPOUT, "save_steps": 2}
+    two = run(path[0], odd, tmp_path / "two")
+    up = run(path[1], odd, cut_back(two, 2, tmp_path / "up"), processes=4)
+    down = run(path[2], odd, cut_back(up, 4, tmp_path / "down"))
     for changed in (up, down):
         assert curve(changed) == pytest.approx(curve(two), abs=TOLERANCE)
         assert weight_difference(changed, two) < TOLERANCE
@@ -87,8 +97,8 @@ def test_another_number_of_processes_goes_on_with_the_same_run(engine, values, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", DIVIDED)
-def test_bf16_computes_in_half_precision_and_keeps_weights_whole(engine, values, plain, tmp_path):
-    is_half_precision(launch(engine, values, tmp_path / "run", mixed_precision="bf16"), plain)
+def test_bf16_computes_in_half_precision_and_keeps_weights_whole(engine, odd, plain, tmp_path):
+    is_half_precision(run(engine, odd, tmp_path / "run", mixed_precision="bf16"), plain)
 
 
 def is_half_precision(output: Path, plain: Path) -> None:
@@ -97,168 +107,89 @@ def is_half_precision(output: Path, plain: Path) -> None:
     assert {x.dtype for x in load_file(output / "model" / "model.safetensors").values()} == {torch.float32}
 
 
-# Runs the program in fp16 on a CPU, which Accelerate refuses although PyTorch can: as Accelerate prepares it for a GPU.
-FP16_ON_CPU = """
-import dataclasses, sys, torch
-from pretraining import engines, train
-INITIAL_SCALE = {scale}
-def make_accelerator(recipe, engine):
-    if engine == "deepspeed":
-        return real(recipe, engine)
-    accelerator = real(dataclasses.replace(recipe, mixed_precision="no"), engine)
-    accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
-    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=INITIAL_SCALE)
-    return accelerator
-real, train.make_accelerator, train.has_gpu = engines.make_accelerator, make_accelerator, lambda: True
-engines.LossScaler.initial_scale = INITIAL_SCALE
-sys.exit(train.main(sys.argv[1:]))
-"""
-
-
-def launch_fp16(engine: str, values: dict, output: Path, scale: float) -> None:
-    program = output.parent / "fp16.py"
-    program.write_text(FP16_ON_CPU.format(scale=scale), encoding="utf-8")
-    recipe = write_recipe(values | {"mixed_precision": "fp16"}, output)
-    done = run_to_end(engine, command(recipe, 2, (str(program),)))
-    assert done.returncode == 0, done.stderr[-2000:]
+def run_fp16(engine: str, values: dict, output: Path, scale: float) -> Path:
+    return run(engine, values, output, before=faults.fp16_on_cpu(scale), mixed_precision="fp16")
 
 
 def scaler_state(output: Path, step: int) -> dict:
     return ckpt.load_trainer_state(output / "checkpoints" / f"step-{step:08}")["scaler"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", DIVIDED)
-def test_fp16_scales_the_loss_and_clips_what_is_scaled_back(engine, values, plain, tmp_path):
-    output = tmp_path / "run"
-    launch_fp16(engine, values, output, scale=2.0**16)
+@pytest.mark.parametrize("engine", default("zero2", "fsdp2", "zero1", "zero3"))
+def test_fp16_scales_the_loss_and_clips_what_is_scaled_back(engine, odd, plain, tmp_path):
+    output = run_fp16(engine, odd, tmp_path / "run", scale=2.0**16)
     is_half_precision(output, plain)
     assert (scaler_state(output, 6)["scale"], scaler_state(output, 6)["_growth_tracker"]) == (2.0**16, 6)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ["fsdp2", "zero2", "zero3"])
-def test_fp16_leaves_out_steps_that_overflow(engine, values, tmp_path):
+@pytest.mark.parametrize("engine", default("fsdp2", "zero2", "zero3"))
+def test_fp16_leaves_out_steps_that_overflow(engine, odd, tmp_path):
     """A scale far too large: each step halves it, a resumed run goes on with it, and the weights stay as they were."""
-    output = tmp_path / "run"
-    launch_fp16(engine, values, output, scale=2.0**120)
-    resumed = cut_back(output, 3, tmp_path / "resumed")
-    launch_fp16(engine, values, resumed, scale=2.0**16)
-    for run in (output, resumed):
-        assert scaler_state(run, 6)["scale"] == 2.0**114
-        norms = [row["grad_norm"] for row in read_metrics(run / "metrics.jsonl") if "grad_norm" in row]
+    output = run_fp16(engine, odd, tmp_path / "run", scale=2.0**120)
+    resumed = run_fp16(engine, odd, cut_back(output, 3, tmp_path / "resumed"), scale=2.0**16)
+    for folder in (output, resumed):
+        assert scaler_state(folder, 6)["scale"] == 2.0**114
+        norms = [row["grad_norm"] for row in read_metrics(folder / "metrics.jsonl") if "grad_norm" in row]
         assert len(norms) == 6 and not any(math.isfinite(norm) for norm in norms)
-        first, last = (load_file(run / "checkpoints" / f"step-0000000{step}" / "model.safetensors") for step in (3, 6))
+        first, last = (load_file(folder / "checkpoints" / f"step-0000000{step}" / "model.safetensors") for step in (3, 6))
         assert all(torch.equal(first[name], last[name]) for name in first)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
 @pytest.mark.parametrize("kind", ["shared", "roberta"])
-def test_weights_with_two_names_are_divided_once(engine, kind, values, tmp_path):
+def test_weights_with_two_names_are_divided_once(engine, kind, odd, tmp_path):
     """A layer that all layers share, and a model with a tied decoder whose bias has two names."""
-    model = values["model"] | {"share_layer_weights": True}
+    model = odd["model"] | {"share_layer_weights": True}
     if kind == "roberta":
-        model = values["model"] | {"model_type": "roberta"}
+        model = odd["model"] | {"model_type": "roberta"}
         del model["projection_length"]
-    output = launch(engine, values, tmp_path / "run", model=model, max_steps=3)
-    plain = launch("ddp", values, tmp_path / "plain", model=model, max_steps=3)
+    output, plain = (run(name, odd, tmp_path / name, model=model, max_steps=3) for name in (engine, "ddp"))
     assert curve(output) == pytest.approx(curve(plain), abs=TOLERANCE)
     assert weight_difference(output, plain) < TOLERANCE
 
 
+def bind_to_one_core() -> None:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system can't bind processes to a core")
-def test_more_processes_than_cores(values, plain, tmp_path):
+def test_more_processes_than_cores(odd, plain, tmp_path):
     """Processes that wait for each other in busy loops would hang."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        output = launch("zero3", values, tmp_path / "run")
-    finally:
-        os.sched_setaffinity(0, cores)
+    output = run("zero3", odd, tmp_path / "run", before=bind_to_one_core)
     assert curve(output) == pytest.approx(curve(plain), abs=TOLERANCE)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ["fsdp2", "zero3"])
-def test_a_killed_rank_ends_all_and_the_run_goes_on_exactly(engine, values, tmp_path):
-    values = values | {"max_steps": 40, "save_steps": 2, "eval_steps": 20}
-    undisturbed = launch(engine, values, tmp_path / "undisturbed")
-    hits = run_and_kill(engine, values, tmp_path / "killed", processes=2, kills=2, seed=1)
-    assert sum(hits.values()) == 2
-    assert curve(tmp_path / "killed") == curve(undisturbed)
-    assert weight_difference(tmp_path / "killed", undisturbed) == 0
-    assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
-
-
-# Runs the program as if the signal had come before the first step.
-STOPPED_AT_ONCE = """
-import sys
-from pretraining import train
-real = train.StopRequest.__init__
-def stopped(self):
-    real(self)
-    self.signal_number = 15
-train.StopRequest.__init__ = stopped
-sys.exit(train.main(sys.argv[1:]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero2", "zero3"])
-def test_a_run_that_was_stopped_before_its_first_step_goes_on(engine, values, plain, tmp_path):
-    program = tmp_path / "stopped.py"
-    program.write_text(STOPPED_AT_ONCE, encoding="utf-8")
-    done = run_to_end(engine, command(write_recipe(values, tmp_path / "run"), 2, (str(program),)))
-    assert "Stopped by a signal after step 0, which is saved" in done.stdout, done.stderr[-2000:]
+@pytest.mark.parametrize("engine", default("zero2", "ddp", "fsdp2", "zero3"))
+def test_a_run_that_was_stopped_before_its_first_step_goes_on(engine, odd, plain, tmp_path):
+    recipe = write_recipe(odd, tmp_path / "run")
+    done = launch("pretrain", [recipe], 2, engine, check=False, before=faults.stopped_at_once)
+    assert "Stopped by a signal after step 0, which is saved" in done.stderr
     assert [path.name for path in ckpt.checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000000"]
-    assert curve(launch(engine, values, tmp_path / "run")) == pytest.approx(curve(plain), abs=TOLERANCE)
+    assert curve(run(engine, odd, tmp_path / "run")) == pytest.approx(curve(plain), abs=TOLERANCE)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is refused
+# Parts, and what is refused
 
 
-def test_the_launcher_chooses(monkeypatch):
-    assert engines.launched_engine() == "ddp"
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InputError, match="asks for FSDP 1, which is not supported: set `fsdp_version: 2`"):
-        engines.launched_engine()
-    monkeypatch.setenv("FSDP_VERSION", "2")
-    assert engines.launched_engine() == "fsdp2"
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    assert engines.launched_engine() == "deepspeed"
-
-
-@pytest.mark.parametrize(
-    ("config", "sentence"),
-    [
-        ("{", "can't be read .*: mend it"),
-        ("{}", "`zero_optimization.stage` .* is None: choose 1, 2 or 3"),
-        ('{"zero_optimization": {"stage": 0}}', "is 0: choose 1, 2 or 3, or launch without DeepSpeed"),
-        ('{"zero_optimization": {"stage": 2}, "gradient_clipping": 2.0}', "`gradient_clipping` .* is 2.0, but the recipe"),
-        ('{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true}}', "`bf16` .*, but the recipe decides it"),
-        (
-            '{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}',
-            "`zero_optimization.offload_optimizer` .* is not supported",
-        ),
-    ],
-)
-def test_deepspeed_configurations_that_are_refused(config, sentence, tmp_path, monkeypatch):
-    path = tmp_path / "ds.json"
-    path.write_text(config, encoding="utf-8")
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(path))
-    with pytest.raises(InputError, match=sentence):
-        engines.launched_engine()
+def test_weights_decay_but_norms_and_biases_do_not(recipe_values):
+    recipe = Recipe(**recipe_values)
+    model = build_model(recipe, model_config(recipe), None)
+    decayed, free = engines.build_optimizer(model, recipe).param_groups
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    assert decayed["weight_decay"] == 0.01 and free["weight_decay"] == 0
+    assert all("norm" in names[p] or names[p].endswith("bias") for p in free["params"])
+    assert not any("norm" in names[p] or names[p].endswith("bias") for p in decayed["params"])
+    assert len(decayed["params"]) + len(free["params"]) == sum(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize(("launched", "said"), [("fp16", "no"), ("bf16", "fp16")])
 def test_a_launcher_with_another_precision_is_refused(launched, said, recipe_values, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
-    recipe = recipe_from_values(recipe_values | {"mixed_precision": said}, "")
-    sentence = f"asks for mixed precision {launched}, but the recipe's `mixed_precision` is {said}: say mixed_precision="
+    recipe = Recipe(**recipe_values | {"mixed_precision": said})
+    sentence = f"asks for mixed precision {launched}, but the recipe's `mixed_precision` is {said}: say `--mixed_precision"
     with pytest.raises(InputError, match=sentence):
         engines.make_accelerator(recipe, "ddp")
 
@@ -290,13 +221,6 @@ def test_no_loss_scale_hides_gradients_that_are_no_numbers():
         engine.require_finite(math.nan)
 
 
-def test_without_deepspeed_one_sentence_says_so(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="DeepSpeed, which is not installed"):
-        engines.launched_engine()
-
-
 @pytest.mark.parametrize(("processes", "kind"), [(1, "NO"), (2, "FSDP")])
 def test_launches_that_are_refused(processes, kind, recipe_values, monkeypatch):
     class Fake:
@@ -306,4 +230,4 @@ def test_launches_that_are_refused(processes, kind, recipe_values, monkeypatch):
     monkeypatch.setattr(engines, "Accelerator", lambda **options: Fake())
     sentence = "started 2 processes, but Accelerate sees 1" if kind == "NO" else "asks for FSDP, which this program"
     with pytest.raises(InputError, match=sentence):
-        engines.make_accelerator(recipe_from_values(recipe_values, ""), "ddp")
+        engines.make_accelerator(Recipe(**recipe_values), "ddp")

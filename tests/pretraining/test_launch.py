@@ -16,27 +16,28 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
-from pretraining import engines
+from pretraining import launcher
+from tests.support.pretraining import weights, write_recipe
+from tests.support.ranks import FIXED, launch
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "pretraining" / "launch"
 CONFIGS = sorted(LAUNCH.glob("*.yaml"))
 SIZES = {"1cpu": (1, 1), "1gpu": (1, 1), "8gpu": (1, 8), "64gpu": (8, 64)}
-ENGINE_OF = {"ddp": "ddp", "fsdp2": "fsdp2", "zero1": "deepspeed", "zero2": "deepspeed", "zero3": "deepspeed"}
 
 
 def test_every_size_and_engine_has_a_configuration():
-    expected = {"1cpu", "1gpu"} | {f"{size}_{engine}" for size in ("8gpu", "64gpu") for engine in ENGINE_OF}
+    expected = {"1cpu", "1gpu"} | {f"{size}_{engine}" for size in ("8gpu", "64gpu") for engine in launcher.ENGINE_NAMES}
     assert {path.stem for path in CONFIGS} == expected
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_accelerate_reads_it_and_the_program_finds_its_engine(path, monkeypatch):
-    """What `accelerate launch` would set in the environment of the processes, without starting them."""
+def test_accelerate_reads_it_and_the_program_finds_its_engine(path, tmp_path, monkeypatch):
+    """What `accelerate launch` would set in the environment of the processes, without starting them, from any folder."""
     machines, processes = SIZES[path.stem.split("_")[0]]
     config = load_config_from_file(str(path))
     assert (config.num_machines, config.num_processes) == (machines, processes)
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("accelerate.commands.launch.is_bf16_available", lambda *_: True)
     options = ["--config_file", str(path), "--machine_rank", "0", "-m", "pretraining.train", "quickstart"]
     if machines > 1:
@@ -49,10 +50,9 @@ def test_accelerate_reads_it_and_the_program_finds_its_engine(path, monkeypatch)
     for name, value in environment.items():
         if name.startswith(("ACCELERATE_", "FSDP_")):
             monkeypatch.setenv(name, value)
-    engine = path.stem.partition("_")[2] or "ddp"
-    assert engines.launched_engine() == ENGINE_OF[engine]
-    if ENGINE_OF[engine] == "deepspeed":
-        assert environment["ACCELERATE_DEEPSPEED_CONFIG_FILE"].endswith(f"{engine}.json")
+    assert launcher.launched_engine() == (path.stem.partition("_")[2] or "ddp")
+    if "zero" in path.stem:
+        assert Path(os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"]).parent == LAUNCH
 
 
 def processes_environment(args: Namespace) -> dict[str, str]:
@@ -67,7 +67,7 @@ def test_deepspeed_reads_its_configuration(stage, monkeypatch):
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     config = pytest.importorskip("deepspeed.runtime.config", reason="deepspeed: pip install -e '.[deepspeed]'")
     path = LAUNCH / f"zero{stage}.json"
-    engines.check_deepspeed_config(path)
+    assert launcher.check_deepspeed_config(path) == stage
     read = config.DeepSpeedConfig(json.loads(path.read_text()) | {"train_micro_batch_size_per_gpu": 1})
     assert read.zero_config.stage == stage
 
@@ -75,6 +75,24 @@ def test_deepspeed_reads_its_configuration(stage, monkeypatch):
 def test_distributed_types_are_those_that_accelerate_knows():
     for path in CONFIGS:
         DistributedType(yaml.safe_load(path.read_text())["distributed_type"])
+
+
+@pytest.mark.slow
+def test_accelerate_launches_a_configuration_from_another_folder(values, tmp_path):
+    recipe = write_recipe(values, tmp_path / "run")
+    config = LAUNCH / "8gpu_zero2.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [*command, "-m", "pretraining.train", str(recipe)],
+        cwd=tmp_path,
+        env=os.environ | FIXED | {"PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    launch("pretrain", [write_recipe(values, tmp_path / "forked")], 2, "zero2")
+    assert weights(tmp_path / "run") == weights(tmp_path / "forked")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -110,7 +128,7 @@ def finish(started):
     return started.returncode
 
 
-RECIPE = ["quickstart", "output_dir=runs/x", "global_batch_size=256"]
+RECIPE = "quickstart --output_dir runs/x --global_batch_size 256".split()
 CONFIG = "pretraining/launch/64gpu_ddp.yaml"
 
 
@@ -158,7 +176,7 @@ def test_slurm_says_what_is_wrong_with_the_recipe_before_it_starts(cluster):
     command("srun", "exit 0")
     started, log = run("slurm.sh", CONFIG, "no_such_recipe")
     assert finish(started) == 2
-    assert started.stderr.read().startswith("error: The recipe 'no_such_recipe' can't be read")
+    assert started.stderr.read().startswith("error: There is no recipe 'no_such_recipe'")
     assert "srun" not in log.read_text()
 
 

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from luna_tools.cards import UNNAMED, named_card
+from modeling_luna import LunaForMaskedLM
+from pretraining.model import model_config
+from pretraining.model_card import make_model_card, without_local_paths
+from pretraining.recipe import Recipe
 from tests.support.fresh_process import run_program
 from tests.support.hub_server import metadata_errors
 from tests.support.luna_builders import build, make_tokenizer
-
-from modeling_luna import UNNAMED, LunaForMaskedLM, named_card
-from pretraining.model_card import make_model_card
-from pretraining.recipe import model_config, recipe_from_values
 
 VERSIONS = {"transformers": "5.23.0", "torch": "2.13.0"}
 RESULTS = {"eval_loss": 5.815768, "eval_perplexity": 335.5, "eval_accuracy": 0.1559, "unigram_cross_entropy": 6.6474}
@@ -40,7 +42,7 @@ MANIFEST = {
 
 
 def card_of(values=None, step=3000, results=RESULTS, manifest=MANIFEST):
-    recipe = recipe_from_values(VALUES | (values or {}), "")
+    recipe = Recipe(**VALUES | (values or {}))
     return make_model_card(recipe, model_config(recipe), manifest, 1424512, VERSIONS, step, results)
 
 
@@ -102,7 +104,25 @@ def test_what_is_special_is_said(changes, said):
 def test_a_start_from_other_weights_is_said(tmp_path):
     build(LunaForMaskedLM).config.save_pretrained(tmp_path)
     card = card_of({"model_name_or_path": str(tmp_path), "model": {}})
-    assert f"from the weights of `{tmp_path}`." in card.content
+    # By name alone: where the folder lies is nobody's business, and no model of the Hub.
+    assert f"from the weights of `{tmp_path.name}`." in card.content and str(tmp_path) not in card.content
+    assert card.data.base_model is None
+
+
+def test_a_card_has_what_the_recipe_knows_of_language_licence_and_base_model(monkeypatch):
+    monkeypatch.setattr("pretraining.model_card.Path.is_dir", lambda path: False)
+    recipe = Recipe(**VALUES | {"language": ["en", "de"], "license": "apache-2.0", "model_name_or_path": "org/base"})
+    config = model_config(Recipe(**VALUES))
+    card = make_model_card(recipe, config, MANIFEST, 1, VERSIONS, 3000, RESULTS)
+    assert (card.data.language, card.data.license, card.data.base_model) == (["en", "de"], "apache-2.0", "org/base")
+    assert "from the weights of `org/base`." in card.content and "Of the weights: apache-2.0." in card.content
+    assert metadata_errors(card.content) == []
+
+
+def test_values_for_strangers_have_no_places(tmp_path):
+    values = {"dataset": str(tmp_path), "output_dir": "/nowhere/run", "model_name_or_path": "org/base", "seed": 1}
+    expected = {"dataset": tmp_path.name, "output_dir": "run", "model_name_or_path": "org/base", "seed": 1}
+    assert without_local_paths(values) == expected
 
 
 def test_another_architecture_needs_no_luna():

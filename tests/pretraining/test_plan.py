@@ -3,20 +3,23 @@
 """A plan tells what a run would do, and refuses what no run can do."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, RobertaConfig
+from transformers import AutoModelForMaskedLM
 
-from pretraining.plan import Cluster, activation_bytes, check_run, max_sequence_length, parameters_by_part, plan
-from pretraining.recipe import InputError, load_recipe, model_config, recipe_from_values
-from pretraining.train import read_manifest
+from luna_tools.errors import InputError
+from pretraining.dataset_format import read_manifest
+from pretraining.model import model_config
+from pretraining.plan import Cluster, activation_bytes, check_run, parameters_by_part, plan
+from pretraining.recipe import Recipe, load_recipe
 
 MANIFEST = {"sequence_length": 32, "vocab_size": 600}
 
 
 def test_the_plan_of_the_papers_run_is_that_of_table_8():
-    text = plan(load_recipe("luna_base_160gb_tied", ["micro_batch_size=32"]), Cluster(64), None)
+    text = plan(load_recipe("luna_base_160gb_tied", "--micro_batch_size", "32"), Cluster(64), None)
     assert "131,902,041 parameters" in text
     assert "Steps: 500,000, of which warm-up 24,000; learning rate to 0.0006" in text
     assert "8,192 sequences of 512 tokens = 4,194,304 tokens a step, 2,097,152,000,000 in all" in text
@@ -26,8 +29,8 @@ def test_the_plan_of_the_papers_run_is_that_of_table_8():
 
 
 def test_the_plan_counts_epochs_of_a_prepared_dataset(recipe_values):
-    recipe = recipe_from_values(recipe_values, "")
-    manifest = read_manifest(recipe)
+    recipe = Recipe(**recipe_values)
+    manifest = read_manifest(Path(recipe.dataset))
     rows = manifest["splits"]["train"]["rows"]
     assert f"{rows:,} sequences, read {64 / rows:.2f} times" in plan(recipe, Cluster(2), manifest)
 
@@ -43,27 +46,20 @@ def test_the_plan_counts_epochs_of_a_prepared_dataset(recipe_values):
     ],
 )
 def test_a_run_that_cannot_be_is_refused_by_name(recipe_values, change, processes, manifest, sentence):
-    recipe = recipe_from_values(recipe_values | change, "")
+    recipe = Recipe(**recipe_values | change)
     with pytest.raises(InputError, match=sentence):
         check_run(recipe, model_config(recipe), MANIFEST | manifest, processes)
 
 
-def test_positions_are_counted_as_each_architecture_does(recipe_values):
-    assert max_sequence_length(RobertaConfig(max_position_embeddings=514)) == 512
-    assert max_sequence_length(model_config(recipe_from_values(recipe_values, ""))) == 32
-    sinusoidal = recipe_values | {"model": recipe_values["model"] | {"position_embedding_type": "sinusoidal"}}
-    assert max_sequence_length(model_config(recipe_from_values(sinusoidal, ""))) is None
-
-
 def test_parts_count_a_tied_weight_once(recipe_values):
     with torch.device("meta"):
-        model = AutoModelForMaskedLM.from_config(model_config(recipe_from_values(recipe_values, "")))
+        model = AutoModelForMaskedLM.from_config(model_config(Recipe(**recipe_values)))
     assert sum(parameters_by_part(model).values()) == model.num_parameters()
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(recipe_values):
     def measured(**change):
-        recipe = recipe_from_values(recipe_values | change, "")
+        recipe = Recipe(**recipe_values | change)
         return activation_bytes(recipe, model_config(recipe), 32)
 
     assert measured(micro_batch_size=4) == pytest.approx(2 * measured(), rel=0.05)
@@ -73,7 +69,7 @@ def test_activations_grow_with_the_batch_and_shrink_with_checkpointing(recipe_va
 
 def test_activations_are_those_that_a_real_step_keeps(recipe_values):
     """The count on tensors without data against the bytes that autograd really holds after a forward pass."""
-    recipe = recipe_from_values(recipe_values | {"attn_implementation": "eager"}, "")
+    recipe = Recipe(**recipe_values | {"attn_implementation": "eager"})
     config = model_config(recipe)
     model = AutoModelForMaskedLM.from_config(config, attn_implementation="eager")
     held = {}

@@ -7,10 +7,10 @@ import json
 from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 from safetensors.torch import load
-from tests.support.hub_server import Hub
 
 from luna_tools.cards import UNNAMED, named_card
 from pretraining import train
+from tests.support.hub_server import Hub
 
 CODE_FILES = {"configuration_luna.py", "modeling_luna.py"}
 FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} | CODE_FILES

@@ -5,7 +5,10 @@
 import pytest
 import yaml
 
-from pretraining.recipe import RECIPES, InputError, differing_field, load_recipe, model_config, recipe_from_values
+from luna_tools.errors import InputError
+from pretraining.model import model_config
+from pretraining.recipe import RECIPES, Recipe, difference_from_run, differing_field, load_recipe
+from tests.support.pretraining import write_recipe
 
 TABLE_8 = {
     "luna_base_16gb": {"warmup_steps": 15_000, "global_batch_size": 2048, "max_steps": 250_000},
@@ -16,7 +19,7 @@ TABLE_8 = {
 
 @pytest.mark.parametrize("name", TABLE_8)
 def test_the_papers_recipes_hold_table_8(name):
-    recipe = load_recipe(name, [])
+    recipe = load_recipe(name)
     assert {field: getattr(recipe, field) for field in TABLE_8[name]} == TABLE_8[name]
     assert (recipe.learning_rate, recipe.weight_decay, recipe.max_grad_norm) == (6e-4, 0.01, 1.0)
     assert (recipe.adam_beta1, recipe.adam_beta2, recipe.adam_epsilon) == (0.9, 0.98, 1e-6)
@@ -29,38 +32,47 @@ def test_the_papers_recipes_hold_table_8(name):
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_of_the_package_is_valid(path):
-    model_config(load_recipe(str(path), []))
+    model_config(load_recipe(str(path)))
 
 
-def test_overrides_reach_nested_values_and_keep_types(recipe_file):
+def test_options_reach_nested_values_and_keep_types(recipe_file):
     recipe = load_recipe(
         str(recipe_file),
-        [
-            "learning_rate=6e-4",
-            "model.layer_norm_eps=1e-12",
-            "model.hidden_size=64",
-            "mixed_precision=no",
-            "report_to=[tensorboard]",
-        ],
+        *"--learning_rate 6e-4 --model.layer_norm_eps 1e-12 --model.hidden_size 64 --weight_decay 0".split(),
+        *"--mixed_precision no --report_to tensorboard wandb --gradient_checkpointing true".split(),
     )
-    assert recipe.learning_rate == 6e-4 and isinstance(recipe.learning_rate, float)
+    assert (
+        recipe.learning_rate == 6e-4 and isinstance(recipe.learning_rate, float) and isinstance(recipe.weight_decay, float)
+    )
     assert recipe.model["hidden_size"] == 64 and recipe.model["layer_norm_eps"] == 1e-12
-    assert recipe.mixed_precision == "no"
-    assert recipe.report_to == ["tensorboard"]
-    assert isinstance(load_recipe(str(recipe_file), ["weight_decay=0"]).weight_decay, float)
+    assert recipe.mixed_precision == "no" and recipe.gradient_checkpointing is True
+    assert recipe.report_to == ["tensorboard", "wandb"]
+
+
+def test_a_later_file_wins(recipe_file, tmp_path):
+    (tmp_path / "more.yaml").write_text("max_steps: 5\nmodel:\n  hidden_size: 64\n", encoding="utf-8")
+    recipe = load_recipe(str(recipe_file), str(tmp_path / "more.yaml"), "--warmup_steps", "1")
+    assert (recipe.max_steps, recipe.warmup_steps) == (5, 1)
+    assert (recipe.model["hidden_size"], recipe.model["vocab_size"]) == (64, 600)
+
+
+def test_the_papers_recipes_name_the_tokenizer_of_their_vocabulary():
+    for name in TABLE_8:
+        assert "luna prepare paper_" in (text := (RECIPES / f"{name}.yaml").read_text())
+        assert "--tokenizer FacebookAI/roberta-base" in text and "vocab_size: 50265" in text
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"learning_rat": 1}, "`learning_rat` in .* is not a recipe field"),
+        ({"learning_rat": 1}, "--learning_rat is not an option, perhaps --learning_rate is meant"),
         ({"max_steps": None}, "`max_steps` is missing"),
         ({"max_steps": 0}, "`max_steps` is 0, but must be at least 1"),
-        ({"max_steps": "many"}, "`max_steps` is 'many', but must be int"),
-        ({"max_steps": True}, "`max_steps` is True, but must be int"),
-        ({"max_steps": 2.5}, "`max_steps` is 2.5, but must be int"),
+        ({"max_steps": "many"}, "`max_steps` is 'many', but must be of type int"),
+        ({"max_steps": True}, "`max_steps` is 'true', but must be of type int"),
+        ({"max_steps": 2.5}, "`max_steps` is '2.5', but must be of type int"),
         ({"learning_rate": -1}, "`learning_rate` is -1.0, but must be above 0"),
-        ({"learning_rate": "fast"}, "`learning_rate` is 'fast', but must be float"),
+        ({"learning_rate": "fast"}, "`learning_rate` is 'fast', but must be of type float"),
         ({"learning_rate": float("nan")}, "`learning_rate` is nan, but must be a finite number"),
         ({"weight_decay": float("inf")}, "`weight_decay` is inf, but must be a finite number"),
         ({"seed": 2**64}, "`seed` is 18446744073709551616, but must be below"),
@@ -69,53 +81,26 @@ def test_overrides_reach_nested_values_and_keep_types(recipe_file):
         ({"mlm_probability": 1.5}, "`mlm_probability` is 1.5, but must be between 0 and 1"),
         ({"warmup_steps": 9}, "`warmup_steps` is 9, but the run has only `max_steps` = 8"),
         ({"weight_decay": -0.1}, "`weight_decay` is -0.1, but must not be negative"),
-        ({"mixed_precision": "int8"}, "`mixed_precision` is 'int8', but must be 'no' or 'bf16' or 'fp16'"),
+        ({"mixed_precision": "int8"}, "`mixed_precision` is 'int8', but must be one of 'no', 'bf16', 'fp16'"),
         ({"num_processes": 0}, "`num_processes` is 0, but must be at least 1"),
-        ({"model": "luna"}, "`model` is 'luna', but must be dict"),
-        ({"report_to": "wandb"}, "`report_to` is 'wandb', but must be list"),
+        ({"model": "luna"}, "--model is 'luna', but must be `name: value` pairs"),
+        ({"hub_model_id": "a/b/c"}, "`hub_model_id` is 'a/b/c', which is not a name on the Hub"),
+        ({"peak_tflops": 0.0}, "`peak_tflops` is 0.0, but must be above 0"),
+        ({"profile_step": 0}, "`profile_step` is 0, but must be at least 1"),
     ],
 )
-def test_a_wrong_value_is_refused_by_name(recipe_values, change, sentence):
+def test_a_wrong_value_is_refused_by_name(values, tmp_path, change, sentence):
     with pytest.raises(InputError, match=sentence):
-        recipe_from_values(recipe_values | change, "recipe.yaml")
-
-
-@pytest.mark.parametrize(
-    ("model", "sentence"),
-    [
-        ({"hidden_size": 32}, "`model` has no `model_type`"),
-        ({"model_type": "lunar"}, "`model` can't be built: .*lunar"),
-        ({"model_type": "luna", "hidden_size": 30, "num_attention_heads": 4}, "`model` is refused: `hidden_size` is 30"),
-        ({"model_type": "luna", "hiden_size": 32}, "`model.hiden_size` is not a field of LunaConfig"),
-        ({"model_type": "luna", "projection_length": "16"}, "`model` is refused: .*projection_length"),
-    ],
-)
-def test_a_wrong_model_is_refused_by_name(recipe_values, model, sentence):
-    with pytest.raises(InputError, match=sentence):
-        model_config(recipe_from_values(recipe_values | {"model": model}, "recipe.yaml"))
-
-
-@pytest.mark.parametrize(
-    ("override", "sentence"),
-    [
-        ("max_steps", "'max_steps' must have the form name=value"),
-        ("=3", "'=3' must have the form name=value"),
-        ("max_steps.first=3", "goes into `max_steps`, which has no named values"),
-        ("model=[", "is not valid YAML"),
-    ],
-)
-def test_a_wrong_override_is_refused_by_name(recipe_file, override, sentence):
-    with pytest.raises(InputError, match=sentence):
-        load_recipe(str(recipe_file), [override])
+        load_recipe(str(write_recipe(values | change, tmp_path / "run")))
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (None, "The recipe .* can't be read .*: give a YAML file or one of .*quickstart"),
+        (None, "The file .* cannot be read .*: give a YAML file of options"),
         (b"a: [", "is not valid YAML"),
-        (b"- a\n", "must hold `name: value` lines, but holds a list"),
-        (b"\xff\xfe\xfa", "can't be read"),
+        (b"- a\n", "holds a list: write `option: value` lines"),
+        (b"\xff\xfe\xfa", "is not valid YAML"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(tmp_path, content, sentence):
@@ -123,14 +108,18 @@ def test_a_wrong_file_is_refused_by_name(tmp_path, content, sentence):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError, match=sentence):
-        load_recipe(str(path), [])
+        load_recipe(str(path))
 
 
 def test_identity_leaves_out_what_a_resumed_run_may_change(recipe_values):
-    one = recipe_from_values(recipe_values, "")
-    other = recipe_from_values(recipe_values | {"micro_batch_size": 4, "save_steps": 1, "output_dir": "elsewhere"}, "")
+    one = Recipe(**recipe_values)
+    other = Recipe(**recipe_values | {"micro_batch_size": 4, "save_steps": 1, "output_dir": "elsewhere"})
     assert one.identity() == other.identity()
-    changed = recipe_from_values(recipe_values | {"model": recipe_values["model"] | {"hidden_size": 64}}, "")
+    changed = Recipe(**recipe_values | {"model": recipe_values["model"] | {"hidden_size": 64}})
     assert differing_field(one.identity(), changed.identity()) == ("model.hidden_size", 32, 64)
     assert differing_field(one.identity(), one.identity()) is None
+    old = one.identity() | {"report_to": ["gone"]}
+    del old["objective"]
+    assert difference_from_run(old, other) is None
+    assert difference_from_run(old | {"adam_beta1": 0.8}, other) == ("adam_beta1", 0.8, 0.9)
     assert yaml.safe_load(yaml.safe_dump(one.identity())) == one.identity()

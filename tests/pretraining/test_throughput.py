@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from pretraining import throughput, train
+from pretraining import throughput
 from pretraining.cluster import flops_per_sequence
-from pretraining.recipe import InputError, model_config, recipe_from_values
+from pretraining.data import MaskedLMDataset
+from pretraining.metrics import read_metrics
+from pretraining.model import model_config
+from pretraining.recipe import Recipe
+from tests.support.pretraining import pretrain
 
 
 @pytest.fixture
@@ -26,7 +30,7 @@ def clock(monkeypatch):
 
 
 def test_figures_are_those_of_the_clock(recipe_values, clock):
-    recipe = recipe_from_values(recipe_values | {"peak_tflops": 2.0}, "")
+    recipe = Recipe(**recipe_values | {"peak_tflops": 2.0})
     counted = throughput.Throughput(recipe, model_config(recipe), sequence_length=32, num_processes=4)
     for _ in range(5):
         counted.begin_step()
@@ -46,31 +50,24 @@ def test_figures_are_those_of_the_clock(recipe_values, clock):
 
 
 def test_a_run_leaves_a_trace_and_its_utilisation(recipe_file, tmp_path):
-    assert train.main([str(recipe_file), "profile_step=3", "peak_tflops=0.1"]) == 0
+    assert pretrain(recipe_file, "--profile_step", 3, "--peak_tflops", 0.1) == 0
     trace = json.loads((tmp_path / "run" / "profile" / "rank-0.json").read_text())
     names = [event.get("name", "") for event in trace["traceEvents"]]
     assert sum(name.startswith("Optimizer.step") for name in names) == 3
-    rows = [row for row in train.read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
     assert all(0 < row["mfu"] < 1 and 0 <= row["data_wait"] <= 1 for row in rows)
 
 
-@pytest.mark.slow
 def test_a_run_that_waits_for_data_says_so_once(recipe_file, capfd, monkeypatch):
-    real = train.MaskedLMDataset.__getitems__
-    monkeypatch.setattr(train.MaskedLMDataset, "__getitems__", lambda self, places: (time.sleep(0.1), real(self, places))[1])
-    assert train.main([str(recipe_file)]) == 0
+    real = MaskedLMDataset.__getitems__
+    monkeypatch.setattr(MaskedLMDataset, "__getitems__", lambda self, places: (time.sleep(0.02), real(self, places))[1])
+    assert pretrain(recipe_file) == 0
     found = re.findall(r"warning: up to step \d+, (\d+)% of the time went into waiting for data", capfd.readouterr().err)
     assert len(found) == 1 and int(found[0]) > 5
 
 
-@pytest.mark.parametrize(("name", "value"), [("peak_tflops", 0.0), ("profile_step", 0)])
-def test_values_that_are_refused(recipe_values, name, value):
-    with pytest.raises(InputError, match=f"`{name}` is {value}"):
-        recipe_from_values(recipe_values | {name: value}, "")
-
-
 def test_a_run_that_ends_early_keeps_its_trace(recipe_values, tmp_path):
-    profiler = throughput.Profiler(recipe_from_values(recipe_values | {"profile_step": 2}, ""), tmp_path, 1)
+    profiler = throughput.Profiler(Recipe(**recipe_values | {"profile_step": 2}), tmp_path, 1)
     for step in (1, 2):
         profiler.before_step(step)
         profiler.after_step(step)

@@ -3,9 +3,6 @@
 """Tiny checkpoints of several architectures, and runs of the real fine-tuning program that take a second."""
 
 import json
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -13,14 +10,12 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, T5EncoderModel
 
-import modeling_luna  # noqa: F401  registers Luna with the Auto classes
-from finetuning import __main__ as program
 from finetuning.arguments import parse
+from finetuning.finetune import finetune
 from finetuning.tasks import TASKS
-from finetuning.train import run
+from luna_tools.command_line import run
 from tests.support.published_files import write_published, write_tokenizer
 
-ROOT = Path(__file__).parents[1]
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 SIZES |= {"initializer_range": 0.1}  # far from where all inputs look alike
 ARCHITECTURES = {
@@ -30,7 +25,7 @@ ARCHITECTURES = {
 }
 OTHERS = {  # with the class of their pretrained checkpoints
     "gpt2": (AutoModelForCausalLM, {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 96, "pad_token_id": None}),
-    "t5": (T5EncoderModel, {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}),
+    "t5": (T5EncoderModel, {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "pad_token_id": 1}),
     "vit": (AutoModel, {"image_size": 8, "patch_size": 4}),
 }
 FAST = {
@@ -41,7 +36,6 @@ FAST = {
     "max_sequence_length": 96,
     "use_cpu": True,
     "disable_tqdm": True,
-    "report_to": "none",
 }
 
 
@@ -104,30 +98,13 @@ def arguments_of(task_name, **values):
 def run_task(task_name, **values):
     """One run in this process, as a launch of its own; returns its results."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    return run(arguments_of(task_name, **values))
+    return finetune(arguments_of(task_name, **values))
 
 
 def run_main(*argv):
-    """The command line in this process, as a launch of its own; returns the exit code."""
+    """The command line in this process, as a launch of its own; returns the exit status."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    return program.main([str(token) for token in argv])
-
-
-def command(*tokens, processes=1):
-    program = ["-m", "finetuning", *map(str, tokens)]
-    if processes == 1:
-        return [sys.executable, *program]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *program]
-
-
-def environment():
-    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-
-
-def launch(*tokens, processes=1, check=True):
-    done = subprocess.run(command(*tokens, processes=processes), capture_output=True, text=True, env=environment(), cwd=ROOT)
-    assert done.returncode == 0 or not check, done.stderr
-    return done
+    return run("finetune", [str(token) for token in argv])
 
 
 def read_lines(path):

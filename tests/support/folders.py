@@ -5,10 +5,10 @@
 from pathlib import Path
 
 import torch
-from tests.support.luna_builders import build, make_tokenizer
 
 from luna_tools.cards import model_card
 from modeling_luna import LunaForMaskedLM
+from tests.support.luna_builders import build, make_tokenizer
 
 
 def save_whole(folder: Path) -> Path:

@@ -6,40 +6,37 @@ The label of a row can be learned: each class has a marker word, and the right o
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from finetuning.tasks import TASKS, Task
+from finetuning.tasks import TASKS, Task, TaskData
 from pretraining.prepare.tokenizer import train_tokenizer, wrap_tokenizer
 
 MARKERS = ("red", "blue", "green", "white", "black")
 WORDS = ("the", "cat", "sat", "on", '"that', 'mat"', "it's", "café", "NA", "null", "runs", "far", "away", "now", "here")
+PAIR = "index sentence1 sentence2"
+STSB = "index genre filename year old_index source1 source2 sentence1 sentence2"
+MNLI = "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse"
+MNLI += " sentence1 sentence2"
 SITE_HEADERS = {  # of the training and validation files; of the test files
     "CoLA": ("", "index sentence"),
     "SST-2": ("sentence label", "index sentence"),
     "MRPC": ("Quality,#1 ID,#2 ID,#1 String,#2 String", "index,#1 ID,#2 ID,#1 String,#2 String"),
-    "STS-B": (
-        "index genre filename year old_index source1 source2 sentence1 sentence2 score",
-        "index genre filename year old_index source1 source2 sentence1 sentence2",
-    ),
+    "STS-B": (f"{STSB} score", STSB),
     "QQP": ("id qid1 qid2 question1 question2 is_duplicate", "id question1 question2"),
-    "MNLI": (
-        "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse "
-        "sentence1 sentence2 label1 label2 label3 label4 label5 gold_label",
-        "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse "
-        "sentence1 sentence2",
-    ),
+    "MNLI": (f"{MNLI} label1 label2 label3 label4 label5 gold_label", MNLI),
     "QNLI": ("index question sentence label", "index question sentence"),
-    "RTE": ("index sentence1 sentence2 label", "index sentence1 sentence2"),
-    "WNLI": ("index sentence1 sentence2 label", "index sentence1 sentence2"),
+    "RTE": (f"{PAIR} label", PAIR),
+    "WNLI": (f"{PAIR} label", PAIR),
 }
 
 
 def write_published(task_name: str, folder: Path, form: Literal["hub", "original"], rows: int = 32, seed: int = 0) -> None:
-    """Writes all splits of a task below `folder`: a clone of the Hub's repository, or the original download.
+    """Write all splits of a task below `folder`: a clone of the Hub's repository, or the original download.
 
     Args:
         task_name: a name in `TASKS`.
@@ -49,21 +46,32 @@ def write_published(task_name: str, folder: Path, form: Literal["hub", "original
         seed: the same rows are written for the same seed, in either form.
     """
     task = TASKS[task_name]
+    write = {"RACE": _write_race, "CSQA": _write_csqa}.get(task.folder, _write_glue)
     generator = np.random.default_rng(seed)
     for split in ("train", *task.validation_splits, *task.test_splits):
-        count = rows if split == "train" else rows // 2
-        if task.folder == "RACE":
-            _write_race(folder, form, split, count, generator)
-        elif task.folder == "CSQA":
-            _write_csqa(folder, form, split, count, generator)
-        else:
-            _write_glue(task, folder, form, split, count, generator)
+        write(task, folder, form, split, rows if split == "train" else rows // 2, generator)
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Saves a RoBERTa-style tokenizer that knows the words of the toy text and that `AutoTokenizer` loads."""
+    """Save a RoBERTa-style tokenizer that knows the words of the toy text and that `AutoTokenizer` loads."""
     words = " ".join((*WORDS, *MARKERS, "Q: what A: is _ ?", "Q: which"))
     wrap_tokenizer(train_tokenizer([words, words, f" {words}"], 330)).save_pretrained(folder)
+
+
+def rows_of(data: TaskData) -> dict[str, list[dict[str, Any]]]:
+    """The rows of all splits, with NaN as a word, since NaN is not itself."""
+    return {
+        split: [{name: "NaN" if value != value else value for name, value in row.items()} for row in rows]
+        for split, rows in data.splits.items()
+    }
+
+
+def message_of(error) -> str:
+    """The message of what `pytest.raises` caught, checked to be one sentence."""
+    message = str(error.value)
+    assert message.endswith(".") and "\n" not in message
+    assert not re.search(r"[^.]\. [A-Z]", message)
+    return message
 
 
 def _text(generator: np.random.Generator, marker: str | None = None) -> str:
@@ -73,10 +81,14 @@ def _text(generator: np.random.Generator, marker: str | None = None) -> str:
     return " ".join(words)
 
 
-def _write_hub(folder: Path, config: str, split: str, rows: list[dict[str, Any]], features: Features) -> None:
+def _write_hub(folder: Path, config: str, split: str, rows: list[dict[str, Any]], **features) -> None:
     (folder / config).mkdir(parents=True, exist_ok=True)
     columns = {name: [row[name] for row in rows] for name in features}
-    Dataset.from_dict(columns, features).to_parquet(folder / config / f"{split}-00000-of-00001.parquet")
+    Dataset.from_dict(columns, Features(features)).to_parquet(folder / config / f"{split}-00000-of-00001.parquet")
+
+
+def _strings(*names: str) -> dict[str, Value]:
+    return {name: Value("string") for name in names}
 
 
 def _write_glue(task: Task, folder: Path, form: str, split: str, count: int, generator: np.random.Generator) -> None:
@@ -96,21 +108,19 @@ def _write_glue(task: Task, folder: Path, form: str, split: str, count: int, gen
     if is_test and task.name != "mrpc":  # whose test labels the Hub has
         rows = [row | {"label": -1 if task.labels else -1.0} for row in rows]
     label = ClassLabel(names=list(task.labels)) if task.labels else Value("float32")
-    text = {name: Value("string") for name in task.text_columns}
     config, split = ("ax", "test") if split == "diagnostic" else (task.hub_config, split)
     rows = [row for row in rows if "truncated" not in row]
-    _write_hub(folder, config, split, rows, Features({**text, "label": label, "idx": Value("int32")}))
+    _write_hub(folder, config, split, rows, **_strings(*task.text_columns), label=label, idx=Value("int32"))
 
 
 def _write_glue_tsv(task: Task, folder: Path, split: str, rows: list[dict[str, Any]], is_test: bool) -> None:
     header = SITE_HEADERS[task.folder][is_test]
-    names = header.split("," if "," in header else " ") if header else ["source", "label", "mark", "sentence"]
     path = folder / task.folder / f"{split.replace('validation', 'dev')}.tsv"
     if split == "diagnostic":
-        names, header, path = ["index", "sentence1", "sentence2"], "x", folder / "diagnostic" / "diagnostic.tsv"
+        header, path = PAIR, folder / "diagnostic" / "diagnostic.tsv"
+    names = header.split("," if "," in header else " ") if header else ["source", "label", "mark", "sentence"]
     lines = ["\t".join(names)] if header else []
-    text_names = ("question1", "question2") if task.name == "qqp" else ("sentence1", "sentence2")
-    text_names = {"mnli": text_names, "mrpc": ("#1 String", "#2 String")}.get(task.name, task.text_columns)
+    text_names = {"mnli": ("sentence1", "sentence2"), "mrpc": ("#1 String", "#2 String")}.get(task.name, task.text_columns)
     label_names = {"mrpc": "Quality", "stsb": "score", "qqp": "is_duplicate", "mnli": "gold_label"}
     for row in rows:
         label = task.labels[row["label"]] if task.submits_label_names else row["label"]
@@ -123,58 +133,50 @@ def _write_glue_tsv(task: Task, folder: Path, split: str, rows: list[dict[str, A
     path.write_text("\n".join(lines) + "\n", encoding="utf-8-sig" if task.name == "mrpc" else "utf-8")
 
 
-def _write_race(folder: Path, form: str, split: str, count: int, generator: np.random.Generator) -> None:
-    features = Features(
-        {name: Value("string") for name in ("example_id", "article", "answer", "question")}
-        | {"options": List(Value("string"))}
-    )
+def _write_race(task: Task, folder: Path, form: str, split: str, count: int, generator: np.random.Generator) -> None:
     rows = {"all": [], "middle": [], "high": []}
     for level in ("middle", "high"):
-        for number in range(-(-count // 4)):
-            article = {
-                "id": f"{level}{number + 8}.txt",  # 8.txt, 9.txt, 10.txt: not in the order of the alphabet
-                "article": f"{_text(generator)}\n{_text(generator)}",
-                "questions": [f"what is _ {_text(generator)}?", f"which {_text(generator)} ?"],
-                "options": [],
-                "answers": [],
-            }
-            for _ in article["questions"]:
+        for number in range(8, 8 - (-count // 4)):  # 8.txt, 9.txt, 10.txt: not in the order of the alphabet
+            passage = f"{_text(generator)}\n{_text(generator)}"
+            questions = [f"what is _ {_text(generator)}?", f"which {_text(generator)} ?"]
+            options, answers = [], []
+            for _ in questions:
                 right = int(generator.integers(4))
-                article["options"].append([_text(generator, MARKERS[i != right]) for i in range(4)])
-                article["answers"].append("ABCD"[right])
+                options.append([_text(generator, MARKERS[i != right]) for i in range(4)])
+                answers.append("ABCD"[right])
+            article = {"article": passage, "questions": questions, "options": options, "answers": answers}
             if form == "original":
-                path = folder / "RACE" / split.replace("validation", "dev") / level / f"{number + 8}.txt"
+                path = folder / "RACE" / split.replace("validation", "dev") / level / f"{number}.txt"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(article), encoding="utf-8")
-            for question, options, answer in zip(article["questions"], article["options"], article["answers"], strict=True):
-                row = {"example_id": article["id"], "article": article["article"], "answer": answer}
-                row |= {"question": question, "options": options}
+                path.write_text(json.dumps({"id": f"{level}{number}.txt"} | article), encoding="utf-8")
+            for question, choices, answer in zip(questions, options, answers, strict=True):
+                row = {"example_id": f"{level}{number}.txt", "article": passage, "answer": answer}
+                row |= {"question": question, "options": choices}
                 rows["all"].append(row)
                 rows[level].append(row)
     if form == "hub":
+        features = _strings("example_id", "article", "answer", "question") | {"options": List(Value("string"))}
         for config, config_rows in rows.items():
-            _write_hub(folder, config, split, config_rows, features)
+            _write_hub(folder, config, split, config_rows, **features)
 
 
-def _write_csqa(folder: Path, form: str, split: str, count: int, generator: np.random.Generator) -> None:
-    rows = []
+def _write_csqa(task: Task, folder: Path, form: str, split: str, count: int, generator: np.random.Generator) -> None:
+    rows, lines = [], []
     for _ in range(count):
         right = int(generator.integers(5))
         choices = {"label": list("ABCDE"), "text": [_text(generator, MARKERS[i != right]) for i in range(5)]}
         row = {"id": generator.bytes(16).hex(), "question": f"what {_text(generator)}?", "question_concept": "cat"}
-        rows.append(row | {"choices": choices, "answerKey": "" if split == "test" else "ABCDE"[right]})
-    strings = {name: Value("string") for name in ("id", "question", "question_concept")}
-    choices = {"label": List(Value("string")), "text": List(Value("string"))}
-    if form == "hub":
-        features = Features({**strings, "choices": choices, "answerKey": Value("string")})
-        _write_hub(folder, "data", split, rows, features)
-        return
-    lines = []
-    for row in rows:
-        choices = [{"label": label, "text": text} for label, text in zip(*row["choices"].values(), strict=True)]
-        question = {"question_concept": row["question_concept"], "choices": choices, "stem": row["question"]}
+        row |= {"choices": choices, "answerKey": "" if split == "test" else "ABCDE"[right]}
+        rows.append(row)
+        pairs = [{"label": label, "text": text} for label, text in zip(*choices.values(), strict=True)]
+        question = {"question_concept": row["question_concept"], "choices": pairs, "stem": row["question"]}
         answer = {} if split == "test" else {"answerKey": row["answerKey"]}
         lines.append(json.dumps({**answer, "id": row["id"], "question": question}))
+    if form == "hub":
+        choices = {"label": List(Value("string")), "text": List(Value("string"))}
+        features = _strings("id", "question", "question_concept") | {"choices": choices, "answerKey": Value("string")}
+        _write_hub(folder, "data", split, rows, **features)
+        return
     name = {"train": "train_rand_split", "validation": "dev_rand_split", "test": "test_rand_split_no_answers"}[split]
     (folder / "CSQA").mkdir(parents=True, exist_ok=True)
     (folder / "CSQA" / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ The server is multiprocessing's: an interpreter without threads that has importe
 programs, so that a launch costs a fork and not ten seconds of imports. Real launchers have tests of their own.
 """
 
+import gc
 import importlib.util
 import multiprocessing
 import os
@@ -25,6 +26,9 @@ from luna_tools.command_line import run
 
 ROOT = Path(__file__).parents[2]
 PRELOADED = ["torch", "transformers", "accelerate", "datasets", "sklearn.metrics", "matplotlib.pyplot", "deepspeed"]
+# What DeepSpeed imports while it sets up an engine.
+PRELOADED += ["deepspeed.runtime.zero.muon.original_muon", "deepspeed.module_inject.auto_ep_layer"]
+PRELOADED += ["deepspeed.runtime.zero.stage_1_and_2", "deepspeed.runtime.zero.stage3", "torch.utils.tensorboard"]
 PRELOADED += ["pretraining.train", "pretraining.run", "finetuning.run", "finetuning.trainer"]
 # Of the server and all that it forks: no threads, no GPU that DeepSpeed looks for, the programs of this clone.
 FIXED = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
@@ -73,6 +77,7 @@ def free_port() -> int:
 
 def run_rank(program: str, argv: list[str], folder: str, variables: dict[str, str], before: Callable | None) -> None:
     """Be one rank: its output goes to files, signals are as a launcher leaves them, and `before` may change the program."""
+    gc.freeze()  # the programs' garbage collections leave out what the server has imported
     os.setsid()  # a signal to the tests is not one to the rank
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from tests.support.fresh_process import run_program
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from luna_tools.cards import UNNAMED
@@ -23,6 +22,7 @@ from luna_tools.convert.weights import convert_state_dict, find_layer_norm_scale
 from luna_tools.errors import InputError, Stopped
 from modeling_luna import LunaForMaskedLM
 from tests.support.fairseq_files import EMBEDDINGS, TIED, Bpe, convert
+from tests.support.fresh_process import run_program
 from tests.support.parity_kit import (
     HEAD_VARIANTS,
     MASKED_LM_VARIANTS,

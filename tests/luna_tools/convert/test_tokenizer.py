@@ -8,7 +8,6 @@ import shutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.fresh_process import run_program
 from transformers import AutoConfig, AutoTokenizer, RobertaTokenizerFast, pipeline
 
 from luna_tools.convert.tokenizer import build_tokenizer, read_bpe, read_dictionary, recover_files
@@ -16,6 +15,7 @@ from luna_tools.errors import InputError
 from luna_tools.tokenizer import wrap_tokenizer
 from pretraining.prepare.tokenizer import train_tokenizer
 from tests.support.fairseq_files import BYTE_PIECES, Bpe, convert, gpt2_pieces
+from tests.support.fresh_process import run_program
 
 TEXTS = [
     "Luna attends through a short packed sequence.",

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luna_tools.errors import InputError
-from pretraining import encoding
+from pretraining.prepare import encoding
 from pretraining.prepare.encoding import BATCHES_PER_PROCESS, encode, encode_in_order
 from pretraining.prepare.sources import python_docs
 from pretraining.prepare.tokenizer import load_for_text, train_tokenizer, wrap_tokenizer

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretraining import packing
+from pretraining.prepare import packing
 from pretraining.prepare.packing import SplitWriter, count_tokens, write_dataset_files
 
 START, END = 0, 2

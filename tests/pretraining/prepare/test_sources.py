@@ -1,331 +1,36 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Every format gives the same documents, long documents are cut without loss, and every fault is reported."""
+"""Sources are listed in one order, what cannot be one is told, and shares are contiguous, complete and balanced."""
 
 import ast
-import gzip
-import json
-import os
 import sysconfig
-from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import zstandard
-from hypothesis import example, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from luna_tools.errors import InputError
-from pretraining import sources
-from pretraining.prepare.sources import (
-    Fault,
-    FinalFault,
-    Part,
-    Slice,
-    cut_up,
-    divide,
-    find_inputs,
-    measure_input,
-    no_text,
-    python_docs,
-    read_input,
-)
-
-TEXTS = ["One document.\nOf two lines.", "Zwei: äöü 漢字", "three"]
-
-
-def _read(path, text_column="text", document_separator="file"):
-    inputs, _ = find_inputs(str(path))
-    return [item for one in inputs for item in read_input(one, text_column, document_separator)]
-
-
-def _faults(path, **options):
-    items = _read(path, **options)
-    return [(item.where.removeprefix(str(path)), item.reason) for item in items if isinstance(item, Fault)]
-
-
-def _texts(path, **options):
-    items = _read(path, **options)
-    assert all(isinstance(item, Slice) and item.first for item in items)
-    return [item.text for item in items]
-
-
-def _write(path, data):
-    if path.suffix == ".gz":
-        data = gzip.compress(data)
-    elif path.suffix == ".zst":
-        data = zstandard.compress(data)
-    path.write_bytes(data)
-    return path
-
-
-@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
-@pytest.mark.parametrize("extension", [".txt", ".md", ".rst"])
-def test_plain_text(tmp_path, extension, compression):
-    path = _write(tmp_path / f"a{extension}{compression}", TEXTS[1].encode())
-    assert _texts(path) == [TEXTS[1]]
-
-
-@pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
-def test_jsonl(tmp_path, compression):
-    lines = "\n".join(json.dumps({"body": text, "id": i}) for i, text in enumerate(TEXTS)) + "\n\n"
-    path = _write(tmp_path / f"a.jsonl{compression}", lines.encode())
-    assert _texts(path, text_column="body") == TEXTS
-
-
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
-def test_parquet(tmp_path, kind):
-    pq.write_table(pa.table({"id": [1, 2, 3], "text": pa.array(TEXTS).cast(kind)}), tmp_path / "a.parquet")
-    assert _texts(tmp_path / "a.parquet") == TEXTS
-
-
-@pytest.mark.parametrize(
-    ("separator", "expected"),
-    [
-        ("file", ["\na\nb\n\n \t\n\nc\nd\n"]),
-        ("blank_line", ["a\nb", "c\nd"]),
-        ("line", ["a", "b", "c", "d"]),
-    ],
-)
-def test_document_separator(tmp_path, separator, expected):
-    path = _write(tmp_path / "a.txt", b"\na\nb\n\n \t\n\nc\nd\n")
-    texts = [item.text for item in _read(path, document_separator=separator) if item.text]
-    assert texts == expected
-
-
-def test_byte_order_mark_and_windows_line_ends(tmp_path):
-    _write(tmp_path / "a.txt", b"\xef\xbb\xbfone\r\ntwo")
-    _write(tmp_path / "b.jsonl", b'\xef\xbb\xbf{"text": "three"}\r\n')
-    assert _texts(tmp_path) == ["one\ntwo", "three"]
-
-
-def test_several_compressed_frames_are_one_file(tmp_path):
-    (tmp_path / "a.txt.zst").write_bytes(zstandard.compress(b"one ") + zstandard.compress(b"two"))
-    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"three ") + gzip.compress(b"four"))
-    assert _texts(tmp_path) == ["one two", "three four"]
+from pretraining.prepare.hub import parse_name
+from pretraining.prepare.readers import read_input
+from pretraining.prepare.sources import divide, find_inputs, measure_input, python_docs
 
 
 def test_folder_is_sorted_and_recursive(tmp_path):
-    for name in ("b/z.txt", "a.txt", "b/a.md", "c.jsonl", "d.csv", "b/README"):
+    for name in ("b/z.txt", "a.txt", "b/a.md", "c.jsonl", "d.doc", "b/README"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"text": "c.jsonl"}' if name == "c.jsonl" else name)
     inputs, ignored = find_inputs(str(tmp_path))
     assert [one.path for one in inputs] == ["a.txt", "b/a.md", "b/z.txt", "c.jsonl"]
     assert [one.size for one in inputs] == [5, 6, 7, 19]
-    assert ignored == ["b/README", "d.csv"]
-    assert _texts(tmp_path) == ["a.txt", "b/a.md", "b/z.txt", "c.jsonl"]
-
-
-def test_empty_documents_are_marked(tmp_path):
-    path = _write(tmp_path / "a.jsonl", b'{"text": ""}\n{"text": " \\n"}\n{"text": "x"}\n')
-    assert _read(path) == [Slice("", True), Slice("", True), Slice("x", True)]
-
-
-@given(st.text(st.sampled_from("ab.\n\t\x1c\u00a0 é"), max_size=60), st.integers(1, 20))
-def test_parts_are_the_whole(text, length):
-    parts = list(cut_up(text, length))
-    assert "".join(parts) == text
-    for left, right in zip(parts, parts[1:], strict=False):
-        assert len(left) >= length and not left[-1].isspace() and right[0].isspace()
-
-
-@pytest.fixture
-def short_slices(monkeypatch):
-    monkeypatch.setattr(sources, "SLICE_CHARS", 1000)
-    monkeypatch.setattr(sources, "CUT_WINDOW_CHARS", 50)
-
-
-@pytest.mark.parametrize("unit", ["word ", "line\n", "x", "a much longer sentence, this one. "])
-@pytest.mark.parametrize("name", ["a.txt", "a.txt.zst", "a.jsonl"])
-@pytest.mark.parametrize("separator", ["file", "blank_line", "line"])
-def test_long_documents_are_cut(tmp_path, short_slices, unit, name, separator):
-    text = (unit * 10_000)[:10_000]
-    plain = json.dumps({"text": text}) if name == "a.jsonl" else text
-    items = _read(_write(tmp_path / name, plain.encode()), document_separator=separator)
-    whole = "".join(item.text for item in items)
-    if separator == "line" and name != "a.jsonl":
-        assert whole == text.replace("\n", "")
-        assert sum(item.first for item in items) == (2000 if unit == "line\n" else 1)
-    else:
-        ended_by_line_end = separator == "blank_line" and name != "a.jsonl"
-        assert whole == (text.removesuffix("\n") if ended_by_line_end else text)
-        assert [item.first for item in items] == [True] + [False] * (len(items) - 1)
-        assert all(1000 <= len(item.text) <= 1050 for item in items[:-1])
-
-
-def test_memory_does_not_grow_with_a_document(tmp_path):
-    import tracemalloc
-
-    path = tmp_path / "a.txt"
-    with open(path, "w") as file:
-        for _ in range(40):
-            file.write("some words of a long document without a line end " * 20_000)
-    tracemalloc.start()
-    try:
-        total = sum(len(item.text) for item in read_input(find_inputs(str(path))[0][0], "text", "line"))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert total == path.stat().st_size > 39_000_000
-    assert peak < 10_000_000
-
-
-def _write_parquet(path, values, kind=None, column="text"):
-    pq.write_table(pa.table({column: pa.array(values, kind)}), path)
-
-
-def _write_bad_utf8_parquet(path):
-    array = pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff")])
-    pq.write_table(pa.table({"text": array}), path)
-
-
-def _write_damaged_parquet(path):
-    pq.write_table(pa.table({"text": TEXTS * 100}), path, write_page_checksum=True, compression="none")
-    path.write_bytes(path.read_bytes().replace(b"document", b"dokument"))
-
-
-FAULTS = {
-    "empty text": ("a.txt", lambda p: p.write_bytes(b""), [("", "holds no text")]),
-    "white space only": ("a.txt", lambda p: p.write_bytes(b" \n\n "), [("", "holds no text")]),
-    "empty jsonl": ("a.jsonl", lambda p: p.write_bytes(b""), [("", "holds no text")]),
-    "empty rows only": ("a.jsonl", lambda p: p.write_bytes(b'{"text": " "}\n'), [("", "holds no text")]),
-    "no rows": ("a.parquet", lambda p: _write_parquet(p, [], pa.string()), [("", "holds no text")]),
-    "not UTF-8": ("a.txt", lambda p: p.write_bytes(b"a\nb\nc\xff\n"), [(":3", "is not UTF-8 (invalid start byte)")]),
-    "cut inside a character": (
-        "a.txt",
-        lambda p: p.write_bytes("a\nä".encode()[:-1]),
-        [(":2", "is not UTF-8 (unexpected end of data)")],
-    ),
-    "not UTF-8 jsonl": (
-        "a.jsonl",
-        lambda p: p.write_bytes(b'{"text": "\xff"}\n{"text": "x"}\n'),
-        [(":1", "is not UTF-8 (invalid start byte)")],
-    ),
-    "not UTF-8 parquet": ("a.parquet", _write_bad_utf8_parquet, [(":2", "is not UTF-8 (invalid start byte)")]),
-    "bad gzip": ("a.txt.gz", lambda p: p.write_bytes(b"text"), [("", "cannot be read (Not a gzipped file (b'te'))")]),
-    "cut gzip": (
-        "a.txt.gz",
-        lambda p: p.write_bytes(gzip.compress(os.urandom(5000).hex().encode())[:2000]),
-        [("", "cannot be read (Compressed file ended before the end-of-stream marker was reached)")],
-    ),
-    "cut gzip, not UTF-8": (
-        "a.txt.gz",
-        lambda p: p.write_bytes(gzip.compress(b"\xff" + os.urandom(9000))[:9000]),
-        [(":1", "is not UTF-8 (invalid start byte)")],
-    ),
-    "damaged gzip": (
-        "a.txt.gz",
-        lambda p: p.write_bytes(gzip.compress(b"abc" * 1000)[:-6] + b"\1\2\3\4\5\6"),
-        [("", "cannot be read (CRC check failed")],
-    ),
-    "bad zstd": ("a.txt.zst", lambda p: p.write_bytes(b"text"), [("", "cannot be read (zstd decompress")]),
-    "cut zstd": (
-        "a.jsonl.zst",
-        lambda p: p.write_bytes(zstandard.compress(b'{"text": "x"}\n' * 9)[:-3]),
-        [("", "cannot be read (the file ends inside a zstd frame)")],
-    ),
-    "bad parquet": ("a.parquet", lambda p: p.write_bytes(b"text" * 9), [("", "cannot be read (Parquet magic bytes")]),
-    "damaged parquet": (
-        "a.parquet",
-        _write_damaged_parquet,
-        [("", "cannot be read (could not verify page integrity")],
-    ),
-    "invalid JSON": (
-        "a.jsonl",
-        lambda p: p.write_bytes(b'{"text": "x"}\n{"text": \n{"text": "y"}\n'),
-        [(":2", "is not valid JSON (Expecting value: line 2 column 1 (char 10))")],
-    ),
-    "too deep JSON": ("a.jsonl", lambda p: p.write_bytes(b"[" * 100_000), [(":1", "is not valid JSON (")]),
-    "not an object": ("a.jsonl", lambda p: p.write_bytes(b"[1]\n"), [(":1", "is not a JSON object but list")]),
-    "missing field": (
-        "a.jsonl",
-        lambda p: p.write_bytes(b'{"body": "x"}\n'),
-        [(":1", "has no field 'text' (--text_column)")],
-    ),
-    "missing column": (
-        "a.parquet",
-        lambda p: _write_parquet(p, ["x"], column="body"),
-        [("", "has no column 'text' (--text_column); its columns are body")],
-    ),
-    "not a string": (
-        "a.jsonl",
-        lambda p: p.write_bytes(b'{"text": 5}\n{"text": null}\n{"text": "x"}\n'),
-        [
-            (":1", "has no string in 'text' (--text_column) but int"),
-            (":2", "has no string in 'text' (--text_column) but NoneType"),
-        ],
-    ),
-    "half a surrogate pair": (
-        "a.jsonl",
-        lambda p: p.write_bytes(b'{"text": "\\ud800"}\n'),
-        [(":1", "has half a surrogate pair in 'text' (--text_column)")],
-    ),
-    "null in parquet": (
-        "a.parquet",
-        lambda p: _write_parquet(p, ["x", None], pa.string()),
-        [(":2", "has no string in 'text' (--text_column) but NoneType")],
-    ),
-    "column of numbers": (
-        "a.parquet",
-        lambda p: _write_parquet(p, [1, 2]),
-        [("", "has no strings in 'text' (--text_column) but int64")],
-    ),
-    "pipe": ("a.txt", os.mkfifo, [("", "is not a regular file")]),
-    "broken link": (
-        "a.txt",
-        lambda p: p.symlink_to("absent"),
-        [("", "cannot be read (No such file or directory)")],
-    ),
-    "link to itself": (
-        "a.txt",
-        lambda p: p.symlink_to("a.txt"),
-        [("", "cannot be read (Too many levels of symbolic links)")],
-    ),
-}
-
-
-@pytest.mark.parametrize(("name", "make", "expected"), FAULTS.values(), ids=FAULTS)
-def test_faults(tmp_path, name, make, expected):
-    make(tmp_path / name)
-    faults = [(where.removeprefix(f"/{name}"), reason) for where, reason in _faults(tmp_path)]
-    assert len(faults) == len(expected)
-    for (where, reason), (expected_where, expected_reason) in zip(faults, expected, strict=True):
-        assert where == expected_where
-        assert reason.startswith(expected_reason)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
-def test_file_without_permission(tmp_path):
-    _write(tmp_path / "a.txt", b"text").chmod(0)
-    assert _faults(tmp_path / "a.txt") == [("", "cannot be read (Permission denied)")]
-
-
-def test_a_file_that_may_not_be_opened(tmp_path, monkeypatch):
-    path = _write(tmp_path / "a.txt", b"text")
-
-    def refuse(path):
-        raise PermissionError(13, "Permission denied", path)
-
-    monkeypatch.setattr(sources, "_open", refuse)
-    assert _faults(path) == [("", "cannot be read (Permission denied)")]
-
-
-def test_what_comes_before_a_fault_of_the_file_is_kept(tmp_path):
-    path = tmp_path / "a.jsonl.zst"
-    lines = b"".join(json.dumps({"text": os.urandom(100).hex()}).encode() + b"\n" for _ in range(5000))
-    path.write_bytes(zstandard.compress(lines)[:-5])
-    items = _read(path)
-    assert sum(isinstance(item, Slice) for item in items) > 1000
-    assert [item.where for item in items if isinstance(item, Fault)][-1] == str(path)
+    assert ignored == ["b/README", "d.doc"]
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
         ("absent", "absent: no such file or folder; give an existing one, python-docs, or hub:NAME"),
-        ("data.csv", r"data\.csv: unknown kind of file, use one of \.txt, \.txt\.gz"),
+        ("data.doc", r"data\.doc: unknown kind of file, use one of \.txt, \.txt\.gz"),
         ("data", "data: unknown kind of file"),
         ("hub:", r"hub:: write it as hub:NAME\[:CONFIG\[:SPLIT\]\]"),
         ("hub:a:b:c:d", "hub:a:b:c:d: write it as hub:NAME"),
@@ -333,9 +38,9 @@ def test_what_comes_before_a_fault_of_the_file_is_kept(tmp_path):
 )
 def test_sources_that_cannot_be(tmp_path, monkeypatch, source, message):
     monkeypatch.chdir(tmp_path)
-    for name in ("data.csv", "data"):
+    for name in ("data.doc", "data"):
         Path(name).write_text("x")
-    with pytest.raises(InputError, match=f"^--source {message}"):
+    with pytest.raises(InputError, match=f"^--sources {message}"):
         find_inputs(source)
 
 
@@ -357,168 +62,13 @@ def test_python_docs():
 def test_python_docs_that_cannot_be_parsed(tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text("def")
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
-    with pytest.raises(InputError, match=r"^--source python-docs: cannot read .*broken\.py \(invalid syntax"):
+    with pytest.raises(InputError, match=r"^--sources python-docs: cannot read .*broken\.py \(invalid syntax"):
         python_docs.__wrapped__()
 
 
-@pytest.fixture
-def local_dataset(tmp_path):
-    folder = tmp_path / "dataset"
-    folder.mkdir()
-    for split in ("train", "test"):
-        rows = [{"text": f"{split} {i}", "number": i} for i in range(3)]
-        (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    return folder
-
-
-def test_hub_dataset(local_dataset):
-    # `load_dataset` takes a folder where it takes a name, so this goes through all of it but the network.
-    assert _texts(f"hub:{local_dataset}") == ["train 0", "train 1", "train 2"]
-    assert _texts(f"hub:{local_dataset}:default:test") == ["test 0", "test 1", "test 2"]
-    assert _texts(f"hub:{local_dataset}::test") == ["test 0", "test 1", "test 2"]
-
-
-def test_hub_dataset_faults(local_dataset):
-    source = f"hub:{local_dataset}"
-    reason = "has no column 'body' (--text_column); its columns are text, number"
-    assert _read(source, text_column="body") == [Fault(source, reason)]
-    assert _read(source, text_column="number")[0] == Fault(
-        f"{source}:1", "has no string in 'number' (--text_column) but int"
-    )
-
-
-@pytest.mark.parametrize(
-    ("suffix", "reason"),
-    [
-        (":nope", "BuilderConfig 'nope' not found"),
-        ("::nope", "Bad split: nope"),
-        ("/absent", "Couldn't find any data"),
-    ],
-)
-def test_hub_dataset_that_cannot_be_opened(local_dataset, suffix, reason):
-    with pytest.raises(InputError, match=rf"^--source hub:.*{suffix}: the dataset cannot be read \({reason}.*\)"):
-        _read(f"hub:{local_dataset}{suffix}")
-
-
-def test_hub_dataset_that_cannot_be_reached(monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"^--source hub:some/name: the dataset cannot be read \(.*\); check the name"):
-        _read("hub:some/name")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Parts
-
-
-PIECES = ("word ", "a", "\n", "\n\n", "\r\n", "\r", " \n", "\u3000\n", "ä漢", "\x0c", "long word by word by word ")
-LINES = (
-    *('{"text": "one"}', '{"text": "zwei ä"}', '{"text": ""}', ""),
-    *('{"body": 1}', "no JSON", "[1]", '{"text": 5}', '{"text": "\\ud800"}'),
-)
-SIZES = st.lists(st.tuples(st.integers(1, 50), st.integers(0, 1000)), min_size=1, max_size=8)
-
-
-@st.composite
-def divisible_files(draw):
-    """The name and the bytes of a file that can be divided, faults included, and the document separator."""
-    separator = draw(st.sampled_from(["line", "blank_line"]))
-    if draw(st.booleans()):
-        pieces = draw(st.lists(st.sampled_from([piece.encode() for piece in PIECES] * 3 + [b"\xff", b"\xe4"]), max_size=40))
-        return "a.txt", draw(st.sampled_from([b"", b"\xef\xbb\xbf"])) + b"".join(pieces), separator
-    lines = draw(st.lists(st.sampled_from([line.encode() for line in LINES] + [b'{"text": "\xff"}']), max_size=20))
-    return "a.jsonl", b"\n".join(lines) + draw(st.sampled_from([b"", b"\n"])), separator
-
-
-def _read_parts(one, parts, separator):
-    """The items of the parts, without those after a fault that ends the input."""
-    items = []
-    for part in parts:
-        items += read_input(one, "text", separator, None if part.start is None else (part.start, part.stop))
-        if items and isinstance(items[-1], FinalFault):
-            break
-    return items
-
-
-@given(divisible_files(), st.integers(1, 9), st.sampled_from([2**20, 8]))
-@example(("a.txt", b"word \n\xff", "line"), 2, 2**20)
-@example(("a.txt", b"word\n\n\xff", "blank_line"), 2, 2**20)
-@settings(deadline=None, max_examples=400)
-def test_parts_of_a_file_are_the_file(tmp_path_factory, file, num_shards, slice_chars):
-    name, data, separator = file
-    path = tmp_path_factory.mktemp("parts") / name
-    path.write_bytes(data)
-    [one], _ = find_inputs(str(path))
-    units, size, version = measure_input(one, separator)
-    assert (units, size, version) == (max(1, len(data)), len(data), one.version)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "SLICE_CHARS", slice_chars)
-        patch.setattr(sources, "CUT_WINDOW_CHARS", 4)
-        whole = list(read_input(one, "text", separator))
-        parts = [part for share in divide([(units, size)], num_shards) for part in share]
-        items = _read_parts(one, parts, separator)
-    if parts != [Part(0)] and whole[-1:] == [no_text(one)]:  # only the whole can tell that
-        del whole[-1]
-    assert items == whole
-
-
-@pytest.mark.parametrize("row_group_size", [1, 3, 100])
-def test_parts_of_parquet_are_row_groups(tmp_path, row_group_size):
-    texts = [None if i == 17 else f"text {i}" for i in range(40)]
-    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=row_group_size)
-    [one], _ = find_inputs(str(tmp_path / "a.parquet"))
-    units, size, _ = measure_input(one, "file")
-    assert units == -(-40 // row_group_size) and size > 0
-    whole = list(read_input(one, "text", "file"))
-    assert whole[17] == Fault(f"{tmp_path}/a.parquet:18", "has no string in 'text' (--text_column) but NoneType")
-    for num_shards in (1, 2, 7):
-        parts = [part for share in divide([(units, size)], num_shards) for part in share]
-        assert _read_parts(one, parts, "file") == whole
-
-
-def test_rows_before_a_damaged_row_group_are_kept(tmp_path):
-    path = tmp_path / "a.parquet"
-    table = pa.table({"text": [f"text {'a document' if i > 20 else i}" for i in range(30)]})
-    pq.write_table(table, path, row_group_size=10, write_page_checksum=True, compression="none", use_dictionary=False)
-    path.write_bytes(path.read_bytes().replace(b"document", b"dokument"))
-    items = _read(path)
-    assert [item.text for item in items[:-1]] == [f"text {i}" for i in range(20)]
-    assert isinstance(items[-1], FinalFault)
-
-
-def test_parts_of_a_hub_dataset_are_its_files(tmp_path):
-    folder = tmp_path / "dataset"
-    folder.mkdir()
-    for file, rows in enumerate([3, 0, 1, 5]):
-        lines = [json.dumps({"text": None if (file, i) == (3, 2) else f"{file} {i}"}) for i in range(rows)]
-        (folder / f"train-{file}.jsonl").write_text("\n".join(lines))
-    [one], _ = find_inputs(f"hub:{folder}")
-    units, size, version = measure_input(one, "file")
-    assert (units, size) == (4, sum(path.stat().st_size for path in folder.iterdir()))
-    whole = list(read_input(one, "text", "file"))
-    reason = "has no string in 'text' (--text_column) but NoneType"
-    assert [item for item in whole if isinstance(item, Fault)] == [Fault(f"hub:{folder}, file 4 of 4:3", reason)]
-    assert [item.text for item in whole if isinstance(item, Slice)] == [
-        "0 0",
-        "0 1",
-        "0 2",
-        "2 0",
-        "3 0",
-        "3 1",
-        "3 3",
-        "3 4",
-    ]
-    for num_shards in (1, 2, 3, 9):
-        parts = [part for share in divide([(units, size)], num_shards) for part in share]
-        assert _read_parts(replace(one, version=version), parts, "file") == whole
-    with pytest.raises(InputError, match="^--source hub:.*: the dataset has changed since the work was divided"):
-        list(read_input(replace(one, version="other"), "text", "file", (0, 1)))
-
-
 def test_revision_of_a_hub_dataset():
-    assert sources._hub_parts("hub:a/b@refs/convert/parquet:c:d") == ("a/b", "refs/convert/parquet", "c", "d")
-    assert sources._hub_parts("hub:a/b") == ("a/b", None, None, "train")
+    assert parse_name("hub:a/b@refs/convert/parquet:c:d") == ("a/b", "refs/convert/parquet", "c", "d")
+    assert parse_name("hub:a/b") == ("a/b", None, None, "train")
 
 
 @pytest.mark.parametrize(
@@ -530,6 +80,8 @@ def test_revision_of_a_hub_dataset():
         ("a.txt.gz", "line", 1, 300),
         ("a.jsonl", "file", 100, 100),
         ("a.jsonl.zst", "file", 1, 300),
+        ("a.csv", "line", 1, 100),
+        ("a.tsv.gz", "line", 1, 300),
         ("a.parquet", "file", 1, 100),  # not one, which reading it tells
     ],
 )
@@ -539,10 +91,10 @@ def test_what_can_be_divided(tmp_path, name, separator, units, size):
     assert measure_input(one, separator) == (units, size, one.version)
 
 
-@given(SIZES, st.integers(1, 20))
-def test_shares_are_contiguous_and_complete(measures, num_shards):
-    shares = divide(measures, num_shards)
-    assert len(shares) == num_shards
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 1000)), min_size=1, max_size=8), st.integers(1, 20))
+def test_shares_are_contiguous_and_complete(measures, num_jobs):
+    shares = divide(measures, num_jobs)
+    assert len(shares) == num_jobs
     place = [0] * len(measures)
     flat = [part for share in shares for part in share]
     assert [part.input for part in flat] == sorted(part.input for part in flat)
@@ -555,22 +107,8 @@ def test_shares_are_contiguous_and_complete(measures, num_shards):
 
 
 @given(st.lists(st.integers(1, 10**12), min_size=1, max_size=8), st.integers(1, 64))
-def test_shares_are_balanced(sizes, num_shards):
+def test_shares_are_balanced(sizes, num_jobs):
     """Where every byte is a unit, the shares differ by rounding alone."""
-    for share in divide([(size, size) for size in sizes], num_shards):
+    for share in divide([(size, size) for size in sizes], num_jobs):
         work = sum(sizes[part.input] if part.start is None else part.stop - part.start for part in share)
-        assert abs(work - sum(sizes) / num_shards) <= 2
-
-
-def test_a_document_starts_with_its_first_slice_that_is_not_blank(tmp_path, short_slices):
-    path = _write(tmp_path / "a.txt", b"first\n\n" + b" " * 2500 + b"second\n")
-    items = _read(path, document_separator="blank_line")
-    assert [(item.text.strip(), item.first) for item in items] == [("first", True), ("", True), ("", True), ("second", True)]
-
-
-@pytest.mark.parametrize(("separator", "kept"), [("line", ["one", "", "two", "three"]), ("blank_line", ["one", "two"])])
-def test_documents_before_a_line_that_does_not_decode_are_kept(tmp_path, separator, kept):
-    path = _write(tmp_path / "a.txt", b"one\n \ntwo\n\nthree\nfo\xffr\nfive")
-    *items, fault = _read(path, document_separator=separator)
-    assert [item.text for item in items] == kept
-    assert fault == Fault(f"{path}:6", "is not UTF-8 (invalid start byte)")
+        assert abs(work - sum(sizes) / num_jobs) <= 2

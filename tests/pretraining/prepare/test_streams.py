@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretraining import streams
+from pretraining.prepare import streams
 from pretraining.prepare.streams import RECORD, DocumentLog, Records, StreamWriter, find_duplicates, kept_runs, read_stream
 
 END = 2

@@ -5,12 +5,14 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from luna_tools.errors import InputError
 from pretraining.prepare.sources import python_docs
 from pretraining.prepare.tokenizer import (
+    MAX_WORD_CHARS,
+    cut_long_words,
     load_for_text,
     load_tokenizer,
     row_end_id,
@@ -81,6 +83,36 @@ def test_names_of_special_tokens_in_text_are_text(folder, text):
 def test_too_little_text_for_the_vocabulary():
     with pytest.raises(InputError, match=r"^--vocab_size 5000: the training text gives only 26\d entries; lower it"):
         train_tokenizer(["hello hello hello"], 5000)
+
+
+WORDS = st.tuples(st.sampled_from(["a", "漢", "1", "!", " ", "ab"]), st.sampled_from([1, 3, 1023, 1024, 1025, 3000]))
+
+
+@given(st.lists(WORDS, max_size=6))
+@settings(deadline=None)
+def test_long_words_are_cut_and_nothing_else(words):
+    text = "".join(unit * times for unit, times in words)
+    words_of = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str
+    *pieces, last = cut_long_words([text, "the end"])
+    assert "".join(pieces) == text and last == "the end"
+    long = [stop - first for _, (first, stop) in words_of(text) if stop - first > MAX_WORD_CHARS]
+    assert len(pieces) - 1 == sum(-(-length // MAX_WORD_CHARS) - 1 for length in long)
+    assert all(stop - first <= MAX_WORD_CHARS for piece in pieces for _, (first, stop) in words_of(piece))
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 300_000, " " * 1_000_000, "abcdefghij" * 100_000], ids=["letter", "spaces", "letters"]
+)
+def test_text_without_words_trains_with_a_sentence(text, capsys):
+    """One word of so many characters takes the library minutes, or hours."""
+    train_tokenizer([text], 270)
+    sentence = "Words of more than 1,024 characters are cut to train the tokenizer: there are 1.\n"
+    assert capsys.readouterr().out == sentence
+
+
+def test_ordinary_text_is_not_cut(capsys):
+    assert list(cut_long_words(doc.text for doc in python_docs())) == [doc.text for doc in python_docs()]
+    assert capsys.readouterr().out == ""
 
 
 def _existing(folder, **tokens):

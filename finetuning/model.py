@@ -1,0 +1,230 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""The checkpoint under a head for the task: its configuration, weights, tokenizer, and the longest input that it reads."""
+
+import logging
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForMultipleChoice,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+import modeling_luna  # noqa: F401  registers Luna with the Auto classes
+from finetuning.arguments import Arguments
+from finetuning.data import TaskData
+from finetuning.tasks import Task
+from luna_tools.errors import InputError, first_sentence, told
+
+logger = logging.getLogger(__name__)
+
+# The class that puts a head for each kind of task on a checkpoint.
+HEAD_CLASSES = {
+    "classification": AutoModelForSequenceClassification,
+    "regression": AutoModelForSequenceClassification,
+    "multiple_choice": AutoModelForMultipleChoice,
+    "token_classification": AutoModelForTokenClassification,
+}
+SPARE_ENTRIES = 0.02  # the largest share of a published vocabulary without a token
+HEADS = ("ForSequenceClassification", "ForMultipleChoice", "ForTokenClassification", "ForQuestionAnswering")
+
+
+def load_config(arguments: Arguments) -> PreTrainedConfig:
+    """The checkpoint's configuration with the options that are fields of it.
+
+    Raises:
+        InputError: no such checkpoint, or the user gave an option that this architecture does not have.
+    """
+    model = arguments.model
+    try:
+        config = AutoConfig.from_pretrained(
+            model.model_name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{model.model_name_or_path} is neither a folder with a checkpoint nor a model of the Hub that can be read "
+            f"({first_sentence(error)}): correct --model_name_or_path."
+        ) from error
+    for name, value in model.config_overrides().items():
+        if hasattr(config, name):
+            try:
+                setattr(config, name, value)
+            except StrictDataclassError as error:
+                reason = str(error).splitlines()[-1].strip().removeprefix("TypeError: ")
+                raise InputError(f"`{name}` is {value!r}, which {config.model_type} refuses: {reason}.") from error
+        elif name in arguments.given:
+            raise InputError(
+                f"`{name}` was given, but the configuration of {model.model_name_or_path} ({config.model_type}) has no such "
+                "field: leave it out."
+            )
+    if getattr(config.get_text_config(), "vocab_size", None) is None:
+        raise InputError(f"{model.model_name_or_path} ({config.model_type}) reads no text: give a model that does.")
+    return config
+
+
+def is_finetuned(config: PreTrainedConfig) -> bool:
+    """Whether a checkpoint holds a head for a task already."""
+    return any(name.endswith(HEADS) for name in config.architectures or [])
+
+
+def num_options(data: TaskData) -> int:
+    """How many options each row of a multiple-choice task has."""
+    return len(next(iter(data.splits.values()))[0]["options"])
+
+
+def checkpoint_labels(config: PreTrainedConfig) -> tuple[str, ...] | None:
+    """The names of the classes that a fine-tuned checkpoint knows."""
+    if not is_finetuned(config) or config.num_labels < 2:
+        return None
+    return tuple(config.id2label[i] for i in range(config.num_labels))
+
+
+def fit_config(config: PreTrainedConfig, data: TaskData, arguments: Arguments) -> None:
+    """Set labels and problem type for the task.
+
+    Raises:
+        InputError: the checkpoint was fine-tuned for something else.
+    """
+    task = data.task
+    if is_finetuned(config) and not arguments.model.ignore_mismatched_sizes:
+        check_head(config, data, arguments.model.model_name_or_path)
+    if task.kind == "multiple_choice":
+        config.num_choices = num_options(data)
+    elif task.kind == "regression":
+        config.id2label, config.label2id = {0: "value"}, {"value": 0}
+        config.problem_type = "regression"
+    else:
+        config.id2label = dict(enumerate(task.labels))
+        config.label2id = {label: i for i, label in enumerate(task.labels)}
+    if task.kind == "classification":
+        config.problem_type = "single_label_classification"
+
+
+def check_head(config: PreTrainedConfig, data: TaskData, name: str) -> None:
+    """Refuse a checkpoint whose head is for another kind of task, other labels, or another number of options."""
+    task, choices = data.task, getattr(config, "num_choices", None)
+    old_head = HEAD_CLASSES[task.kind].__name__.removeprefix("AutoModel")
+    remedy = "start from a pretrained checkpoint, or give --ignore_mismatched_sizes to start a new head"
+    if not any(architecture.endswith(old_head) for architecture in config.architectures):
+        raise InputError(
+            f"{name} holds a {config.architectures[0]}, but {task.name} is a task of "
+            f"{task.kind.replace('_', ' ')}: {remedy}."
+        )
+    known = checkpoint_labels(config)
+    if task.kind in ("classification", "token_classification") and known != task.labels:
+        if known is None or len(known) != len(task.labels):
+            found = f"{config.num_labels} label{'s' * (config.num_labels != 1)}, but {task.name} has {len(task.labels)}"
+            raise InputError(f"{name} was fine-tuned for {found} ({', '.join(task.labels)}): {remedy}.")
+        raise InputError(
+            f"{name} was fine-tuned for the labels {', '.join(known)} in this order, but {task.name} has "
+            f"{', '.join(task.labels)}: {remedy}."
+        )
+    if task.kind == "regression" and config.num_labels != 1:
+        raise InputError(f"{name} was fine-tuned for {config.num_labels} labels, but {task.name} has one value: {remedy}.")
+    if task.kind == "multiple_choice" and choices not in (None, num_options(data)):
+        raise InputError(
+            f"The rows of {task.name} have {num_options(data)} options, but {name} was fine-tuned on {choices}: give it "
+            f"rows with {choices} options, or {remedy}."
+        )
+
+
+def load_model(config: PreTrainedConfig, task: Task, arguments: Arguments) -> PreTrainedModel:
+    """The checkpoint under a head for the task; says which weights are new."""
+    auto_class, model = HEAD_CLASSES[task.kind], arguments.model
+    kind = task.kind.replace("_", " ")
+    if model.random_weights:
+        logger.warning("All weights are new: random initialisation of %s.", model.model_name_or_path)
+        with told(f"{model.model_name_or_path} ({config.model_type}) cannot do {kind}", "give another checkpoint"):
+            return auto_class.from_config(config, trust_remote_code=model.trust_remote_code)
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its table of new weights says no more than the line below
+    try:
+        loaded, info = auto_class.from_pretrained(
+            model.model_name_or_path,
+            config=config,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            ignore_mismatched_sizes=model.ignore_mismatched_sizes,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, AttributeError, SafetensorError) as error:
+        raise InputError(
+            f"The weights of {model.model_name_or_path} ({config.model_type}) cannot be loaded for {kind} "
+            f"({first_sentence(error)}): give another checkpoint."
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    new = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
+    if new and not arguments.run.do_train:
+        raise InputError(
+            f"{model.model_name_or_path} has no weights for {new[0]}, so it cannot predict {task.name} without training: "
+            "give a checkpoint that was fine-tuned on it."
+        )
+    logger.warning("New weights: %s.", ", ".join(new) if new else "none")
+    return loaded
+
+
+def load_tokenizer(config: PreTrainedConfig, arguments: Arguments) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer; one that does not pad learns to, and `config` with it.
+
+    Raises:
+        InputError: there is none, it has ids that the model does not know, or nothing to pad with.
+    """
+    model = arguments.model
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            model.model_name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{model.model_name_or_path} has no tokenizer that can be loaded: save the one it was trained with beside it."
+        ) from error
+    check_vocabulary(config, tokenizer, model.model_name_or_path)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise InputError(
+                f"The tokenizer of {model.model_name_or_path} has neither a pad token nor an end token: give it one of them."
+            )
+        logger.warning("The tokenizer has no pad token: it pads with its end token %s.", tokenizer.eos_token)
+        tokenizer.pad_token = tokenizer.eos_token
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer
+
+
+def check_vocabulary(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse a tokenizer that the model was not trained with, by its number of entries and its padding.
+
+    A model may have more entries than its tokenizer: sizes are rounded up to multiples, and some leave up to 2 % to spare.
+    """
+    size, vocab_size = len(tokenizer), config.get_text_config().vocab_size
+    if size > vocab_size or vocab_size - size > max(127, SPARE_ENTRIES * vocab_size):
+        raise InputError(
+            f"The tokenizer of {name} has {size} entries, but the model {vocab_size}: give the two that belong together."
+        )
+    if tokenizer.pad_token is not None and config.pad_token_id not in (None, tokenizer.pad_token_id):
+        raise InputError(
+            f"The tokenizer of {name} pads with the id {tokenizer.pad_token_id}, but the model with {config.pad_token_id}: "
+            "give the two that belong together."
+        )
+
+
+def sequence_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The longest input in tokens that model and tokenizer allow."""
+    limits = [tokenizer.model_max_length]
+    if hasattr(model.config, "max_sequence_length"):  # Luna
+        limits.append(model.config.max_sequence_length or limits[0])
+    else:
+        limits.append(getattr(model.config, "max_position_embeddings", None) or limits[0])
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            limits.append(module.num_embeddings - module.padding_idx - 1)  # RoBERTa counts positions from there
+    return min(limits)

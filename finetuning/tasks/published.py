@@ -1,0 +1,175 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""Tasks that are published twice: as parquet on the Hub, or clones of it, and as the original site's files."""
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetuning.tasks.reading import (
+    Row,
+    check_options,
+    check_strings,
+    make_dataset,
+    need_columns,
+    read_parquet,
+    rows_of_batches,
+)
+from finetuning.tasks.task import HIDDEN, Task, TaskData
+from luna_tools.errors import InputError, first_sentence
+
+Found = dict[str, tuple[str, Iterator[Row]]]  # split -> its file or folder, and its rows with the columns of the task
+
+
+@dataclass(frozen=True)
+class PublishedTask(Task):
+    """A family says which columns the Hub's rows have, which files the original download, and what the rows of each say."""
+
+    # ---- What a family says ----
+
+    @property
+    def hub_columns(self) -> tuple[str, ...]:
+        """The columns that are read on the Hub."""
+        raise NotImplementedError
+
+    def hub_rows(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows of a split as the Hub has them, with the task's columns, `index` and `label`."""
+        raise NotImplementedError
+
+    def hub_split(self, split: str) -> tuple[str | None, str]:
+        """The configuration on the Hub that has a split, and the split's name there."""
+        return self.hub_config, split
+
+    def original_names(self, split: str) -> tuple[str, ...]:
+        """The names that the one file of a split may have in the original download."""
+        raise NotImplementedError
+
+    def original_rows(self, split: str, path: Path) -> Iterator[Row]:
+        """The rows of an original file, with the task's columns, `index` and `label`."""
+        raise NotImplementedError
+
+    def label_id(self, label: Any, columns: dict[str, Any], place: str) -> int | float:
+        """A label as an id or a number.
+
+        Raises:
+            InputError: the task has no such label.
+        """
+        raise NotImplementedError
+
+    # ---- What follows from that ----
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        return ("train", *self.validation_splits, *self.test_splits)
+
+    def load(self, source: Path | None) -> TaskData:
+        """Read all splits from a folder with the published files, or from the Hub where it is None.
+
+        A test split that is not there is left out.
+        """
+        found = self._find_on_hub() if source is None else self._find_in_folder(source)
+        splits = {}
+        for split, (where, rows) in found.items():
+            hidden_allowed = split in self.test_splits
+            splits[split] = make_dataset(self, where, [self._checked(row, hidden_allowed) for row in rows])
+        return TaskData(self, splits)
+
+    def files(self, source: Path | None) -> dict[str, list[Path]]:
+        if source is None:
+            return {}
+        if not source.is_dir():
+            raise InputError(f"`--data_dir` {source}: there is no such folder; give the one with the files of {self.title}.")
+        parquet = {split: self._parquet_files(source, split) for split in self.split_names}
+        original = {split: self.original_files(source, split) for split in self.split_names}
+        files, pattern = (parquet, self._parquet_pattern) if any(parquet.values()) else (original, self.original_pattern)
+        if not any(files.values()):
+            raise InputError(
+                f"`--data_dir` {source} holds {self.title} in no published format: put in the Hub's "
+                f"{self._parquet_pattern('train')} or the original {self.original_pattern('train')}, and the other splits."
+            )
+        for split, paths in files.items():
+            if not paths and split not in self.test_splits:
+                raise InputError(f"`--data_dir` {source} lacks the split {split!r} of {self.title}: add {pattern(split)}.")
+        return {split: paths for split, paths in files.items() if paths}
+
+    def original_pattern(self, split: str) -> str:
+        return f"{self.folder}/{self.original_names(split)[0]}"
+
+    def original_files(self, folder: Path, split: str) -> list[Path]:
+        """The files of a split: the first that is there, below the task's folder or in the folder itself."""
+        places = [parent / name for parent in (folder / self.folder, folder) for name in self.original_names(split)]
+        return [path for path in places if path.is_file()][:1]
+
+    def _find_on_hub(self) -> Found:
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
+
+        name = f"{self.hub_dataset} ({self.hub_config})" if self.hub_config else self.hub_dataset
+        try:
+            configs = dict.fromkeys(self.hub_split(split)[0] for split in self.split_names)
+            loaded = {config: load_dataset(self.hub_dataset, config) for config in configs}
+        except (OSError, ValueError, DatasetsError) as error:
+            raise InputError(
+                f"{name} cannot be read from the Hub ({first_sentence(error)}): check the connection, or give `--data_dir` "
+                f"with the local files of {self.title}."
+            ) from error
+        found = {}
+        for split in self.split_names:
+            config, hub_split = self.hub_split(split)
+            if hub_split in loaded[config]:
+                rows, where = loaded[config][hub_split], f"{name}, split {split}"
+                need_columns(self.hub_columns, rows.column_names, where)
+                found[split] = where, self.hub_rows(rows_of_batches(rows.with_format("arrow").iter(1000), where))
+            elif split not in self.test_splits:
+                raise InputError(f"{name} on the Hub has no split {split!r}: give `--data_dir` with the local files.")
+        return found
+
+    def _find_in_folder(self, folder: Path) -> Found:
+        return {
+            split: (str(paths[0] if len(paths) == 1 else paths[0].parent), self._rows(split, paths))
+            for split, paths in self.files(folder).items()
+        }
+
+    def _rows(self, split: str, paths: list[Path]) -> Iterator[Row]:
+        if paths[0].suffix == ".parquet":
+            return self.hub_rows(itertools.chain.from_iterable(map(self._parquet_rows, paths)))
+        return itertools.chain.from_iterable(self.original_rows(split, path) for path in paths)
+
+    def _parquet_rows(self, path: Path) -> Iterator[Row]:
+        columns, rows = read_parquet(path)
+        need_columns(self.hub_columns, columns, str(path))
+        return rows
+
+    def _parquet_pattern(self, split: str) -> str:
+        config, hub_split = self.hub_split(split)
+        return f"{config or 'data'}/{hub_split}-*.parquet"
+
+    def _parquet_files(self, folder: Path, split: str) -> list[Path]:
+        """The shards of a split: in the configuration's folder, as in the Hub's repository, or in the folder itself."""
+        pattern = self._parquet_pattern(split)
+        files = sorted(folder.glob(pattern))
+        if not files and self.hub_split(split) == (self.hub_config, split):
+            files = sorted(folder.glob(Path(pattern).name))
+        count = re.search(r"-of-(\d+)", files[0].name) if files else None
+        if count and int(count[1]) != len(files):
+            raise InputError(
+                f"{files[0].parent} holds {len(files)} of the {int(count[1])} shards of {split!r}: add the missing ones."
+            )
+        return files
+
+    def _checked(self, row: Row, hidden_allowed: bool) -> Row:
+        """The checked row with its label as an id or a number. An empty text is no error: QQP has some."""
+        place, columns = row
+        for name in self.columns:
+            if name == "options":
+                check_options(columns["options"], name, place)
+            check_strings(columns[name], name, place)
+        label = columns["label"]
+        if label not in (None, "", -1, "-1"):
+            return Row(place, columns | {"label": self.label_id(label, columns, place)})
+        if not hidden_allowed:
+            raise InputError(f"{place}: the row has no label, which only test rows may lack; download the file again.")
+        return Row(place, columns | {"label": HIDDEN[self.kind]})

@@ -1,0 +1,80 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""What all tasks have in common. A family extends `Task` by how its rows are read and what its benchmark wants submitted."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+
+    from finetuning.encoding import Encoder
+
+TaskKind = Literal["classification", "regression", "multiple_choice", "token_classification"]
+# The label of a row whose label is not known.
+HIDDEN = {"classification": -1, "multiple_choice": -1, "regression": math.nan, "token_classification": []}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task. Splits, columns and labels are named as on the Hub, whatever the files on disk call them."""
+
+    name: str
+    kind: TaskKind
+    metrics: tuple[str, ...]  # names in `metrics.METRICS`, in the order in which they are reported
+    best_metric: str  # the one of them that picks the best checkpoint
+    recipes: tuple[str, ...]  # files below `recipes/`; the folder is the recipe's name
+    grid: str  # file below `grids/`: the sweep
+    title: str = ""  # as papers write it
+    hub_dataset: str | None = None
+    hub_config: str | None = None
+    folder: str | None = None  # the task's folder in the original download
+    text_columns: tuple[str, ...] = ()  # one text or a pair of texts
+    labels: tuple[str, ...] | None = None  # names of the classes, in the order of their ids
+    validation_splits: tuple[str, ...] = ("validation",)  # the first one picks the best checkpoint
+    test_splits: tuple[str, ...] = ("test",)
+    submission_files: tuple[tuple[str, str], ...] = ()  # (test split, file name)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that a loaded split has besides `index` (the row's id, a string or an int) and `label`."""
+        if self.kind == "multiple_choice":
+            return ("passage", "question", "options")
+        if self.kind == "token_classification":
+            return ("words",)
+        return ("text", "text_pair") if len(self.text_columns) == 2 else ("text",)
+
+    def load(self, source: Any) -> "TaskData":
+        """Read all splits from what the family reads: a folder or the Hub (None), or the user's files."""
+        raise NotImplementedError
+
+    def files(self, source: Any) -> dict[str, list[Path]]:
+        """The local files that `load` reads, by split."""
+        raise NotImplementedError
+
+    def encoder(self) -> "type[Encoder] | None":
+        """The family's own form of input and its batches; None for the form that its kind has in `encoding.ENCODERS`."""
+        return None
+
+    def check_submission(self, data: "TaskData") -> None:
+        """Refuse test rows that the benchmark's server would take for others. Most servers go by the rows' ids."""
+
+    def submission(self, decided: "np.ndarray") -> tuple[tuple[str, str], list[str]]:
+        """The header of a submission file, and each row's answer from what `metrics.decide` says of it."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task and its splits, which are named as in the task."""
+
+    task: Task
+    splits: "dict[str, Dataset]"
+
+
+def letter(option: int) -> str:
+    """A for the option 0."""
+    return chr(ord("A") + option)

@@ -1,0 +1,98 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""What is learned: the rows of a batch with their labels, the loss of a micro-batch, the figures of an evaluation.
+
+An objective is a class with `auto_class`, `rows` and `collate`; `OBJECTIVES` names those that a recipe may choose. What
+they share is in `Objective`: each label that is not -100 counts once, however the batch is divided.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
+
+from pretraining.data import MaskedLMDataset, Masking, collate, unigram_cross_entropy
+from pretraining.recipe import Recipe
+
+IGNORED = -100  # the label where nothing is to be predicted
+
+
+class Objective:
+    """A sum over predicted tokens.
+
+    Attributes:
+        auto_class: what builds and loads the model.
+    """
+
+    auto_class: type
+
+    def rows(self, split: Path, shuffle: bool) -> torch.utils.data.Dataset:
+        """Read a packed split by places of the run, as `MaskedLMDataset` does."""
+        raise NotImplementedError
+
+    def collate(self, rows: list) -> dict[str, torch.Tensor]:
+        """Make a micro-batch with `labels` (b, n) of rows."""
+        raise NotImplementedError
+
+    def num_predicted(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Count the tokens that a micro-batch predicts: ()."""
+        return (batch["labels"] != IGNORED).sum()
+
+    def loss_sum(self, model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the summed cross-entropy in nats over the predicted tokens of a micro-batch: ().
+
+        Every head returns the mean over them; not all honour `num_items_in_batch`, which would give the sum.
+        """
+        return model(**batch).loss.float() * self.num_predicted(batch)
+
+    def evaluation_sums(
+        self, model: torch.nn.Module, batch: dict[str, torch.Tensor], counted_b: torch.Tensor
+    ) -> torch.Tensor:
+        """Return summed cross-entropy, number of right guesses and number of tokens of the rows that count: (3,) float64."""
+        is_predicted = (batch["labels"] != IGNORED) & counted_b[:, None]
+        logits = model(input_ids=batch["input_ids"]).logits[is_predicted].float()
+        labels = batch["labels"][is_predicted]
+        sums = torch.zeros(3, dtype=torch.float64, device=labels.device)
+        sums[0] += torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        sums[1] += (logits.argmax(-1) == labels).sum()
+        sums[2] += len(labels)
+        return sums
+
+    def figures(self, sums: torch.Tensor) -> dict[str, float]:
+        """Return loss, perplexity and accuracy of `evaluation_sums` added up."""
+        loss_sum, correct, count = sums.tolist()
+        loss = loss_sum / count
+        return {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 700)), "eval_accuracy": correct / count}
+
+    def baseline(self, rows: torch.utils.data.Dataset, num_rows: int, token_counts_v: np.ndarray) -> float:
+        """Return the cross-entropy in nats of the first rows' labels under the training unigram frequencies."""
+        labels = [
+            row_labels[row_labels != IGNORED]
+            for first in range(0, num_rows, 1024)
+            for _, row_labels in rows.__getitems__(list(range(first, min(first + 1024, num_rows))))
+        ]
+        return unigram_cross_entropy(token_counts_v, np.concatenate(labels))
+
+
+class MaskedLM(Objective):
+    """BERT's: predict the chosen tokens, most of which are masked."""
+
+    auto_class = AutoModelForMaskedLM
+
+    def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, vocab_size: int):
+        specials = tuple(sorted(tokenizer.all_special_ids))
+        self.masking = Masking(recipe.mlm_probability, tokenizer.mask_token_id, specials, vocab_size)
+        self.seed = recipe.seed
+
+    def rows(self, split: Path, shuffle: bool) -> MaskedLMDataset:
+        """Read a packed split, masked."""
+        return MaskedLMDataset(split, self.masking, self.seed, shuffle)
+
+    def collate(self, rows: list) -> dict[str, torch.Tensor]:
+        """Stack masked rows and their labels."""
+        return collate(rows)
+
+
+OBJECTIVES = {"masked_lm": MaskedLM}

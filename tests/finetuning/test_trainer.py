@@ -1,0 +1,129 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""The loss, the order of the rows, what is counted and logged, and the Trainer's arguments."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import EarlyStoppingCallback, TrainerControl, TrainerState
+
+from finetuning.tasks import TASKS
+from finetuning.trainer import (
+    EpochSampler,
+    StopEarly,
+    constant_loss,
+    diverged,
+    evaluations_since_best,
+    make_loss,
+    make_training_arguments,
+    mean_loss,
+)
+from tests.support.finetuning import arguments_of
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=60),
+    batch_size=st.integers(1, 9),
+    seed=st.integers(0, 99),
+    epoch=st.integers(0, 9),
+    grouped=st.booleans(),
+)
+def test_an_epoch_is_a_permutation_that_seed_and_epoch_fix(lengths, batch_size, seed, epoch, grouped):
+    def order(seed, epoch):
+        torch.rand(1)  # what else draws from the global generator does not matter
+        return list(EpochSampler(len(lengths), lengths if grouped else None, batch_size, seed, lambda: epoch))
+
+    first = order(seed, epoch)
+    assert sorted(first) == list(range(len(lengths))) and first == order(seed, epoch)
+    assert len(EpochSampler(len(lengths), lengths, batch_size, seed, lambda: epoch)) == len(lengths)
+
+
+def test_grouping_puts_rows_of_similar_length_together():
+    lengths = torch.randint(1, 500, (800,), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def padding(lengths_given, epoch=0):
+        order = list(EpochSampler(800, lengths_given, 8, 0, lambda: epoch))
+        batches = [[lengths[i] for i in order[start : start + 8]] for start in range(0, 800, 8)]
+        return sum(max(batch) * 8 - sum(batch) for batch in batches)
+
+    assert padding(lengths) < padding(None) / 5
+    assert list(EpochSampler(800, lengths, 8, 0, lambda: 0)) != list(EpochSampler(800, lengths, 8, 0, lambda: 1))
+
+
+def test_early_stopping_counts_the_split_that_picks_the_checkpoint(monkeypatch):
+    """MNLI has two validation splits, and the Trainer tells of both."""
+    counted = []
+    monkeypatch.setattr(EarlyStoppingCallback, "on_evaluate", lambda *args, **kwargs: counted.append(args[-1]))
+    args = SimpleNamespace(metric_for_best_model="eval_validation_matched_accuracy")
+    log = [{f"eval_validation_{split}_accuracy": 0.5} for split in ("matched", "mismatched")]
+    for metrics in log:
+        StopEarly(2).on_evaluate(args, TrainerState(), TrainerControl(), metrics=metrics)
+    assert counted == log[:1]
+    state = TrainerState(log_history=[entry | {"step": step} for step in (4, 8, 12) for entry in log], best_global_step=4)
+    assert evaluations_since_best(state, args.metric_for_best_model) == 2
+
+
+def test_the_loss_is_that_of_torch():
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, -100, 1, 0])
+    expected = -logits.log_softmax(-1)[[0, 1, 2, 4, 5], labels[labels >= 0]].mean()
+    loss = make_loss(TASKS["mnli"])
+    torch.testing.assert_close(loss({"logits": logits}, labels), expected)
+    torch.testing.assert_close(loss({"logits": logits}, labels, num_items_in_batch=torch.tensor(5)), expected)
+    smooth = make_loss(TASKS["mnli"], 0.3)({"logits": logits}, labels)
+    torch.testing.assert_close(smooth, 0.7 * expected - 0.3 * logits.log_softmax(-1)[labels >= 0].mean())
+    values, targets = torch.tensor([[1.0], [2.0]]), torch.tensor([0.0, 4.0])
+    assert make_loss(TASKS["stsb"])({"logits": values}, targets).item() == 2.5
+
+
+@pytest.mark.parametrize(
+    ("task_name", "labels", "scores"),
+    [
+        ("sst2", [0, 1, 1, 1], [math.log(1 / 4), math.log(3 / 4)]),
+        ("stsb", [0.0, 1.0, 5.0], [2.0]),
+        ("race", [0, 1, 2, 3], [0.0] * 4),
+    ],
+)
+def test_constant_predictions_have_the_loss_of_torch(task_name, labels, scores):
+    outputs = {"logits": torch.tensor([scores] * len(labels))}
+    expected = make_loss(TASKS[task_name])(outputs, torch.tensor(labels)).item()
+    assert constant_loss(TASKS[task_name], labels) == pytest.approx(expected)
+
+
+def test_words_without_a_tag_do_not_count_for_constant_predictions():
+    assert constant_loss(TASKS["sst2"], [[-100, 0, 1], [-100, 1, 0, -100]]) == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize(
+    ("losses", "is_diverged"),
+    [([0.7, 0.9, 0.8, 0.72], False), ([0.7, 9.0, 0.5], False), ([0.7, 5.0, 8291.0], True), ([9.0, 6.0], False), ([], False)],
+)
+def test_a_training_diverged_if_its_loss_ended_above_all_that_is_harmless(losses, is_diverged):
+    log = [{"step": step, "loss": loss} for step, loss in enumerate(losses, start=1)] + [{"step": 9, "eval_loss": 1e9}]
+    assert bool(diverged(TASKS["sst2"], log, [0, 1] * 8)) == is_diverged
+
+
+def test_the_mean_loss_is_over_steps():
+    log = [{"step": 4, "loss": 1.0}, {"step": 4, "eval_loss": 9.0}, {"step": 5, "loss": 6.0}]
+    assert mean_loss(log) == 2.0 and mean_loss([{"step": 1, "eval_loss": 1.0}]) is None
+    rng = np.random.default_rng(0)
+    losses = rng.random(100)
+    log = [{"step": step, "loss": losses[step - 10 : step].mean()} for step in range(10, 101, 10)]
+    assert mean_loss(log) == pytest.approx(losses.mean(), rel=1e-5)
+
+
+def test_options_reach_the_trainer(tmp_path):
+    options = {"lr_scheduler_kwargs": {"power": 2.0}, "lr_scheduler_type": "polynomial", "gradient_checkpointing": True}
+    options |= {"trainer": {"ddp_bucket_cap_mb": 7}, "metric_for_best_model": "loss", "total_train_batch_size": 12}
+    args = make_training_arguments(arguments_of("sst2", model_name_or_path="m", output_dir=tmp_path, **options))
+    assert (args.lr_scheduler_kwargs, args.lr_scheduler_type.value) == ({"power": 2.0}, "polynomial")
+    assert getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing
+    assert (args.ddp_bucket_cap_mb, args.metric_for_best_model, args.greater_is_better) == (7, "eval_loss", False)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.learning_rate) == (6, 2, 1e-3)
+    assert args.eval_strategy.value == args.save_strategy.value == "epoch" and args.logging_steps == 0.005

@@ -1,0 +1,389 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""Runs of the real program: exact on any number of processes, exact after any kill, clear about what goes wrong."""
+
+import json
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from torch.optim.lr_scheduler import LinearLR, SequentialLR
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
+
+from luna_tools.publish import files_to_upload
+from pretraining import checkpoint as ckpt
+from pretraining import objectives
+from pretraining.data import MaskedLMDataset, Masking, mask_tokens
+from pretraining.metrics import read_metrics
+from pretraining.model import build_model, model_config
+from pretraining.recipe import Recipe
+from pretraining.run import learning_rate_at
+from tests.support import faults
+from tests.support.pretraining import (
+    NO_DROPOUT,
+    error,
+    exact_rows,
+    last_checkpoint,
+    pretrain,
+    weights,
+    write_recipe,
+)
+from tests.support.ranks import launch, start
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One run, seen from outside
+
+
+def test_a_run_leaves_what_a_user_needs(recipe_file, tmp_path):
+    assert pretrain(recipe_file, "--report_to", "tensorboard") == 0
+    output = tmp_path / "run"
+    results = json.loads((output / "results.json").read_text())
+    assert results["steps"] == 8
+    assert results["eval_perplexity"] == pytest.approx(np.exp(results["eval_loss"]))
+    assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list((output / "luna-pretraining").rglob("events.out.tfevents.*"))
+    rows = read_metrics(output / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
+    assert [row["step"] for row in rows if "eval_loss" in row] == [4, 8]
+    assert rows[0]["learning_rate"] == pytest.approx(1e-3 / 3) and rows[-2]["learning_rate"] == pytest.approx(1e-3 / 6)
+
+    _, loading = AutoModel.from_pretrained(output / "model", output_loading_info=True)
+    assert not loading["missing_keys"]
+    tokenizer = AutoTokenizer.from_pretrained(output / "model")
+    guesses = pipeline("fill-mask", model=str(output / "model"), tokenizer=tokenizer)(f"Return the{tokenizer.mask_token}.")
+    assert len(guesses) == 5
+
+
+def test_nothing_that_is_published_says_where_it_lies(finished, values):
+    """Weights, tokenizer, configuration and cards of model and checkpoints, and what trackers are told."""
+    private = {str(finished.parent), str(Path(values["dataset"]).parent)}
+    for folder in (finished / "model", *ckpt.checkpoints(finished / "checkpoints")):
+        for name in files_to_upload(folder):
+            content = (folder / name).read_bytes().decode("utf-8", errors="replace")
+            assert not any(place in content for place in private), name
+
+
+def test_a_finished_run_is_not_run_again(finished, recipe_file, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    before = (tmp_path / "run" / "model" / "model.safetensors").stat().st_mtime_ns
+    assert pretrain(recipe_file) == 0
+    assert "This run is finished" in capsys.readouterr().out
+    assert (tmp_path / "run" / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_training_learns(values, tmp_path):
+    changes = {"max_steps": 150, "learning_rate": 3e-3, "global_batch_size": 32, "micro_batch_size": 32}
+    changes |= dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), 150)
+    output = tmp_path / "run"
+    assert pretrain(write_recipe(values, output, model=values["model"] | NO_DROPOUT, **changes)) == 0
+    assert json.loads((output / "results.json").read_text())["eval_loss"] < np.log(600) - 0.7
+
+
+def test_the_first_loss_is_that_of_the_definition(values, tmp_path):
+    """Step 1 by hand: the rows of the permutation, masked one by one, through the freshly initialised model."""
+    changed = values | {"model": values["model"] | NO_DROPOUT, "max_steps": 1, "warmup_steps": 0}
+    assert pretrain(write_recipe(changed, tmp_path / "run")) == 0
+
+    recipe = Recipe(**changed, output_dir="")
+    tokenizer = AutoTokenizer.from_pretrained(Path(recipe.dataset) / "tokenizer")
+    masking = Masking(0.15, tokenizer.mask_token_id, tuple(tokenizer.all_special_ids), 600)
+    data = MaskedLMDataset(Path(recipe.dataset) / "train", masking, seed=0, shuffle=True)
+    rows = [mask_tokens(data.rows[i]["input_ids"], masking, 0, 0, i) for i in (data.locate(p)[1] for p in range(8))]
+    ids, labels = (torch.from_numpy(np.stack(x)) for x in zip(*rows, strict=True))
+    logits = build_model(recipe, model_config(recipe), None).eval()(input_ids=ids).logits[labels != -100]
+    expected = torch.nn.functional.cross_entropy(logits.double(), labels[labels != -100])
+    assert exact_rows(tmp_path / "run")[0]["loss"] == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "modernbert"])
+def test_any_masked_language_model_trains(values, tmp_path, architecture):
+    model = {name: values["model"][name] for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
+    model |= {"model_type": architecture, "num_attention_heads": 4, "intermediate_size": 64}
+    if architecture == "modernbert":
+        model |= {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
+    model |= {"max_position_embeddings": 34}
+    assert pretrain(write_recipe(values, tmp_path / "run", model=model, max_steps=2)) == 0
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "model").config.model_type == architecture
+
+
+def test_training_goes_on_from_given_weights(values, finished, tmp_path):
+    second = write_recipe(values, tmp_path / "second", model={}, model_name_or_path=str(finished / "model"), max_steps=2)
+    assert pretrain(second) == 0
+    assert exact_rows(tmp_path / "second")[0]["loss"] < exact_rows(finished)[0]["loss"]
+    assert "from the weights of `model`." in (tmp_path / "second" / "model" / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_gradient_checkpointing_and_bf16_train_alike(values, tmp_path):
+    curves = {}
+    for name, change in {
+        "plain": {},
+        "checkpointed": {"gradient_checkpointing": True},
+        "bf16": {"mixed_precision": "bf16"},
+    }.items():
+        assert pretrain(write_recipe(values, tmp_path / name, model=values["model"] | NO_DROPOUT, **change)) == 0
+        curves[name] = [row["loss"] for row in exact_rows(tmp_path / name) if "loss" in row]
+    assert curves["checkpointed"] == pytest.approx(curves["plain"], rel=1e-5)
+    # bfloat16 keeps 8 bits: a relative error of 0.4 % a product, less in the mean over the tokens.
+    assert curves["bf16"] == pytest.approx(curves["plain"], rel=1e-2)
+    assert curves["bf16"] != curves["plain"]
+
+
+@pytest.mark.parametrize(("max_steps", "warmup_steps"), [(12, 3), (12, 0), (7, 7)])
+def test_the_learning_rate_is_that_of_torchs_schedulers(values, max_steps, warmup_steps):
+    changes = {"output_dir": "", "max_steps": max_steps, "warmup_steps": warmup_steps, "learning_rate": 1.0}
+    recipe = Recipe(**values | changes)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    rise = LinearLR(optimizer, 1 / (warmup_steps + 1), 1.0, total_iters=warmup_steps)
+    fall = LinearLR(optimizer, 1.0, 0.0, total_iters=max(1, max_steps - warmup_steps))
+    schedule = SequentialLR(optimizer, [rise, fall], [warmup_steps]) if warmup_steps else fall
+    for step in range(max_steps):
+        assert learning_rate_at(step, recipe) == pytest.approx(schedule.get_last_lr()[0], abs=1e-9), step
+        optimizer.step()
+        schedule.step()
+
+
+def test_evaluation_may_read_a_part_of_the_validation_split(values, finished, tmp_path):
+    for name, change in {"part": {"max_eval_sequences": 2}, "as_many": {"max_eval_sequences": 10**6}}.items():
+        assert pretrain(write_recipe(values, tmp_path / name, **change)) == 0
+    part, as_many = (exact_rows(tmp_path / name)[-1]["eval_loss"] for name in ("part", "as_many"))
+    assert exact_rows(finished)[-1]["eval_loss"] == as_many != part
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exactness
+
+
+def check_division(values: dict, folder: Path, divisions: dict[str, tuple[int, int]], **changes) -> None:
+    """Runs on (processes, sequences at a time) have the curve of the first, in float32 without dropout."""
+    changes |= {"model": values["model"] | NO_DROPOUT}
+    for name, (processes, micro_batch) in divisions.items():
+        recipe = write_recipe(values, folder / name, micro_batch_size=micro_batch, eval_micro_batch_size=3, **changes)
+        launch("pretrain", [recipe], processes)
+    reference, *others = (exact_rows(folder / name) for name in divisions)
+    assert len([row for row in reference if "loss" in row]) == changes["max_steps"]
+    for rows in others:
+        for expected, row in zip(reference, rows, strict=True):
+            assert row == pytest.approx(expected, rel=1e-5)
+
+
+def test_processes_and_accumulation_never_change_the_curve(values, tmp_path):
+    divisions = {"one": (1, 8), "two": (2, 2), "four": (4, 1)}
+    check_division(values, tmp_path, divisions, max_steps=20, warmup_steps=10, eval_steps=10, save_steps=20)
+
+
+@pytest.mark.slow
+def test_fifty_steps_and_eight_processes_never_change_the_curve(values, tmp_path):
+    divisions = {"one": (1, 32), "singly": (1, 1), "eight": (8, 2)}
+    steps = {"max_steps": 50, "warmup_steps": 10, "eval_steps": 25, "save_steps": 50}
+    check_division(values, tmp_path, divisions, global_batch_size=32, **steps)
+
+
+def check_kills(values: dict, folder: Path, moments: list, processes: int = 2, engine: str = "ddp") -> None:
+    """A run that is killed at each moment of a save in turn, with dropout, has the bits of an undisturbed one."""
+    values = values | {"max_steps": 2 * len(moments) + 2, "save_steps": 1, "save_total_limit": 1}
+    whole, broken = write_recipe(values, folder / "whole"), write_recipe(values, folder / "broken")
+    launch("pretrain", [whole], processes, engine)
+    for moment in moments:
+        done = launch("pretrain", [broken], processes, engine, check=False, before=faults.killed_in_save(*moment))
+        assert done.returncode != 0, moment
+        for checkpoint in ckpt.checkpoints(folder / "broken" / "checkpoints"):
+            ckpt.verify_checkpoint(checkpoint)
+    launch("pretrain", [broken], processes, engine)
+    assert exact_rows(folder / "broken") == exact_rows(folder / "whole")
+    assert weights(folder / "broken") == weights(folder / "whole")
+    assert not list((folder / "broken" / "checkpoints").glob(".*"))
+
+
+def test_kill_9_at_any_moment_of_a_save_changes_nothing(values, tmp_path):
+    check_kills(values, tmp_path, faults.MOMENTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["fsdp2", "zero1", "zero3"])
+def test_kill_9_in_a_save_changes_nothing_under_an_engine(engine, values, tmp_path):
+    check_kills(values, tmp_path, faults.MOMENTS[2::3], engine=engine)
+
+
+def test_a_signal_to_one_process_saves_on_all_and_the_next_run_goes_on(values, tmp_path):
+    """In the middle of an epoch, and between the steps that are saved otherwise."""
+    recipe, whole = write_recipe(values, tmp_path / "run"), write_recipe(values, tmp_path / "whole")
+    done = launch("pretrain", [recipe], 2, check=False, before=faults.at_step(3, {1: faults.stop}))
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr.count("Stopped by a signal after step 3, which is saved: give the same command again") == 1
+    assert last_checkpoint(tmp_path / "run") == 3 == exact_rows(tmp_path / "run")[-1]["step"]
+    for path in (recipe, whole):
+        launch("pretrain", [path], 2)
+    assert exact_rows(tmp_path / "run") == exact_rows(tmp_path / "whole")
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_a_resumed_run_may_change_how_it_divides_the_batch_and_says_so(stopped, finished, recipe_file, capfd):
+    assert pretrain(recipe_file, "--micro_batch_size", 8, "--save_steps", 2) == 0
+    # Dropout belongs to the micro-batch, so only what came before the division is bit-identical.
+    assert exact_rows(stopped)[:5] == exact_rows(finished)[:5]
+    assert [line for line in capfd.readouterr().out.splitlines() if line.startswith("warning: ")] == [
+        "warning: `micro_batch_size` is 8 now and was 2 when the run was last started.",
+        "warning: `save_steps` is 2 now and was 4 when the run was last started.",
+    ]
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps_changes_nothing(values, finished, tmp_path, monkeypatch):
+    jumps, real = iter(range(10**9)), __import__("time").time
+    monkeypatch.setattr("time.time", lambda: real() + (next(jumps) % 4 - 2) * 1e6)
+    assert pretrain(write_recipe(values, tmp_path / "jumped")) == 0
+    assert exact_rows(tmp_path / "jumped") == exact_rows(finished)
+    assert weights(tmp_path / "jumped") == weights(finished)
+    assert all(row["tokens_per_second"] > 0 for row in read_metrics(tmp_path / "jumped" / "metrics.jsonl") if "loss" in row)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What goes wrong in a run
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient norm"])
+def test_a_number_that_is_none_stops_the_run_and_keeps_the_last_checkpoint(recipe_file, tmp_path, capsys, monkeypatch, what):
+    calls, real = [], objectives.Objective.loss_sum
+
+    def poisoned(self, model, batch):
+        calls.append(1)
+        value = real(self, model, batch)
+        if len(calls) <= 5 * 4:
+            return value
+        # The gradient of a square root at 0 is infinite while the value is finite.
+        return value * float("nan") if what == "loss" else value + torch.sqrt(value * 0.0)
+
+    monkeypatch.setattr(objectives.Objective, "loss_sum", poisoned)
+    assert pretrain(recipe_file) == 2
+    text = error(capsys.readouterr().err)
+    assert f"The {what} is nan at step 6" in text and "the last good checkpoint is" in text and "step-00000004" in text
+    assert [row["step"] for row in exact_rows(tmp_path / "run") if "loss" in row] == [1, 2, 3, 4, 5]
+    assert last_checkpoint(tmp_path / "run") == 4
+
+
+def test_a_loss_that_is_no_number_on_one_rank_ends_all(recipe_file, tmp_path):
+    done = launch("pretrain", [recipe_file], 2, check=False, before=faults.no_number_from_step_6)
+    assert done.returncode == 2
+    assert "The loss is nan at step 6: the last good checkpoint is" in error(done.stderr)
+    assert last_checkpoint(tmp_path / "run") == 4
+    launch("pretrain", [recipe_file], 2)
+
+
+def test_out_of_memory_on_one_process_is_one_sentence(recipe_file, capsys, monkeypatch):
+    monkeypatch.setattr("pretraining.run.Run.step", lambda self, *args: faults.run_out_of_memory(self))
+    assert pretrain(recipe_file, "--micro_batch_size", 4) == 2
+    text = error(capsys.readouterr().err)
+    assert "The memory does not suffice (CUDA out of memory" in text
+    assert "lower `micro_batch_size` (now 4) or set `gradient_checkpointing` to true" in text
+
+
+def test_real_exhaustion_of_a_cpus_memory_is_one_sentence(recipe_file, capsys, monkeypatch):
+    monkeypatch.setattr("pretraining.run.Run.step", lambda self, *args: torch.empty(2**55))
+    assert pretrain(recipe_file) == 2
+    assert "lower `micro_batch_size` (now 2)" in error(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [(faults.run_out_of_memory, "error: The memory does not suffice"), (faults.raise_unknown, "LookupError: nobody knows")],
+)
+@pytest.mark.parametrize("other", [None, faults.stand_still], ids=["waits in a collective", "stands still"])
+def test_an_error_on_one_process_ends_all_without_the_launchers_help(fault, sentence, other, recipe_file):
+    """Also those that wait where no error reaches them, as on GPUs; all say one thing once."""
+    both = {1: fault} if other is None else {1: fault, 0: other}
+    done = start("pretrain", [recipe_file], 2, before=faults.at_step(3, both)).wait(ends_others=False)
+    assert done.returncode == 2
+    assert done.stderr.count(sentence) == 1
+    assert "gloo" not in done.stderr.lower()
+
+
+def test_a_rank_that_is_killed_ends_all_without_the_launchers_help(recipe_file):
+    done = start("pretrain", [recipe_file], 2, before=faults.at_step(3, {1: faults.die})).wait(ends_others=False)
+    assert done.returncode == -signal.SIGKILL
+    assert "Another process has ended, and this one cannot go on without it" in error(done.stderr)
+
+
+def test_a_full_disk_ends_a_run_in_one_sentence_and_loses_nothing(recipe_file, tmp_path, capsys, monkeypatch):
+    real, calls = ckpt.save_file, []
+
+    def full(tensors, path):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(ckpt, "save_file", full)
+    assert pretrain(recipe_file) == 2
+    assert "No space left on device" in error(capsys.readouterr().err)
+    assert last_checkpoint(tmp_path / "run") == 4
+    assert pretrain(recipe_file) == 0
+
+
+def limit_files_to_100_kb() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def test_a_disk_that_takes_no_more_ends_the_run_and_loses_nothing(stopped, finished, recipe_file):
+    """The limit is the operating system's own, on the size of a file."""
+    done = launch("pretrain", [recipe_file], check=False, before=limit_files_to_100_kb)
+    assert done.returncode == 2
+    text = error(done.stderr)
+    assert "step-00000008 can't be written" in text and "make room and give the same command again" in text
+    assert last_checkpoint(stopped) == 4
+    assert pretrain(recipe_file) == 0
+    assert weights(stopped) == weights(finished)
+
+
+def test_weights_of_another_shape_are_refused(values, finished, tmp_path, capsys):
+    recipe = write_recipe(values, tmp_path / "other", model={"intermediate_size": 128})
+    assert pretrain(recipe, "--model_name_or_path", finished / "model") == 2
+    assert "The model can't be built" in error(capsys.readouterr().err)
+
+
+def test_a_trace_of_the_last_steps_is_kept(recipe_file, tmp_path):
+    assert pretrain(recipe_file, "--profile_step", 8) == 0
+    assert json.loads((tmp_path / "run" / "profile" / "rank-0.json").read_text())["traceEvents"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The ranks of the tests are those of a launcher
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero1", "zero2", "zero3"])
+def test_ranks_that_are_forked_run_as_under_torchrun(engine, values, tmp_path, torchrun):
+    forked, launched = (write_recipe(values, tmp_path / name) for name in ("forked", "launched"))
+    launch("pretrain", [forked], 2, engine)
+    assert torchrun(engine, launched).wait() == 0
+    assert exact_rows(tmp_path / "forked") == exact_rows(tmp_path / "launched")
+    assert weights(tmp_path / "forked") == weights(tmp_path / "launched")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_signals_and_kills_under_torchrun(number, values, tmp_path, torchrun):
+    """SIGTERM as schedulers send it, to every process of a step, so that ranks have it twice; kill -9 of one rank."""
+    recipe = write_recipe(values, tmp_path / "run", max_steps=4000, save_steps=4000, dataloader_num_workers=1)
+    job = torchrun("ddp", recipe)
+    while len(exact_rows(tmp_path / "run")) < 3:
+        assert job.poll() is None
+        time.sleep(0.05)
+    family = job.family()
+    chosen = family if number == signal.SIGTERM else [next(p for p in family if p.environ().get("RANK") == "1")]
+    for process in chosen:
+        process.send_signal(number)
+    assert job.wait(timeout=120) != 0
+    assert not psutil.wait_procs(family, timeout=30)[1], "ranks and data workers have ended"
+    if number == signal.SIGTERM:
+        assert (
+            last_checkpoint(tmp_path / "run") == [row["step"] for row in exact_rows(tmp_path / "run") if "loss" in row][-1]
+        )
+    else:
+        assert not ckpt.checkpoints(tmp_path / "run" / "checkpoints")

@@ -1,0 +1,175 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""What a run refuses before it begins, and what is no obstacle."""
+
+import importlib.util
+import json
+import re
+import shutil
+
+import pytest
+import yaml
+
+from luna_tools.files import hold_lock
+from pretraining import checkpoint as ckpt
+from tests.support import faults
+from tests.support.pretraining import error, pretrain, write_recipe
+from tests.support.ranks import launch
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--dataset nowhere", "`dataset` is nowhere, which has no manifest.json: prepare it first"),
+        ("--model.vocab_size 700", "`model.vocab_size` is 700, but the tokenizer"),
+        ("--model.max_position_embeddings 20", "sequences of 32 tokens, but the model has positions for 18"),
+        ("--global_batch_size 7", "`global_batch_size` is 7, which `micro_batch_size` = 2 x 1 processes does not divide"),
+        ("--num_processes 2", "`num_processes` is 2, but the run has 1"),
+        ("--model.hidden_size 33", "`model` is refused: `hidden_size` is 33"),
+        ("--mixed_precision fp16", "`mixed_precision` is fp16, which needs a GPU"),
+        ("--report_to tensorbord", "`report_to` names 'tensorbord'"),
+        ("--report_to wandb", "`report_to` names wandb, which is not installed"),
+        ("--attn_implementation fast", "The model can't be built: .*fast"),
+        ("--model_name_or_path nosuchmodel", "`model_name_or_path` is nosuchmodel, which can't be loaded .*: give a"),
+        ("--model.pad_token_id 0", "`model.pad_token_id` is 0, but the tokenizer of the dataset .* has 1"),
+        ("--output_dir /proc/run", "/proc/run can't be used"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_in_one_sentence(recipe_file, capsys, options, sentence):
+    if "wandb" in options:
+        assert importlib.util.find_spec("wandb") is None, "this case needs an environment without wandb"
+    assert pretrain(recipe_file, *options.split()) == 2
+    assert re.search(sentence, error(capsys.readouterr().err))
+
+
+def test_a_missing_dataset_of_a_papers_recipe_is_told_with_its_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert pretrain("luna_base_16gb", "--num_processes", 1) == 2
+    assert "`luna prepare paper_16gb --output_dir data/corpus-16gb`" in error(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--learning_rate 0.5", "`learning_rate` is 0.5, but the run in .*step-00000004 was started with 0.001"),
+        ("--model.hidden_size 64", "`model.hidden_size` is 64, but the run in .* was started with 32"),
+        ("--seed 1", "`seed` is 1, but the run in .* was started with 0"),
+        ("--max_steps 20", "`max_steps` is 20, but the run in .* was started with 8"),
+    ],
+)
+def test_a_changed_recipe_is_refused_on_resume(stopped, recipe_file, capsys, options, sentence):
+    assert pretrain(recipe_file, *options.split()) == 2
+    assert re.search(sentence, error(capsys.readouterr().err))
+
+
+@pytest.mark.parametrize("source", ["checkpoints/step-00000004/trainer_state.json", "results.json"])
+def test_a_changed_dataset_is_refused_on_resume(source, stopped, finished, recipe_file, prepared, capsys):
+    path = stopped / source
+    if not path.exists():
+        shutil.copy(finished / source, path)
+    state, manifest = (json.loads(file.read_text()) for file in (path, prepared / "manifest.json"))
+    assert state["dataset_fingerprint"] == manifest["fingerprint"]
+    path.write_text(json.dumps(state | {"dataset_fingerprint": "other"}), encoding="utf-8")
+    seal = path.parent / ckpt.SEAL
+    if seal.exists():
+        files = json.loads(seal.read_text())
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": ckpt.sha256(path)}
+        seal.write_text(json.dumps(files), encoding="utf-8")
+    assert pretrain(recipe_file) == 2
+    assert "is not the one that the run in" in error(capsys.readouterr().err)
+
+
+def test_a_damaged_checkpoint_is_refused_on_resume(stopped, recipe_file, capsys):
+    path = stopped / "checkpoints" / "step-00000004" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+    assert pretrain(recipe_file) == 2
+    assert "The file model.safetensors of the checkpoint" in error(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("damage", ["bit", "missing"])
+def test_a_damaged_dataset_is_refused_by_file(split, damage, prepared, recipe_file, tmp_path, capfd):
+    dataset = tmp_path / "dataset"
+    shutil.copytree(prepared, dataset)
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    shard = dataset / split / manifest["splits"][split]["shards"][-1]["file"]
+    if damage == "missing":
+        shard.unlink()
+    else:
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 4
+        shard.write_bytes(content)
+    assert pretrain(recipe_file, "--dataset", dataset) == 2
+    sentence = error(capfd.readouterr().err)
+    assert sentence.startswith(
+        f"error: {shard} is missing or not as it was prepared (its SHA-256 is another): copy it again"
+    )
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Two processes
+
+
+def test_an_error_on_one_process_ends_all_with_its_sentence(recipe_file, tmp_path):
+    (tmp_path / "run").mkdir()
+    with hold_lock(tmp_path / "run" / ".lock"):
+        done = launch("pretrain", [recipe_file], 2, check=False)
+    assert done.returncode == 2
+    assert "Another run is writing to `output_dir`" in error(done.stderr)
+    assert "gloo" not in done.stderr.lower()
+
+
+def test_ranks_that_see_different_files_are_told(recipe_file, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run-1")
+    done = launch("pretrain", [recipe_file], 2, check=False, before=faults.apart)
+    assert done.returncode == 2
+    sentence = error(done.stderr)
+    assert "The processes see different files in `output_dir`" in sentence and "file system that all nodes share" in sentence
+
+
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "config.json"])
+def test_a_checkpoint_without_a_file_ends_all_ranks_with_one_sentence(name, finished, recipe_file, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "results.json").unlink()
+    newest = ckpt.checkpoints(run / "checkpoints")[-1]
+    (newest / name).unlink()
+    done = launch("pretrain", [recipe_file], 2, check=False)
+    assert done.returncode == 2
+    assert f"lacks its file {name}: remove the folder {newest}" in error(done.stderr)
+    # The remedy of the sentence.
+    shutil.rmtree(newest)
+    assert pretrain(recipe_file) == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is no obstacle
+
+
+def test_a_lock_that_a_dead_run_left_is_no_obstacle(stopped, recipe_file):
+    (stopped / ".lock").write_text("4242", encoding="utf-8")
+    assert pretrain(recipe_file) == 0
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "seed: 0"], ids=["empty", "list", "half", "old"])
+def test_a_damaged_or_old_copy_of_the_recipe_is_no_obstacle(content, stopped, recipe_file):
+    (stopped / "recipe.yaml").write_text(content, encoding="utf-8")
+    assert pretrain(recipe_file) == 0
+
+
+def test_a_checkpoint_that_does_not_know_a_field_goes_on_with_its_default(stopped, recipe_file, capsys):
+    folder = stopped / "checkpoints" / "step-00000004"
+    state = json.loads((folder / "trainer_state.json").read_text())
+    del state["recipe"]["objective"]
+    (folder / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+    seal = json.loads((folder / ckpt.SEAL).read_text())
+    path = folder / "trainer_state.json"
+    seal[path.name] = {"bytes": path.stat().st_size, "sha256": ckpt.sha256(path)}
+    (folder / ckpt.SEAL).write_text(json.dumps(seal), encoding="utf-8")
+    assert pretrain(recipe_file) == 0
+
+
+def test_a_run_may_be_finished_from_the_recipe_that_it_left(stopped, values):
+    assert yaml.safe_load((stopped / "recipe.yaml").read_text())["model"] == values["model"]
+    assert pretrain(write_recipe(yaml.safe_load((stopped / "recipe.yaml").read_text()), stopped)) == 0

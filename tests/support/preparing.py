@@ -1,0 +1,79 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""Small datasets made in this process, as one job or by several, and runs that are killed while they write."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from pretraining.prepare import finish, jobs, one_job, work
+from pretraining.prepare.config import PrepareConfig
+from pretraining.prepare.run import prepare
+
+DEFAULTS = {
+    "vocab_size": 350,
+    "sequence_length": 16,
+    "validation_fraction": 0.2,
+    "shard_size_mb": 0.01,
+    "document_separator": "blank_line",
+    "num_proc": 1,
+}
+
+
+def make_config(output, source, **options) -> PrepareConfig:
+    sources = source if isinstance(source, list) else [str(source)]
+    return PrepareConfig(str(output), sources, **(DEFAULTS | options))
+
+
+def command_line(output, source, **options) -> list[str]:
+    pairs = (DEFAULTS | options).items()
+    return ["--output_dir", str(output), "--sources", str(source), *(t for k, v in pairs for t in (f"--{k}", str(v)))]
+
+
+def steps(num_jobs: int) -> list[dict]:
+    return [{"plan": True}, *({"job": job} for job in range(num_jobs)), {"merge": True}]
+
+
+def prepare_in_jobs(output, source, num_jobs: int, **options) -> dict:
+    for step in steps(num_jobs):
+        made = prepare(make_config(output, source, num_jobs=num_jobs, **options, **step))
+    return made
+
+
+def contents(output) -> dict[str, bytes]:
+    return {str(path.relative_to(output)): path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()}
+
+
+def write_rows(path, texts) -> None:
+    """Write a .jsonl file."""
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+
+
+class Killed(BaseException):
+    pass
+
+
+@contextmanager
+def killed_at_write(count: int) -> Iterator[None]:
+    """End what runs inside before its `count`-th write of a plan, a progress, a result or the manifest."""
+    write = work.write_json
+    calls = iter(range(count))
+
+    def dying(path, value, indent=2):
+        if next(calls, None) is None:
+            path.with_name(path.name + ".tmp").write_text("{")  # what a write that was cut short leaves
+            raise Killed
+        write(path, value, indent)
+
+    with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+        for module in (finish, jobs, one_job, work):
+            patch.setattr(module, "write_json", dying)
+        yield
+
+
+def prepare_until_killed(config: PrepareConfig, writes: int) -> dict | None:
+    """Return what `prepare` does; None where it was killed."""
+    with killed_at_write(writes):
+        return prepare(config)
