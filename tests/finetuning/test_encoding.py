@@ -18,7 +18,8 @@ from finetuning.tasks import TASKS, custom_task
 from finetuning.tasks.custom import CustomTask
 from finetuning.tasks.reading import Row, make_dataset
 from luna_tools.errors import InputError
-from pretraining.prepare.tokenizer import train_tokenizer, wrap_tokenizer
+from luna_tools.tokenizer import wrap_tokenizer
+from pretraining.prepare.tokenizer import train_tokenizer
 from tests.support.published_files import write_published, write_tokenizer
 
 WORDS = "Q: A: Who sat ? The cat dog ran fast and slow on the mat . He _ it red blue".split()

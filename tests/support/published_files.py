@@ -14,7 +14,8 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from finetuning.tasks import TASKS, Task, TaskData
-from pretraining.prepare.tokenizer import train_tokenizer, wrap_tokenizer
+from luna_tools.tokenizer import wrap_tokenizer
+from pretraining.prepare.tokenizer import train_tokenizer
 
 MARKERS = ("red", "blue", "green", "white", "black")
 WORDS = ("the", "cat", "sat", "on", '"that', 'mat"', "it's", "café", "NA", "null", "runs", "far", "away", "now", "here")
