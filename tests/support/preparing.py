@@ -3,8 +3,7 @@
 """Small datasets made in this process, as one job or by several, and runs that are killed while they write."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import pytest
 
@@ -23,8 +22,10 @@ DEFAULTS = {
 
 
 def make_config(output, source, **options) -> PrepareConfig:
-    sources = source if isinstance(source, list) else [str(source)]
-    return PrepareConfig(str(output), sources, **(DEFAULTS | options))
+    sources = source if isinstance(source, list) else [source]
+    if "tokenizer" in options:
+        options["vocab_size"] = None
+    return PrepareConfig(output, sources, **(DEFAULTS | options))
 
 
 def command_line(output, source, **options) -> list[str]:
@@ -32,13 +33,17 @@ def command_line(output, source, **options) -> list[str]:
     return ["--output_dir", str(output), "--sources", str(source), *(t for k, v in pairs for t in (f"--{k}", str(v)))]
 
 
-def steps(num_jobs: int) -> list[dict]:
-    return [{"plan": True}, *({"job": job} for job in range(num_jobs)), {"merge": True}]
+def steps(num_jobs: int | None) -> list[dict]:
+    """Return the options of the runs that make a dataset, one after the other: one run, or those of so many jobs."""
+    if num_jobs is None:
+        return [{}]
+    jobs_alone = [{"job": job} for job in range(num_jobs)]
+    return [step | {"num_jobs": num_jobs} for step in ({"plan": True}, *jobs_alone, {"merge": True})]
 
 
-def prepare_in_jobs(output, source, num_jobs: int, **options) -> dict:
+def prepare_in_jobs(output, source, num_jobs: int | None, **options) -> dict:
     for step in steps(num_jobs):
-        made = prepare(make_config(output, source, num_jobs=num_jobs, **options, **step))
+        made = prepare(make_config(output, source, **options, **step))
     return made
 
 
@@ -48,6 +53,7 @@ def contents(output) -> dict[str, bytes]:
 
 def write_rows(path, texts) -> None:
     """Write a .jsonl file."""
+    path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
 
 
@@ -55,14 +61,15 @@ class Killed(BaseException):
     pass
 
 
-@contextmanager
-def killed_at_write(count: int) -> Iterator[None]:
-    """End what runs inside before its `count`-th write of a plan, a progress, a result or the manifest."""
+def prepare_until_killed(config: PrepareConfig, writes: int) -> dict | None:
+    """Return what `prepare` does; None where it was killed after so many writes of a plan, a progress, a result or the
+    manifest.
+    """
     write = work.write_json
-    calls = iter(range(count))
+    left = iter(range(writes))
 
     def dying(path, value, indent=2):
-        if next(calls, None) is None:
+        if next(left, None) is None:
             path.with_name(path.name + ".tmp").write_text("{")  # what a write that was cut short leaves
             raise Killed
         write(path, value, indent)
@@ -70,10 +77,4 @@ def killed_at_write(count: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, suppress(Killed):
         for module in (finish, jobs, one_job, work):
             patch.setattr(module, "write_json", dying)
-        yield
-
-
-def prepare_until_killed(config: PrepareConfig, writes: int) -> dict | None:
-    """Return what `prepare` does; None where it was killed."""
-    with killed_at_write(writes):
         return prepare(config)

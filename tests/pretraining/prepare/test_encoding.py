@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0.
 """Encoding keeps the order, reads little ahead, and gives the tokens of the uncut text."""
 
+import multiprocessing
 import os
 
 import numpy as np
@@ -10,33 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luna_tools.errors import InputError
-from luna_tools.tokenizer import wrap_tokenizer
 from pretraining.prepare import encoding
 from pretraining.prepare.encoding import BATCHES_PER_PROCESS, encode, encode_in_order
-from pretraining.prepare.sources import python_docs
-from pretraining.prepare.tokenizer import load_for_text, train_tokenizer
+from pretraining.prepare.tokenizer import load_for_text
 
 TEXT = st.text(st.sampled_from("ab1 .'\n\t\r\u00a0\u3000\x1cé漢<s>"), max_size=60)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    wrap_tokenizer(train_tokenizer([doc.text for doc in python_docs()[:200]], 400)).save_pretrained(folder)
-    return folder
-
-
 @given(st.lists(TEXT))
 @settings(deadline=None, max_examples=150)
-def test_pieces_give_the_tokens_of_the_whole(folder, texts):
-    tokenizer = load_for_text(folder)
+def test_pieces_give_the_tokens_of_the_whole(tokenizer, texts):
+    encoder = load_for_text(tokenizer)
     texts += ["".join(texts) * (3 * encoding.PIECE_CHARS // (1 + len("".join(texts))))]  # long enough to be cut
-    expected = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
-    assert [ids.tolist() for ids in encode(tokenizer, texts)] == expected
+    expected = [encoder.encode(text, add_special_tokens=False).ids for text in texts]
+    assert [ids.tolist() for ids in encode(encoder, texts)] == expected
 
 
 @pytest.mark.parametrize("num_proc", [1, 2])
-def test_order_is_kept_and_little_is_read_ahead(folder, num_proc):
+def test_order_is_kept_and_little_is_read_ahead(tokenizer, num_proc):
     read = 0
 
     def batches():
@@ -45,21 +37,19 @@ def test_order_is_kept_and_little_is_read_ahead(folder, num_proc):
             read += 1
             yield number, [f"text {number}", "the same"] if number % 3 else []
 
-    tokenizer = load_for_text(folder)
+    decode = load_for_text(tokenizer).decode
     done = 0
-    for note, arrays in encode_in_order(batches(), folder, num_proc):
+    for note, arrays in encode_in_order(batches(), tokenizer, num_proc):
         assert note == done
         texts = [f"text {note}", "the same"] if note % 3 else []
-        assert [tokenizer.decode(ids.tolist()) for ids in arrays] == texts
+        assert [decode(ids.tolist()) for ids in arrays] == texts
         assert all(ids.dtype == np.int32 for ids in arrays)
         done += 1
         assert read - done <= BATCHES_PER_PROCESS * num_proc
     assert done == 40
 
 
-def test_a_dead_worker_is_an_error(folder):
-    import multiprocessing
-
+def test_a_dead_worker_is_an_error(tokenizer):
     def batches():
         for number in range(100):
             if number == 5:
@@ -68,4 +58,4 @@ def test_a_dead_worker_is_an_error(folder):
             yield number, ["text"]
 
     with pytest.raises(InputError, match="^--num_proc 2: a worker process died"):
-        list(encode_in_order(batches(), folder, 2))
+        list(encode_in_order(batches(), tokenizer, 2))

@@ -3,7 +3,7 @@
 """The trained tokenizer has RoBERTa's layout, and an existing one is checked."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -24,30 +24,19 @@ from pretraining.prepare.tokenizer import (
 VOCAB_SIZE = 400
 
 
-@pytest.fixture(scope="module")
-def trained():
+def _train():
     return train_tokenizer([doc.text for doc in python_docs()[:200]], VOCAB_SIZE)
 
 
-@pytest.fixture(scope="module")
-def folder(trained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    wrap_tokenizer(trained).save_pretrained(folder)
-    return folder
-
-
-def test_special_tokens_have_robertas_ids(folder):
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def test_layout_is_robertas(tokenizer):
+    path, tokenizer = tokenizer, AutoTokenizer.from_pretrained(tokenizer)
+    assert Tokenizer.from_file(str(path / "tokenizer.json")).to_str() == wrap_tokenizer(_train()).backend_tokenizer.to_str()
     assert tokenizer.is_fast
     assert tokenizer.convert_tokens_to_ids(["<s>", "<pad>", "</s>", "<unk>"]) == [0, 1, 2, 3]
     assert len(tokenizer) == VOCAB_SIZE
     assert tokenizer.mask_token_id == VOCAB_SIZE - 1
     assert (tokenizer.bos_token, tokenizer.cls_token) == ("<s>", "<s>")
     assert (tokenizer.eos_token, tokenizer.sep_token) == ("</s>", "</s>")
-
-
-def test_template_and_mask(folder):
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     one, two = (tokenizer.encode(text, add_special_tokens=False) for text in ("the file", "a name"))
     encoded = tokenizer("the file", "a name")
     assert encoded["input_ids"] == [0, *one, 2, 2, *two, 2]
@@ -59,25 +48,13 @@ def test_template_and_mask(folder):
 
 
 @given(st.text())
+@example("<s></s><pad><unk> <mask> ")
 @settings(deadline=None)
-def test_byte_level_coding_is_lossless(trained, text):
-    tokenizer = Tokenizer.from_str(trained.to_str())
-    tokenizer.encode_special_tokens = True
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
-    assert tokenizer.decode(ids) == text
-    assert 3 not in ids  # <unk>
-
-
-def test_training_is_deterministic(trained):
-    again = train_tokenizer([doc.text for doc in python_docs()[:200]], VOCAB_SIZE)
-    assert again.to_str() == trained.to_str()
-
-
-@pytest.mark.parametrize("text", ["<s>", "</s>", "<pad>", "<unk>", "<mask>", " <mask> "])
-def test_names_of_special_tokens_in_text_are_text(folder, text):
-    ids = load_for_text(folder).encode(text, add_special_tokens=False).ids
-    assert min(ids) > 3
-    assert max(ids) < VOCAB_SIZE - 1
+def test_text_is_coded_without_loss_and_names_of_special_tokens_in_it_are_text(tokenizer, text):
+    coder = load_for_text(tokenizer)
+    ids = coder.encode(text, add_special_tokens=False).ids
+    assert coder.decode(ids) == text
+    assert all(3 < i < VOCAB_SIZE - 1 for i in ids)
 
 
 def test_too_little_text_for_the_vocabulary():
