@@ -29,31 +29,22 @@ POOLINGS = ("cls", "packed_mean", "packed_max", "packed_attention", "mean")
 class ModelArguments:
     model_name_or_path: str | None = None
     """Checkpoint: a folder or a name on the Hub, of Luna or of any other Auto model."""
-
     revision: str = "main"
     """Branch, tag or commit of a checkpoint on the Hub."""
-
     trust_remote_code: bool = False
     """Run model code that lies in the checkpoint."""
-
     random_weights: bool = False
     """Start from random weights of the checkpoint's configuration, for comparison."""
-
     ignore_mismatched_sizes: bool = False
     """Give a checkpoint that was fine-tuned for other labels a new head."""
-
     classifier_pooling: Literal["cls", "packed_mean", "packed_max", "packed_attention", "mean"] | None = None
     """Sentence representation: the first token, mean or maximum over P, attention over P, mean over the tokens."""
-
     classifier_dropout: float | None = None
     """Dropout in the head."""
-
     hidden_dropout_prob: float | None = None
     """Dropout after embeddings and sub-layers."""
-
     attention_probs_dropout_prob: float | None = None
     """Dropout of attention weights."""
-
     activation_dropout: float | None = None
     """Dropout inside the feed-forward network."""
 
@@ -68,46 +59,32 @@ class ModelArguments:
 class DataArguments:
     data_dir: str | None = None
     """Folder with the task's files, as the Hub or the original site publishes them. Default: the Hub."""
-
     kind: Literal["classification", "regression", "multiple_choice", "token_classification"] | None = None
     """What a custom task is."""
-
     train_file: str | None = None
     """Custom task: .csv, .tsv, .jsonl or .parquet."""
-
     validation_file: str | None = None
     """Custom task: rows that pick the best checkpoint."""
-
     test_file: str | None = None
     """Custom task: rows to predict."""
-
     validation_fraction: float = 0.1
     """Custom task without a validation file: part of the training rows to hold out."""
-
     text_columns: list[str] = field(default_factory=lambda: ["text"])
     """One column, or two for pairs."""
-
     label_column: str = "label"
     """Column of the label, the value, or the tags."""
-
     class_names: list[str] | None = None
     """Classes in the order of their ids."""
-
     question_column: str = "question"
     """Multiple choice: column of the question."""
-
     passage_column: str | None = None
     """Multiple choice: column of the passage, if any."""
-
     option_columns: list[str] = field(default_factory=lambda: ["options"])
     """Multiple choice: one column of lists, or one per option."""
-
     words_column: str = "words"
     """Token classification: column of the words."""
-
     max_sequence_length: int = 512
     """Longest input in tokens, special ones included; the model's limit if that is less."""
-
     max_option_length: int = 128
     """Longest question with option in tokens (multiple choice)."""
 
@@ -116,40 +93,28 @@ class DataArguments:
 class RunArguments:
     recipe: str = "table9"
     """Where the defaults come from: table9 (the paper), official (the authors' repository), or none."""
-
     do_train: bool = True
     """Train; otherwise only evaluate and predict."""
-
     do_eval: bool = True
     """Evaluate on the validation splits at the end."""
-
     do_predict: bool = True
     """Predict the test splits at the end."""
-
     total_train_batch_size: int | None = None
     """Rows per optimizer step over all devices; accumulation follows from it."""
-
     early_stopping_patience: int | None = None
     """Stop after so many evaluations without a better one."""
-
     group_by_length: bool = False
     """Batch rows of similar length together, which saves padding; the paper's runs shuffle."""
-
     sweep: bool = False
     """Run the paper's grid."""
-
     sweep_grid: str | None = None
     """YAML file of another grid: option: [values]."""
-
     compare: list[str] | None = None
     """Heads (cls, packed, packed_max, packed_attention, mean) or checkpoints."""
-
     num_seeds: int = 1
     """Seeds per setting in a sweep or a comparison, from --seed on."""
-
     license: str | None = None
     """The licence of the new weights, as the Hub spells it (apache-2.0, ...), for the model card."""
-
     language: str | None = None
     """The language of the texts, as the Hub spells it (en, ...), for the model card. Known for the built-in tasks."""
 
@@ -157,142 +122,96 @@ class RunArguments:
 @dataclass
 class TrainingOptions:
     """Options of the Trainer, under its names."""
-
     output_dir: str | None = None
     """The run's folder. Default: runs/finetuning/TASK."""
-
     seed: int = 42
     """Of new weights, dropout, and the order of the rows."""
-
     data_seed: int | None = None
     """Of the order of the rows alone."""
-
     learning_rate: float = 5e-5
     """The highest learning rate of the schedule."""
-
     lr_scheduler_type: str = "linear"
     """Schedule: linear, cosine, polynomial, constant, constant_with_warmup, ..."""
-
     lr_scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
     """More values of the schedule, such as --lr_scheduler_kwargs.power 2."""
-
     warmup_steps: float = 0
     """Steps, or below 1 the share of all steps, in which the learning rate rises."""
-
     num_train_epochs: float = 3.0
     """Passes over the training rows."""
-
     max_steps: int = -1
     """Optimizer steps, in place of the epochs if above 0."""
-
     per_device_train_batch_size: int = 8
     """Rows per device and forward pass; with total_train_batch_size the most of them."""
-
     per_device_eval_batch_size: int = 32
     """Rows per device in evaluation."""
-
     gradient_accumulation_steps: int = 1
     """Forward passes per optimizer step, where total_train_batch_size is not given."""
-
     weight_decay: float = 0.0
     """Of all weights but biases and norms."""
-
     adam_beta1: float = 0.9
     """Decay of Adam's mean of gradients."""
-
     adam_beta2: float = 0.999
     """Decay of Adam's mean of squared gradients."""
-
     adam_epsilon: float = 1e-8
     """Added to Adam's denominator."""
-
     max_grad_norm: float = 1.0
     """Norm to which gradients are clipped; 0 for none."""
-
     label_smoothing_factor: float = 0.0
     """Share of the target that is spread over all classes, in training."""
-
     optim: str | None = None
     """Optimizer of the Trainer. Default: AdamW."""
-
     optim_args: str | None = None
     """More values of the optimizer: name=value,name=value."""
-
     bf16: bool = False
     """Compute in bfloat16 where that is safe."""
-
     fp16: bool = False
     """Compute in float16 where that is safe, with a loss scale; on accelerators alone."""
-
     gradient_checkpointing: bool = False
     """Compute activations again instead of storing them: less memory, more time."""
-
     eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
     """When to evaluate while training."""
-
     eval_steps: float | None = None
     """Steps, or share of all steps, between evaluations by steps."""
-
     save_strategy: Literal["no", "steps", "epoch", "best"] = "epoch"
     """When to save a checkpoint."""
-
     save_steps: float = 500
     """Steps, or share of all steps, between checkpoints by steps."""
-
     save_total_limit: int | None = 1
     """Checkpoints to keep beside the best one while training."""
-
     logging_strategy: Literal["no", "steps", "epoch"] = "steps"
     """When to log the training loss."""
-
     logging_steps: float = 0.005
     """Steps, or share of all steps, between logged losses."""
-
     load_best_model_at_end: bool = True
     """End with the best checkpoint."""
-
     metric_for_best_model: str | None = None
     """What picks the best checkpoint. Default: the task's first metric."""
-
     greater_is_better: bool | None = None
     """Whether a higher value of it is better. Default: unless it is a loss or an error."""
-
     dataloader_num_workers: int = 0
     """Processes that prepare batches."""
-
     report_to: str = "none"
     """Where to report besides: tensorboard, wandb, ..., all."""
-
     run_name: str | None = None
     """The run's name there."""
-
     disable_tqdm: bool = False
     """Write lines in place of bars, as in a log file."""
-
     use_cpu: bool = False
     """Train on the CPU though there is an accelerator."""
-
     deepspeed: str | None = None
     """DeepSpeed's JSON file."""
-
     ddp_backend: str | None = None
     """Backend of several processes. Default: nccl, or gloo on CPUs."""
-
     ddp_timeout: int = 1800
     """Seconds that a process waits for the others."""
-
     ddp_find_unused_parameters: bool | None = None
     """Look for parameters without a gradient in each step. Default: where a model may have some."""
-
     push_to_hub: bool = False
     """Upload the finished run."""
-
     hub_model_id: str | None = None
     """Repository to upload to: org/name."""
-
     hub_private_repo: bool | None = None
     """Make the repository private if it is made."""
-
     trainer: dict[str, Any] = field(default_factory=dict)
     """Any other field of transformers' TrainingArguments, such as --trainer.torch_compile true."""
 

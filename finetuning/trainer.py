@@ -55,9 +55,11 @@ def make_training_arguments(arguments: Arguments) -> TrainingArguments:
     Raises:
         InputError: an option that the Trainer does not have or refuses, or that this machine cannot honour.
     """
-    values = vars(arguments.training) | {
+    options = arguments.training
+    values = vars(options) | {
         "metric_for_best_model": best_metric(arguments),
-        "use_cpu": arguments.training.use_cpu or not torch.accelerator.is_available(),
+        # DeepSpeed finds its own devices.
+        "use_cpu": options.use_cpu or not (options.deepspeed or torch.accelerator.is_available()),
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
     if values["greater_is_better"] is None:

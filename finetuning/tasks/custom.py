@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CUSTOM_RECIPES = ("table9/custom.yaml",)
+CUSTOM_RECIPES = ("table9/glue.yaml",)
 CUSTOM_METRICS = {
     "classification": ("accuracy", "f1_macro"),
     "regression": ("pearson", "spearmanr", "mean_squared_error"),
