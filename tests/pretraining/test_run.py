@@ -306,6 +306,13 @@ def test_a_rank_that_is_killed_ends_all_without_the_launchers_help(recipe_file):
     assert "Another process has ended, and this one cannot go on without it" in error(done.stderr)
 
 
+def test_a_disk_that_is_full_at_the_end_ends_all_with_one_sentence(recipe_file):
+    done = start("pretrain", [recipe_file], 2, before=faults.disk_full_at_the_end).wait(ends_others=False)
+    assert done.returncode == 2
+    assert "results.json can't be used (No space left on device)" in error(done.stderr)
+    launch("pretrain", [recipe_file], 2)
+
+
 def limit_files_to_100_kb() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
