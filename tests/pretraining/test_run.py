@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from torch.optim.lr_scheduler import LinearLR, SequentialLR
@@ -30,6 +29,7 @@ from tests.support.pretraining import (
     error,
     exact_rows,
     last_checkpoint,
+    left_alive,
     pretrain,
     weights,
     write_recipe,
@@ -361,8 +361,8 @@ def test_signals_and_kills_under_torchrun(number, values, tmp_path, torchrun):
     chosen = family if number == signal.SIGTERM else [next(p for p in family if p.environ().get("RANK") == "1")]
     for process in chosen:
         process.send_signal(number)
-    assert job.wait(timeout=120) != 0
-    assert not psutil.wait_procs(family, timeout=30)[1], "ranks and data workers have ended"
+    assert job.wait(timeout=300) != 0
+    assert not left_alive(family), "ranks and data workers have ended"
     if number == signal.SIGTERM:
         assert (
             last_checkpoint(tmp_path / "run") == [row["step"] for row in exact_rows(tmp_path / "run") if "loss" in row][-1]
