@@ -216,12 +216,9 @@ def test_deepspeed_that_is_not_installed_is_named(values, monkeypatch, capsys):
     assert sentence.startswith("`deepspeed` is zero2.json, but the package deepspeed is not installed: run `pip install")
 
 
-LIMITS = [(20_000, "File too large"), (100_000, "I/O error"), (250_000, "pos|Pytorch")]  # bytes, and what libraries say
-
-
-@pytest.mark.parametrize(("limit", "reason"), LIMITS)
-def test_a_full_disk_is_one_sentence(limit, reason, values, tmp_path, capsys, monkeypatch):
-    """A limit on the size of a file, which libraries meet as they meet a disk's end: in code, model, or optimizer."""
+@pytest.mark.parametrize("limit", [20_000, 100_000, 250_000])  # bytes of a file: code, model, or optimizer do not fit
+def test_a_full_disk_is_one_sentence(limit, values, tmp_path, capsys, monkeypatch):
+    """A limit on the size of a file, which libraries meet as they meet the end of a disk."""
 
     def fill_up(*args, **kwargs):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
@@ -236,7 +233,7 @@ def test_a_full_disk_is_one_sentence(limit, reason, values, tmp_path, capsys, mo
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    assert re.search(rf"run cannot be written \(.*({reason}).*; [\d,]+ MB are free there\): make room", sentence), sentence
+    assert sentence.endswith("run cannot be written (the disk is full): free some space and give the same command again.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
