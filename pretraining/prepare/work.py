@@ -9,6 +9,7 @@ import numpy as np
 
 from luna_tools.errors import InputError
 from luna_tools.files import sha256, write_json
+from luna_tools.tokenizer import wrap_tokenizer
 from pretraining.dataset_format import SPLITS, TOKENIZER
 from pretraining.prepare.config import PrepareConfig
 from pretraining.prepare.documents import LEFT_OUT, Item, batches, read_from, sample_text
@@ -19,7 +20,7 @@ from pretraining.prepare.readers import Fault, FinalFault
 from pretraining.prepare.sources import Input, Part
 from pretraining.prepare.state import left_as_it_was
 from pretraining.prepare.streams import DocumentLog, StreamWriter
-from pretraining.prepare.tokenizer import load_tokenizer, row_end_id, row_start_id, train_tokenizer, wrap_tokenizer
+from pretraining.prepare.tokenizer import load_tokenizer, row_end_id, row_start_id, train_tokenizer
 
 MAX_NAMES = 1000  # of skipped or ignored things in the manifest; all are counted
 MAX_BYTES_PER_TOKEN = 5  # text that packs denser than this is rare, so less disk than this implies is not enough

@@ -26,9 +26,9 @@ DIVIDED = ("fsdp2", "zero1", "zero2", "zero3")
 TOLERANCE = 1e-5  # of losses in nats and of weights after steps of 0.01: sums in another order, in float32
 
 
-def default(engine: str, *others: str) -> list:
-    """One engine for the default run of the tests, and others that take long."""
-    return [engine, *(pytest.param(other, marks=pytest.mark.slow) for other in others)]
+def default(first: str, *others: str) -> list:
+    """One for the default run of the tests, and others that take long."""
+    return [first, *(pytest.param(other, marks=pytest.mark.slow) for other in others)]
 
 
 @pytest.fixture(scope="session")
@@ -95,38 +95,28 @@ def test_another_number_of_processes_goes_on_with_the_same_run(path, odd, tmp_pa
         assert weight_difference(changed, two) < TOLERANCE
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", DIVIDED)
-def test_bf16_computes_in_half_precision_and_keeps_weights_whole(engine, odd, plain, tmp_path):
-    is_half_precision(run(engine, odd, tmp_path / "run", mixed_precision="bf16"), plain)
-
-
-def is_half_precision(output: Path, plain: Path) -> None:
-    assert curve(output) == pytest.approx(curve(plain), rel=1e-2)
-    assert curve(output) != pytest.approx(curve(plain), abs=TOLERANCE)
-    assert {x.dtype for x in load_file(output / "model" / "model.safetensors").values()} == {torch.float32}
-
-
-def run_fp16(engine: str, values: dict, output: Path, scale: float) -> Path:
-    return run(engine, values, output, before=faults.fp16_on_cpu(scale), mixed_precision="fp16")
-
-
 def scaler_state(output: Path, step: int) -> dict:
     return ckpt.load_trainer_state(output / "checkpoints" / f"step-{step:08}")["scaler"]
 
 
+@pytest.mark.parametrize("precision", default("fp16", "bf16"))
 @pytest.mark.parametrize("engine", default("zero2", "fsdp2", "zero1", "zero3"))
-def test_fp16_scales_the_loss_and_clips_what_is_scaled_back(engine, odd, plain, tmp_path):
-    output = run_fp16(engine, odd, tmp_path / "run", scale=2.0**16)
-    is_half_precision(output, plain)
-    assert (scaler_state(output, 6)["scale"], scaler_state(output, 6)["_growth_tracker"]) == (2.0**16, 6)
+def test_half_precision_computes_so_and_keeps_weights_whole(engine, precision, odd, plain, tmp_path):
+    before = faults.fp16_on_cpu(2.0**16) if precision == "fp16" else None
+    output = run(engine, odd, tmp_path / "run", before=before, mixed_precision=precision)
+    assert curve(output) == pytest.approx(curve(plain), rel=1e-2)
+    assert curve(output) != pytest.approx(curve(plain), abs=TOLERANCE)
+    assert {x.dtype for x in load_file(output / "model" / "model.safetensors").values()} == {torch.float32}
+    if precision == "fp16":
+        assert (scaler_state(output, 6)["scale"], scaler_state(output, 6)["_growth_tracker"]) == (2.0**16, 6)
 
 
 @pytest.mark.parametrize("engine", default("fsdp2", "zero2", "zero3"))
 def test_fp16_leaves_out_steps_that_overflow(engine, odd, tmp_path):
     """A scale far too large: each step halves it, a resumed run goes on with it, and the weights stay as they were."""
-    output = run_fp16(engine, odd, tmp_path / "run", scale=2.0**120)
-    resumed = run_fp16(engine, odd, cut_back(output, 3, tmp_path / "resumed"), scale=2.0**16)
+    odd = odd | {"mixed_precision": "fp16"}
+    output = run(engine, odd, tmp_path / "run", before=faults.fp16_on_cpu(2.0**120))
+    resumed = run(engine, odd, cut_back(output, 3, tmp_path / "resumed"), before=faults.fp16_on_cpu(2.0**16))
     for folder in (output, resumed):
         assert scaler_state(folder, 6)["scale"] == 2.0**114
         norms = [row["grad_norm"] for row in read_metrics(folder / "metrics.jsonl") if "grad_norm" in row]

@@ -47,7 +47,8 @@ def test_a_run_leaves_what_a_user_needs(recipe_file, tmp_path):
     assert results["steps"] == 8
     assert results["eval_perplexity"] == pytest.approx(np.exp(results["eval_loss"]))
     assert (output / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert list((output / "luna-pretraining").rglob("events.out.tfevents.*"))
+    told = [path.read_bytes() for path in (output / "luna-pretraining").rglob("*") if path.is_file()]
+    assert told and not any(str(tmp_path).encode() in content for content in told), "trackers are not told where it lies"
     rows = read_metrics(output / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
     assert [row["step"] for row in rows if "eval_loss" in row] == [4, 8]
@@ -276,18 +277,13 @@ def test_a_loss_that_is_no_number_on_one_rank_ends_all(recipe_file, tmp_path):
     launch("pretrain", [recipe_file], 2)
 
 
-def test_out_of_memory_on_one_process_is_one_sentence(recipe_file, capsys, monkeypatch):
-    monkeypatch.setattr("pretraining.run.Run.step", lambda self, *args: faults.run_out_of_memory(self))
+@pytest.mark.parametrize("fault", [faults.run_out_of_memory, lambda run: torch.empty(2**55)], ids=["GPU", "CPU, real"])
+def test_out_of_memory_is_one_sentence(fault, recipe_file, capsys, monkeypatch):
+    monkeypatch.setattr("pretraining.run.Run.step", lambda self, *args: fault(self))
     assert pretrain(recipe_file, "--micro_batch_size", 4) == 2
     text = error(capsys.readouterr().err)
-    assert "The memory does not suffice (CUDA out of memory" in text
+    assert "The memory does not suffice (" in text
     assert "lower `micro_batch_size` (now 4) or set `gradient_checkpointing` to true" in text
-
-
-def test_real_exhaustion_of_a_cpus_memory_is_one_sentence(recipe_file, capsys, monkeypatch):
-    monkeypatch.setattr("pretraining.run.Run.step", lambda self, *args: torch.empty(2**55))
-    assert pretrain(recipe_file) == 2
-    assert "lower `micro_batch_size` (now 2)" in error(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -310,22 +306,6 @@ def test_a_rank_that_is_killed_ends_all_without_the_launchers_help(recipe_file):
     assert "Another process has ended, and this one cannot go on without it" in error(done.stderr)
 
 
-def test_a_full_disk_ends_a_run_in_one_sentence_and_loses_nothing(recipe_file, tmp_path, capsys, monkeypatch):
-    real, calls = ckpt.save_file, []
-
-    def full(tensors, path):
-        calls.append(path)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-        real(tensors, path)
-
-    monkeypatch.setattr(ckpt, "save_file", full)
-    assert pretrain(recipe_file) == 2
-    assert "No space left on device" in error(capsys.readouterr().err)
-    assert last_checkpoint(tmp_path / "run") == 4
-    assert pretrain(recipe_file) == 0
-
-
 def limit_files_to_100_kb() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
@@ -345,11 +325,6 @@ def test_weights_of_another_shape_are_refused(values, finished, tmp_path, capsys
     recipe = write_recipe(values, tmp_path / "other", model={"intermediate_size": 128})
     assert pretrain(recipe, "--model_name_or_path", finished / "model") == 2
     assert "The model can't be built" in error(capsys.readouterr().err)
-
-
-def test_a_trace_of_the_last_steps_is_kept(recipe_file, tmp_path):
-    assert pretrain(recipe_file, "--profile_step", 8) == 0
-    assert json.loads((tmp_path / "run" / "profile" / "rank-0.json").read_text())["traceEvents"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from luna_tools.tokenizer import wrap_tokenizer
 from pretraining.prepare.run import prepare
 from pretraining.prepare.sources import python_docs
-from pretraining.prepare.tokenizer import train_tokenizer, wrap_tokenizer
+from pretraining.prepare.tokenizer import train_tokenizer
 from tests.support.preparing import make_config, write_rows
 
 

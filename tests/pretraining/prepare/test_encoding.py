@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luna_tools.errors import InputError
+from luna_tools.tokenizer import wrap_tokenizer
 from pretraining.prepare import encoding
 from pretraining.prepare.encoding import BATCHES_PER_PROCESS, encode, encode_in_order
 from pretraining.prepare.sources import python_docs
-from pretraining.prepare.tokenizer import load_for_text, train_tokenizer, wrap_tokenizer
+from pretraining.prepare.tokenizer import load_for_text, train_tokenizer
 
 TEXT = st.text(st.sampled_from("ab1 .'\n\t\r\u00a0\u3000\x1cé漢<s>"), max_size=60)
 

@@ -153,7 +153,7 @@ def check_any_corpus(tmp_path_factory, tokenizer, files, num_jobs, separator, sl
         assert alone["splits"][split]["tokens"] == len(stream)
 
 
-@pytest.mark.parametrize("examples", [12, pytest.param(80, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [12, pytest.param(40, marks=pytest.mark.slow)])
 def test_any_corpus(tmp_path_factory, tokenizer, examples):
     options = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
     settings(max_examples=examples, **options)(given(**ANY)(check_any_corpus))(tmp_path_factory, tokenizer)

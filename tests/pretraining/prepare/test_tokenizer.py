@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from luna_tools.errors import InputError
+from luna_tools.tokenizer import wrap_tokenizer
 from pretraining.prepare.sources import python_docs
 from pretraining.prepare.tokenizer import (
     MAX_WORD_CHARS,
@@ -18,7 +19,6 @@ from pretraining.prepare.tokenizer import (
     row_end_id,
     row_start_id,
     train_tokenizer,
-    wrap_tokenizer,
 )
 
 VOCAB_SIZE = 400
