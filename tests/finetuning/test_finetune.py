@@ -156,6 +156,8 @@ def test_the_best_checkpoint_is_kept(values, tmp_path):
     log = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     scores = {entry["step"]: entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry}
     assert len(scores) == 6 and len(set(scores.values())) > 1
+    (trainer_s_mean,) = [entry["train_loss"] for entry in log if "train_loss" in entry]
+    assert results["train_loss"] == pytest.approx(trainer_s_mean, rel=1e-5) != results["last_train_loss"]
     assert results["eval_accuracy"] == max(scores.values())
     assert results["best_step"] == min(step for step, score in scores.items() if score == max(scores.values()))
 
@@ -296,7 +298,7 @@ def evaluations(folder):
 
 RUNS = {
     "grouped": {"num_train_epochs": 3, "group_by_length": True},
-    "ungrouped": {"num_train_epochs": 3},
+    "ungrouped": {"num_train_epochs": 3, "logging_steps": 3},
     "accumulated": {"num_train_epochs": 3, "total_train_batch_size": 8, "per_device_train_batch_size": 4},
     "early": {"num_train_epochs": 8, "learning_rate": 1e-6, "early_stopping_patience": 2},
 }
