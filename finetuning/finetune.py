@@ -39,7 +39,6 @@ from finetuning.run_folder import (
     list_checkpoints,
     read_json,
     read_results,
-    writing,
 )
 from finetuning.tasks import Task
 from finetuning.trainer import (
@@ -57,7 +56,7 @@ from finetuning.trainer import (
     metric_prefix,
 )
 from luna_tools.errors import InputError, Stopped, told
-from luna_tools.files import write_json
+from luna_tools.files import write_json, writing
 
 logger = logging.getLogger(__name__)
 

@@ -7,14 +7,9 @@ import hashlib
 import json
 import logging
 import os
-import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 from finetuning.arguments import Arguments, DataArguments
@@ -167,18 +162,3 @@ def find_checkpoint(output_dir: Path, world_size: int | None = None) -> Path | N
             return folder
         logger.warning("%s is incomplete (%s) and is not used.", folder, missing[0])
     return None
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Tell in one sentence what the disk, or a library that writes to it, refuses."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # torch begins with a line of its source in brackets.
-        reason = getattr(error, "strerror", None) or re.sub(r"^\[.*?\]\W*", "", " ".join(str(error).split())).rstrip(".")
-        free = shutil.disk_usage(folder if folder.is_dir() else ".").free
-        raise InputError(
-            f"{folder} cannot be written ({reason}; {free / 1e6:,.0f} MB are free there): make room or mend that, then give "
-            "the same command again to go on."
-        ) from error
