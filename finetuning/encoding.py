@@ -44,7 +44,7 @@ def encode(
     - Token classification: the first token of each word has its label, all others have -100.
 
     Args:
-        data: from `load_task`.
+        data: from `Task.load`.
         tokenizer: a fast one. It is not changed.
         max_sequence_length: the most tokens of an input, special ones included. A passage is cut at its end to fit.
         max_option_length: the most tokens of `<s> question option </s>` (cut at its end) or of the whole input where

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 from finetuning.arguments import Arguments, DataArguments
-from finetuning.data import CustomFiles, local_files
+from finetuning.tasks import CustomFiles
 from luna_tools.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -70,9 +70,9 @@ def digests(arguments: Arguments) -> dict[str, str]:
     patterns = ("config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer*")
     files = {"model": [path for pattern in patterns for path in sorted(checkpoint.glob(pattern)) if path.is_file()]}
     if arguments.task.name == "custom":
-        files |= local_files(arguments.task, custom=custom_files(arguments.data))
+        files |= arguments.task.files(custom_files(arguments.data))
     elif arguments.data.data_dir:
-        files |= local_files(arguments.task, Path(arguments.data.data_dir))
+        files |= arguments.task.files(Path(arguments.data.data_dir))
     found = {}
     for name, paths in files.items():
         whole = hashlib.sha256()

@@ -48,11 +48,19 @@ class Task:
         return ("text", "text_pair") if len(self.text_columns) == 2 else ("text",)
 
     def load(self, source: Any) -> "TaskData":
-        """Read all splits from what the family reads: a folder or the Hub (None), or the user's files."""
+        """Read all splits from what the family reads: a folder or the Hub (None), or the user's files.
+
+        Whatever the source, a split has the same columns: `index` (the row's id in the published file), `columns`, and
+        `label`: an int, -1 where hidden (classification, multiple choice), a float32, NaN where hidden (regression), or a
+        list of ints, empty where hidden (token classification). A test split that is not there is left out.
+
+        Raises:
+            InputError: a file, a column or a row is missing or wrong, or the Hub can't be reached.
+        """
         raise NotImplementedError
 
     def files(self, source: Any) -> dict[str, list[Path]]:
-        """The local files that `load` reads, by split."""
+        """The local files that `load` reads, by split; none where the data comes from the Hub."""
         raise NotImplementedError
 
     def encoder(self) -> "type[Encoder] | None":

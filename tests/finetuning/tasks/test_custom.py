@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetuning.data import CustomFiles, load_task, local_files
-from finetuning.tasks import custom_task
+from finetuning.tasks import CustomFiles, custom_task
 from luna_tools.errors import InputError
 from tests.support.published_files import message_of, rows_of
 
@@ -40,7 +39,7 @@ def _texts(path, labels, text="x"):
 
 def _load(kind, train=None, validation=None, test=None, **options):
     files = CustomFiles(train, validation, test, **({"text_columns": ("text",)} | options))
-    return load_task(custom_task(kind), custom=files)
+    return custom_task(kind).load(files)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json", ".parquet"])
@@ -49,13 +48,13 @@ def test_every_suffix_gives_the_same_rows(tmp_path, suffix):
     train = _write_rows(tmp_path / f"train{suffix}", rows)
     test = _write_rows(tmp_path / f"test{suffix}", [{"body": text} for text in TEXTS])
     files = CustomFiles(train, train, test, text_columns=("body",), label_column="kind")
-    loaded = load_task(custom_task("classification"), custom=files)
+    loaded = custom_task("classification").load(files)
     assert (loaded.task.labels, loaded.task.text_columns) == (("NA", "a", "b"), ("body",))
     ids = [2, 1, 0, 2, 1, 0, 2, 1]
     expected = [{"index": i, "text": text, "label": label} for i, (text, label) in enumerate(zip(TEXTS, ids, strict=True))]
     assert list(loaded.splits["train"]) == list(loaded.splits["validation"]) == expected
     assert list(loaded.splits["test"]) == [row | {"label": -1} for row in expected]
-    paths = local_files(loaded.task, custom=files)
+    paths = loaded.task.files(files)
     assert paths == {"train": [train], "validation": [train], "test": [test]}
 
 
