@@ -32,7 +32,6 @@ from finetuning.run_folder import (
     PATHS,
     TRAINING_FIELDS,
     check_output_dir,
-    custom_files,
     describe,
     find_checkpoint,
     list_checkpoints,
@@ -351,10 +350,9 @@ def load_data(config: PreTrainedConfig, arguments: Arguments) -> TaskData:
     """The task's splits that this run needs; a fine-tuned checkpoint's labels name the classes of custom rows to predict."""
     task, options = arguments.task, arguments.data
     if task.name == "custom":
-        files = custom_files(options)
-        if files.class_names is None and files.train_file is None:
-            files = replace(files, class_names=checkpoint_labels(config))
-        data = task.load(files)
+        if options.class_names is None and options.train_file is None:
+            options = replace(options, class_names=checkpoint_labels(config))
+        data = task.load(options)
     else:
         data = task.load(Path(options.data_dir) if options.data_dir else None)
     if arguments.run.do_train and "train" not in data.splits:
