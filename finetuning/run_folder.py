@@ -7,13 +7,12 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 from transformers import TrainingArguments
 
-from finetuning.arguments import Arguments, DataArguments
-from finetuning.data import CustomFiles, local_files
+from finetuning.arguments import Arguments
 from luna_tools.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -52,22 +51,15 @@ def public_path(path: str) -> str:
     return Path(path).name if Path(path).is_absolute() or ".." in Path(path).parts else path
 
 
-def custom_files(options: DataArguments) -> CustomFiles:
-    """The user's own files, and what their columns are called."""
-    values = {field.name: getattr(options, field.name) for field in fields(CustomFiles) if hasattr(options, field.name)}
-    values |= {name: Path(path) for name, path in values.items() if name.endswith("_file") and path is not None}
-    return CustomFiles(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-
-
 def digests(arguments: Arguments) -> dict[str, str]:
     """SHA-256 of what the run reads from the disk, by split, and of "model"; nothing for what lies on the Hub."""
     checkpoint = Path(arguments.model.model_name_or_path)
     patterns = ("config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer*")
     files = {"model": [path for pattern in patterns for path in sorted(checkpoint.glob(pattern)) if path.is_file()]}
     if arguments.task.name == "custom":
-        files |= local_files(arguments.task, custom=custom_files(arguments.data))
+        files |= arguments.task.files(arguments.data)
     elif arguments.data.data_dir:
-        files |= local_files(arguments.task, Path(arguments.data.data_dir))
+        files |= arguments.task.files(Path(arguments.data.data_dir))
     found = {}
     for name, paths in files.items():
         whole = hashlib.sha256()

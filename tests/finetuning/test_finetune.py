@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from finetuning import finetune
-from finetuning.data import load_task
 from finetuning.encoding import encode, make_collator
 from finetuning.model import HEAD_CLASSES
 from finetuning.tasks import TASKS
@@ -119,7 +118,7 @@ def test_a_task_runs_from_the_hub_s_files_to_the_submission(task_name, checkpoin
     assert results["train_steps"] == 2 * -(-results["train_samples"] // 8) and results["train_epochs"] == 2
     check_metrics(task, folder, logits)
     check_submission(task, folder)
-    data = load_task(task, data_dir)
+    data = task.load(data_dir)
     for split in task.test_splits:
         again = np.array(reloaded_scores(data, folder, split))
         assert again.reshape(logits[split].shape) == pytest.approx(logits[split], abs=1e-4)
@@ -495,7 +494,7 @@ def test_any_auto_model_runs(architecture, task_name, checkpoints, base, tmp_pat
     unread = {"modernbert": "hidden_dropout_prob, attention_probs_dropout_prob, "}.get(architecture, "")
     assert f"The recipe's {unread}activation_dropout do not apply to {architecture}." in caplog.messages
     check_metrics(task, folder, logits)
-    again = np.array(reloaded_scores(load_task(task, data_dir), folder, "test"))
+    again = np.array(reloaded_scores(task.load(data_dir), folder, "test"))
     assert again.reshape(logits["test"].shape) == pytest.approx(logits["test"], abs=1e-4)
 
 
@@ -503,7 +502,7 @@ def test_a_model_without_a_pad_token(sst2, tmp_path, logits):
     checkpoint = write_other(tmp_path / "gpt2", "gpt2")
     run_task("sst2", model_name_or_path=checkpoint, data_dir=sst2, output_dir=tmp_path / "run")
     check_metrics(TASKS["sst2"], tmp_path / "run", logits)
-    again = np.array(reloaded_scores(load_task(TASKS["sst2"], sst2), tmp_path / "run", "test"))
+    again = np.array(reloaded_scores(TASKS["sst2"].load(sst2), tmp_path / "run", "test"))
     assert again == pytest.approx(logits["test"], abs=1e-4)
 
 
@@ -535,7 +534,7 @@ def test_the_evaluation_is_not_smoothed(values, sst2, logits, monkeypatch):
     drawn = {}
     monkeypatch.setattr(finetune, "plot_learning_curve", lambda *args, **kwargs: drawn.update(kwargs))
     results = run_task("sst2", **values)
-    labels = torch.tensor(load_task(TASKS["sst2"], sst2).splits["validation"]["label"][:])
+    labels = torch.tensor(TASKS["sst2"].load(sst2).splits["validation"]["label"][:])
     scores = torch.from_numpy(logits["validation"])
     assert results["eval_loss"] == pytest.approx(make_loss(TASKS["sst2"])({"logits": scores}, labels).item(), rel=1e-6)
     assert results["eval_loss"] != pytest.approx(make_loss(TASKS["sst2"], 0.5)({"logits": scores}, labels).item(), rel=1e-6)
