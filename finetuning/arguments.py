@@ -122,6 +122,7 @@ class RunArguments:
 @dataclass
 class TrainingOptions:
     """Options of the Trainer, under its names."""
+
     output_dir: str | None = None
     """The run's folder. Default: runs/finetuning/TASK."""
     seed: int = 42

@@ -44,7 +44,7 @@ def encode(
     - Token classification: the first token of each word has its label, all others have -100.
 
     Args:
-        data: from `load_task`.
+        data: from `Task.load`.
         tokenizer: a fast one. It is not changed.
         max_sequence_length: the most tokens of an input, special ones included. A passage is cut at its end to fit.
         max_option_length: the most tokens of `<s> question option </s>` (cut at its end) or of the whole input where
@@ -62,7 +62,7 @@ def encode(
     if not tokenizer.is_fast:
         raise InputError(f"The tokenizer {tokenizer.name_or_path} has no tokenizer.json: use one that is fast.")
     tokenizer = copy.deepcopy(tokenizer)  # truncation is a setting inside it, and would be saved with it
-    encoder_class = encoder_of(data.task).suited(data)
+    encoder_class = data.task.encoder().suited(data)
     encoder = encoder_class(data.task, tokenizer, max_sequence_length, max_option_length)
     return {split: encoder.encode_split(split, rows) for split, rows in data.splits.items()}
 
@@ -298,10 +298,6 @@ ENCODERS = {
 }
 
 
-def encoder_of(task: Task) -> type[Encoder]:
-    return task.encoder() or ENCODERS[task.kind]
-
-
 def input_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [name for name in INPUT_NAMES if name in tokenizer.model_input_names]
 
@@ -317,6 +313,6 @@ def make_collator(
 
     It keeps the model's inputs and `labels` only: (rows, tokens), or (rows, options, tokens) for multiple choice.
     """
-    form = encoder_of(task)
+    form = task.encoder()
     padding = form.make_padding(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
     return functools.partial(form.collate, padding, {*input_names(tokenizer), "labels"})

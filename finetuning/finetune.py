@@ -22,26 +22,23 @@ from transformers import (
 )
 
 from finetuning.arguments import Arguments
-from finetuning.data import TaskData, load_task
 from finetuning.encoding import encode, make_collator
 from finetuning.metrics import compute_metrics, decide, metric_names
 from finetuning.model import checkpoint_labels, fit_config, load_config, load_model, load_tokenizer, sequence_limit
 from finetuning.model_card import make_model_card
 from finetuning.plots import plot_confusion_matrix, plot_learning_curve, plot_regression
-from finetuning.predictions import check_submission, letter, write_predictions, write_submission
+from finetuning.predictions import letter, write_predictions, write_submission
 from finetuning.run_folder import (
     PATHS,
     TRAINING_FIELDS,
     check_output_dir,
-    custom_files,
     describe,
     find_checkpoint,
     list_checkpoints,
     read_json,
     read_results,
-    writing,
 )
-from finetuning.tasks import Task
+from finetuning.tasks import Task, TaskData
 from finetuning.trainer import (
     TIMINGS,
     FinetuningTrainer,
@@ -57,7 +54,7 @@ from finetuning.trainer import (
     metric_prefix,
 )
 from luna_tools.errors import InputError, Stopped, told
-from luna_tools.files import write_json
+from luna_tools.files import write_json, writing
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +127,7 @@ class Run:
         self.data = load_data(config, arguments)
         self.task = self.data.task
         if arguments.run.do_predict:
-            check_submission(self.data)
+            self.task.check_submission(self.data)
         check_best_metric(self.task, args)
         fit_config(config, self.data, arguments)
         self.model = load_model(config, self.task, arguments)
@@ -352,12 +349,11 @@ def load_data(config: PreTrainedConfig, arguments: Arguments) -> TaskData:
     """The task's splits that this run needs; a fine-tuned checkpoint's labels name the classes of custom rows to predict."""
     task, options = arguments.task, arguments.data
     if task.name == "custom":
-        files = custom_files(options)
-        if files.class_names is None and files.train_file is None:
-            files = replace(files, class_names=checkpoint_labels(config))
-        data = load_task(task, custom=files)
+        if options.class_names is None and options.train_file is None:
+            options = replace(options, class_names=checkpoint_labels(config))
+        data = task.load(options)
     else:
-        data = load_task(task, Path(options.data_dir) if options.data_dir else None)
+        data = task.load(Path(options.data_dir) if options.data_dir else None)
     if arguments.run.do_train and "train" not in data.splits:
         raise InputError(
             f"{task.name} has no train rows here: give --train_file, or --no_do_train to use the checkpoint as it is."

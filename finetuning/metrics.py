@@ -1,6 +1,6 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Metrics by name, by scikit-learn, SciPy and seqeval: neither network nor cache is needed.
+"""Metrics: scikit-learn, SciPy and seqeval behind one `evaluate.Metric` that needs neither network nor cache.
 
 They equal the Hub's `glue` metrics, with two differences. Regression keeps float64, where the Hub rounds to float32.
 And a correlation that is undefined, because the predictions (or the labels) are constant, is reported as 0.0 with a
@@ -10,7 +10,9 @@ warning, where SciPy gives NaN: the Trainer would never take a checkpoint whose 
 import logging
 import warnings
 
+import evaluate
 import numpy as np
+from datasets import Features, List, Value
 from scipy.stats import pearsonr, spearmanr
 from seqeval.metrics import f1_score as entity_f1
 from seqeval.metrics import precision_score as entity_precision
@@ -48,6 +50,42 @@ def metric_names(task: Task) -> tuple[str, ...]:
     return task.metrics + (ENTITY_METRICS if bio else ())
 
 
+class TaskMetric(evaluate.Metric):
+    """All metrics of a task. A row is a class id, a value, or, for token classification, the list of its tags' ids."""
+
+    def __init__(self, task: Task):
+        self.task = task
+        super().__init__(config_name=task.name, keep_in_memory=True)
+
+    def _build_data_dir(self) -> str:
+        return ""  # evaluate makes a folder in its cache here, but `keep_in_memory` never writes to it
+
+    def _info(self) -> evaluate.MetricInfo:
+        row = Value("float64" if self.task.kind == "regression" else "int64")
+        row = List(row) if self.task.kind == "token_classification" else row
+        features = Features(predictions=row, references=row)
+        return evaluate.MetricInfo(description=f"Metrics of {self.task.title}", citation="", features=features)
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        inputs = rows = (predictions, references)
+        if self.task.kind == "token_classification":
+            rows = [[[self.task.labels[tag] for tag in row] for row in side] for side in inputs]
+            inputs = [[tag for row in side for tag in row] for side in rows]
+        constant = None
+        if self.task.kind == "regression":
+            sides = zip(("predictions", "labels"), inputs, strict=True)
+            constant = next((which for which, side in sides if min(side) == max(side)), None)
+        if constant:
+            logger.warning(
+                f"All {len(predictions)} {constant} are the same, so no correlation is defined: it is reported as 0.0."
+            )
+        values = {}
+        for name in metric_names(self.task):
+            undefined = name in CORRELATIONS and constant
+            values[name] = 0.0 if undefined else float(METRICS[name](*(rows if name in ENTITY_METRICS else inputs)))
+        return values
+
+
 def decide(task: Task, logits: np.ndarray) -> np.ndarray:
     """What a model's scores say: ids of classes, options or tags, (rows,) or (rows, tokens); for regression values (rows,).
 
@@ -83,27 +121,11 @@ def compute_metrics(task: Task, logits: np.ndarray, labels: np.ndarray) -> dict[
         InputError: a score is NaN or infinite, or no row has a label.
     """
     predictions = decide(task, logits)
-    if task.kind != "token_classification":
-        inputs = rows = (predictions, labels.astype(predictions.dtype))  # a regression's labels are float32
-    else:
+    if task.kind == "token_classification":
         kept = labels != PADDING
-        rows = tuple(
-            [[task.labels[tag] for tag in row[keep]] for row, keep in zip(side, kept, strict=True)]
-            for side in (predictions, labels)
-        )
-        inputs = (predictions[kept], labels[kept])
-    if not len(inputs[1]):
+        predictions, labels = ([row[keep] for row, keep in zip(side, kept, strict=True)] for side in (predictions, labels))
+    if not sum(map(np.size, labels)):
         raise InputError("There is nothing to evaluate, because no row of the split has a label: give labelled data.")
-    constant = None
-    if task.kind == "regression":
-        sides = zip(("predictions", "labels"), inputs, strict=True)
-        constant = next((which for which, side in sides if min(side) == max(side)), None)
-    if constant:
-        logger.warning(f"All {len(labels)} {constant} are the same, so no correlation is defined: it is reported as 0.0.")
-    values = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on classes that don't occur: the values are still defined
-        for name in metric_names(task):
-            undefined = name in CORRELATIONS and constant
-            values[name] = 0.0 if undefined else float(METRICS[name](*(rows if name in ENTITY_METRICS else inputs)))
-    return values
+        return TaskMetric(task).compute(predictions=predictions, references=labels)

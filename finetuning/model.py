@@ -20,8 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 import modeling_luna  # noqa: F401  registers Luna with the Auto classes
 from finetuning.arguments import Arguments
-from finetuning.data import TaskData
-from finetuning.tasks import Task
+from finetuning.tasks import Task, TaskData
 from luna_tools.errors import InputError, first_sentence, told
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from string import Template
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from finetuning.data import TaskData
 from finetuning.metrics import ENTITY_METRICS, metric_names
+from finetuning.tasks import TaskData
 from luna_tools.cards import UNNAMED, table, use_section
 
 HUB_TASKS = {

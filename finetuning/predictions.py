@@ -83,22 +83,13 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def check_submission(data: TaskData) -> None:
-    """Refuse test rows that the benchmark's server would take for others, and warn where it would miss some.
-
-    Raises:
-        InputError: the rows of a test split of GLUE are not in their published order.
-    """
-    data.task.check_submission(data)
-
-
 def write_submission(output_dir: Path, data: TaskData, logits: dict[str, np.ndarray]) -> Path:
     """Write the submission files of a benchmark's task to `submission/`, and all of them to `submission.zip`.
 
     Each row has its id and the answer as the task's family writes it. Equal predictions give equal bytes.
 
     Args:
-        data: whose rows `check_submission` has seen.
+        data: whose rows `Task.check_submission` has seen.
         logits: test split -> scores of all its rows in order, as `metrics.decide` takes them.
 
     Returns:

@@ -7,18 +7,12 @@ import hashlib
 import json
 import logging
 import os
-import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
-from safetensors import SafetensorError
 from transformers import TrainingArguments
 
-from finetuning.arguments import Arguments, DataArguments
-from finetuning.data import CustomFiles, local_files
+from finetuning.arguments import Arguments
 from luna_tools.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -57,22 +51,15 @@ def public_path(path: str) -> str:
     return Path(path).name if Path(path).is_absolute() or ".." in Path(path).parts else path
 
 
-def custom_files(options: DataArguments) -> CustomFiles:
-    """The user's own files, and what their columns are called."""
-    values = {field.name: getattr(options, field.name) for field in fields(CustomFiles) if hasattr(options, field.name)}
-    values |= {name: Path(path) for name, path in values.items() if name.endswith("_file") and path is not None}
-    return CustomFiles(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-
-
 def digests(arguments: Arguments) -> dict[str, str]:
     """SHA-256 of what the run reads from the disk, by split, and of "model"; nothing for what lies on the Hub."""
     checkpoint = Path(arguments.model.model_name_or_path)
     patterns = ("config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer*")
     files = {"model": [path for pattern in patterns for path in sorted(checkpoint.glob(pattern)) if path.is_file()]}
     if arguments.task.name == "custom":
-        files |= local_files(arguments.task, custom=custom_files(arguments.data))
+        files |= arguments.task.files(arguments.data)
     elif arguments.data.data_dir:
-        files |= local_files(arguments.task, Path(arguments.data.data_dir))
+        files |= arguments.task.files(Path(arguments.data.data_dir))
     found = {}
     for name, paths in files.items():
         whole = hashlib.sha256()
@@ -167,18 +154,3 @@ def find_checkpoint(output_dir: Path, world_size: int | None = None) -> Path | N
             return folder
         logger.warning("%s is incomplete (%s) and is not used.", folder, missing[0])
     return None
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Tell in one sentence what the disk, or a library that writes to it, refuses."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # torch begins with a line of its source in brackets.
-        reason = getattr(error, "strerror", None) or re.sub(r"^\[.*?\]\W*", "", " ".join(str(error).split())).rstrip(".")
-        free = shutil.disk_usage(folder if folder.is_dir() else ".").free
-        raise InputError(
-            f"{folder} cannot be written ({reason}; {free / 1e6:,.0f} MB are free there): make room or mend that, then give "
-            "the same command again to go on."
-        ) from error

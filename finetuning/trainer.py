@@ -36,10 +36,11 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from finetuning.arguments import PROG, Arguments
 from finetuning.metrics import metric_names
-from finetuning.run_folder import list_checkpoints, writing
+from finetuning.run_folder import list_checkpoints
 from finetuning.tasks import Task
 from luna_tools.cards import named_card
 from luna_tools.errors import InputError, told
+from luna_tools.files import writing
 from luna_tools.settings import Parser, to_options
 
 logger = logging.getLogger(__name__)

@@ -46,7 +46,7 @@ def make_model_card(
     base = values["model_name_or_path"]
     data = ModelCardData(
         model_name=name if measured else None,
-        language=recipe.language or None,
+        language=recipe.language,
         license=recipe.license,
         base_model=base if base == recipe.model_name_or_path else None,  # else a folder, which the Hub does not know
         library_name="transformers",

@@ -106,8 +106,8 @@ class Recipe:
     """Trackers: tensorboard, wandb, trackio."""
     hub_model_id: str | None = None
     """A name on the Hub, org/name, to publish each checkpoint as a revision."""
-    language: list[str] = field(default_factory=list)
-    """Languages of the dataset for the model card, as codes: en, ..."""
+    language: str | None = None
+    """Language of the dataset for the model card, as a code: en, ..."""
     license: str | None = None
     """Licence of the weights for the model card, as the Hub names it: apache-2.0, ..."""
     peak_tflops: float | None = None

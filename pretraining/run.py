@@ -67,6 +67,7 @@ def pretrain(recipe: Recipe) -> None:
     alarm = Alarm(accelerator.process_index, accelerator.num_processes)
     try:
         stopped = run_to_end(recipe, accelerator, engine_name)
+        accelerator.wait_for_everyone()
         alarm.close()
     except InputError:  # of all processes together
         alarm.close()
@@ -79,7 +80,6 @@ def pretrain(recipe: Recipe) -> None:
             raise InputError(sentence) from error
         raise
     # End process group and trackers in order, once no model is left: DDP now and then aborts at the interpreter's exit.
-    accelerator.wait_for_everyone()
     accelerator.free_memory()
     gc.collect()
     accelerator.end_training()

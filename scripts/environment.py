@@ -90,6 +90,19 @@ def ensure(extra, needs_compiler=False, libraries="usual"):
     return python
 
 
+def library_tests(python, libraries):
+    """The common tests of models in transformers' source distribution: a folder, fetched once; None where pip fails."""
+    package = LIBRARIES[libraries][1]
+    folder = os.path.join(os.path.dirname(os.path.dirname(python)), "source")
+    tests = os.path.join(folder, package.replace("==", "-"), "tests")
+    if not os.path.isdir(tests):
+        command = [python, "-m", "pip", "download", "--no-deps", "--no-binary", "transformers", "--dest", folder, package]
+        if subprocess.call(command) != 0:
+            return None
+        shutil.unpack_archive(os.path.join(folder, package.replace("==", "-") + ".tar.gz"), folder)
+    return tests
+
+
 def run(command):
     """Run a command in the project's folder. On Ctrl-C, which the command gets too, wait until it has saved its work."""
     process = subprocess.Popen(command, cwd=ROOT)

@@ -33,6 +33,9 @@ def main():
         python = environment.ensure("test", needs_compiler=True, libraries=options.libraries)
         # Workers share the cores: on tensors as small as the tests', threads do nothing but wait for each other.
         os.environ["OMP_NUM_THREADS"] = "1"
+        tests = environment.library_tests(python, options.libraries) if options.all else None
+        if tests is not None:
+            os.environ["LUNA_TRANSFORMERS_TESTS"] = tests
         status = environment.run([python, "-m", "ruff", "check", "."])
         return environment.run([python, "-m", "pytest", *pytest_arguments(options.all, others)]) or status
     except KeyboardInterrupt:

@@ -6,7 +6,7 @@ import itertools
 import logging
 import re
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,24 +14,24 @@ import numpy as np
 
 from finetuning.tasks.reading import (
     Row,
-    check_not_blank,
     check_options,
-    check_strings,
+    check_texts,
     check_unique,
-    csv_lines,
     finite_number,
     json_lines,
     make_dataset,
     need_columns,
     option_id,
     read_parquet,
-    tsv_lines,
+    table_lines,
 )
 from finetuning.tasks.task import HIDDEN, Task, TaskData, TaskKind
 from luna_tools.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from finetuning.arguments import DataArguments
 
 logger = logging.getLogger(__name__)
 
@@ -46,44 +46,28 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 DECIMAL = re.compile(r"[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?")
 
 
-@dataclass(frozen=True)
-class CustomFiles:
-    """The user's own data: CSV (quoted as usual), TSV (never quoted, as GLUE's), JSON lines or parquet, by suffix.
+class CustomTask(Task):
+    """A task over the user's own files: CSV (quoted as usual), TSV (never quoted, as GLUE's), JSON lines or parquet.
 
     Labels are names or whole numbers (classification), numbers (regression), the option's letter or its index from 0
-    (multiple choice), or a name per word (token classification: a list, or one string with spaces between).
+    (multiple choice), or a name per word (token classification: a list, or one string with spaces between). Their names
+    are known once the files, or the checkpoint, are read. A test file may lack them.
     """
 
-    train_file: Path | None = None
-    validation_file: Path | None = None
-    test_file: Path | None = None  # may lack the label column
-    text_columns: tuple[str, ...] = ()  # one or two
-    label_column: str = "label"
-    question_column: str = "question"
-    passage_column: str | None = None
-    option_columns: tuple[str, ...] = ()  # a column for each option, or the one column that holds lists
-    words_column: str = "words"  # a list, or one string with spaces between
-    validation_fraction: float = 0.1  # of the training rows, where there is no validation file
-    class_names: tuple[str, ...] | None = None  # in the order of their ids; by default the training file's, sorted
-    seed: int = 0  # of the choice of the validation rows
-
-
-class CustomTask(Task):
-    """A task over the user's own files. Its label names are known once the files, or the checkpoint, are read."""
-
-    def load(self, source: CustomFiles) -> TaskData:
+    def load(self, source: "DataArguments") -> TaskData:
         """Read the files that are given, and fill in the task's text columns and labels."""
-        task = replace(self, text_columns=source.text_columns)
+        task = replace(self, text_columns=tuple(source.text_columns))
         paths = {split: path for split, (path,) in self.files(source).items()}
         if not paths:
             raise InputError("The custom task has no data: give `--train_file`, `--validation_file` or `--test_file`.")
-        if "train" in paths and "validation" not in paths and not 0 < source.validation_fraction < 1:
+        without_validation = "train" in paths and "validation" not in paths
+        if without_validation and not 0 < source.validation_fraction < 1:
             raise InputError(
                 f"`--validation_fraction` is {source.validation_fraction}: give a number between 0 and 1, both excluded, or "
                 "a `--validation_file`."
             )
-        if task.kind in ("classification", "regression") and len(source.text_columns) not in (1, 2):
-            raise InputError(f"`--text_columns` has {len(source.text_columns)} names: give one, or two for pairs of texts.")
+        if task.kind in ("classification", "regression") and len(task.text_columns) not in (1, 2):
+            raise InputError(f"`--text_columns` has {len(task.text_columns)} names: give one, or two for pairs of texts.")
         if task.kind == "multiple_choice" and not source.option_columns:
             raise InputError("`--option_columns` is missing: name the column of each option, or the column of lists.")
         if source.label_column in _input_columns(task, source):
@@ -95,45 +79,36 @@ class CustomTask(Task):
                 logger.warning("%s is the file of both the %s and the %s rows.", paths[one], one, other)
         rows = {split: _custom_rows(task, source, split, path) for split, path in paths.items()}
         if task.kind in ("classification", "token_classification"):
-            task = replace(task, labels=_label_names(task, source, rows.get("train")))
+            task = replace(task, labels=_label_names(source, rows.get("train")))
             for split, split_rows in rows.items():
                 for place, columns in split_rows:
                     if split == "test" and columns["label"] == "-1" and "-1" not in task.labels:
                         columns["label"] = -1
                     columns["label"] = _label_ids(columns["label"], task, source.label_column, place)
         splits = {split: make_dataset(task, str(paths[split]), split_rows) for split, split_rows in rows.items()}
-        if "train" in paths and "validation" not in paths:
+        if without_validation:
             splits = _split_off_validation(task, splits.pop("train"), source) | splits
         return TaskData(task, splits)
 
-    def files(self, source: CustomFiles) -> dict[str, list[Path]]:
+    def files(self, source: "DataArguments") -> dict[str, list[Path]]:
         paths = {"train": source.train_file, "validation": source.validation_file, "test": source.test_file}
         return {split: [Path(path)] for split, path in paths.items() if path is not None}
 
 
 def custom_task(kind: TaskKind, text_columns: tuple[str, ...] = (), labels: tuple[str, ...] | None = None) -> CustomTask:
-    metrics = CUSTOM_METRICS[kind]
-    return CustomTask(
-        name="custom",
-        title="custom",
-        kind=kind,
-        recipes=CUSTOM_RECIPES,
-        grid="glue.yaml",
-        metrics=metrics,
-        best_metric=metrics[0],
-        text_columns=text_columns,
-        labels=labels,
-    )
+    """A task whose text columns and, for classes, labels may wait for the files."""
+    fields = {"recipes": CUSTOM_RECIPES, "grid": "glue.yaml", "metrics": CUSTOM_METRICS[kind]}
+    return CustomTask(name="custom", title="custom", kind=kind, text_columns=text_columns, labels=labels, **fields)
 
 
-def _input_columns(task: Task, files: CustomFiles) -> tuple[str, ...]:
-    return {
-        "multiple_choice": (files.question_column, *filter(None, [files.passage_column]), *files.option_columns),
-        "token_classification": (files.words_column,),
-    }.get(task.kind, files.text_columns)
+def _input_columns(task: Task, options: "DataArguments") -> list[str]:
+    if task.kind == "multiple_choice":
+        passage = [options.passage_column] if options.passage_column else []
+        return [options.question_column, *passage, *options.option_columns]
+    return [options.words_column] if task.kind == "token_classification" else options.text_columns
 
 
-def _custom_rows(task: Task, files: CustomFiles, split: str, path: Path) -> list[Row]:
+def _custom_rows(task: Task, files: "DataArguments", split: str, path: Path) -> list[Row]:
     """The rows of one file as `make_dataset` takes them, but with the names of classes; `HIDDEN` where a test row's is."""
     columns, raw_rows = _read_file(path)
     needed = (*_input_columns(task, files), *([] if split == "test" else [files.label_column]))
@@ -160,30 +135,27 @@ def _whole(value: Any) -> Any:
     return value
 
 
-def _custom_inputs(task: Task, files: CustomFiles, raw: dict[str, Any], place: str) -> dict[str, Any]:
+def _custom_inputs(task: Task, files: "DataArguments", raw: dict[str, Any], place: str) -> dict[str, Any]:
+    """The row's texts, none of which may be empty."""
     if task.kind == "multiple_choice":
         names = files.option_columns
         options = raw[names[0]] if len(names) == 1 else [raw[name] for name in names]
         check_options(options, names[0], place)
-        for name, option in zip(names * len(options) if len(names) == 1 else names, options, strict=True):
-            check_not_blank(option, name, place)
-        for name in filter(None, (files.passage_column, files.question_column)):
-            check_not_blank(raw[name], name, place)
         passage = raw[files.passage_column] if files.passage_column else ""
-        return {"passage": passage, "question": raw[files.question_column], "options": options}
-    if task.kind == "token_classification":
+        inputs = {"passage": passage, "question": raw[files.question_column], "options": options}
+    elif task.kind == "token_classification":
         words = raw[files.words_column]
         words = words.split() if isinstance(words, str) else words
         if not isinstance(words, list) or not words:
             raise InputError(
                 f"{place}: {files.words_column!r} holds no words; give a list of strings, or words with spaces between."
             )
-        for word in words:
-            check_not_blank(word, files.words_column, place)
-        return {"words": words}
-    for name in files.text_columns:
-        check_not_blank(raw[name], name, place)
-    return dict(zip(task.columns, (raw[name] for name in files.text_columns), strict=True))
+        inputs = {"words": words}
+    else:
+        inputs = dict(zip(task.columns, (raw[name] for name in files.text_columns), strict=True))
+    for name in _input_columns(task, files):
+        check_texts(raw[name], name, place, may_be_blank=False)
+    return inputs
 
 
 def _custom_label(task: Task, value: Any, row: dict[str, Any], column: str, place: str) -> Any:
@@ -210,11 +182,11 @@ def _label_name(value: Any, column: str, place: str) -> str:
         )
     if not isinstance(value, (str, int)) or not str(value).strip():
         raise InputError(f"{place}: the label {value!r} in {column!r} is no name; fill it in or leave the row out.")
-    check_strings(str(value), column, place)
+    check_texts(str(value), column, place)
     return str(value)
 
 
-def _label_names(task: Task, files: CustomFiles, train: list[Row] | None) -> tuple[str, ...]:
+def _label_names(files: "DataArguments", train: list[Row] | None) -> tuple[str, ...]:
     """The given names, or those of the training rows: sorted, as numbers where all are numbers."""
     if files.class_names is not None:
         if len(set(files.class_names)) < max(2, len(files.class_names)):
@@ -223,7 +195,7 @@ def _label_names(task: Task, files: CustomFiles, train: list[Row] | None) -> tup
     if train is None:
         raise InputError("The names of the labels are not known: give `--train_file` or `--class_names`.")
     labels = [row.columns["label"] for row in train]
-    names = set(labels) if task.kind == "classification" else {tag for tags in labels for tag in tags}
+    names = {name for label in labels for name in (label if isinstance(label, list) else [label])}
     if train and len(names) < 2:
         raise InputError(
             f"{files.train_file} has only the label {names.pop()!r} in {files.label_column!r}: training takes at least two."
@@ -235,28 +207,25 @@ def _label_names(task: Task, files: CustomFiles, train: list[Row] | None) -> tup
         logger.warning(
             "Labels that differ in case or white space alone are taken as different: %s.", ", ".join(map(repr, alike))
         )
-    if all(re.fullmatch(r"-?\d+", name, re.ASCII) for name in names):
-        return tuple(sorted(names, key=int))
-    return tuple(sorted(names))
+    whole_numbers = all(re.fullmatch(r"-?\d+", name, re.ASCII) for name in names)
+    return tuple(sorted(names, key=int if whole_numbers else None))
 
 
 def _label_ids(label: Any, task: Task, column: str, place: str) -> Any:
-    if label in (-1, []):
-        return label
-    names = [label] if task.kind == "classification" else label
-    for name in names:
-        if name not in task.labels:
-            raise InputError(
-                f"{place}: the label {name!r} in {column!r} is not among {', '.join(task.labels)}, which the training "
-                "data or the model has; correct it, or train with it."
-            )
-    ids = [task.labels.index(name) for name in names]
-    return ids[0] if task.kind == "classification" else ids
+    """The id of a name, or of each of a list; a hidden label stays as it is."""
+    if isinstance(label, list):
+        return [_label_ids(name, task, column, place) for name in label]
+    if label != -1 and label not in task.labels:
+        raise InputError(
+            f"{place}: the label {label!r} in {column!r} is not among {', '.join(task.labels)}, which the training data or "
+            "the model has; correct it, or train with it."
+        )
+    return label if label == -1 else task.labels.index(label)
 
 
-def _split_off_validation(task: Task, train: "Dataset", files: CustomFiles) -> "dict[str, Dataset]":
+def _split_off_validation(task: Task, train: "Dataset", files: "DataArguments") -> "dict[str, Dataset]":
     """Takes validation rows at equal steps from the rows in random order, sorted by class where there are classes."""
-    order = np.random.default_rng(files.seed).permutation(len(train))
+    order = np.random.default_rng(0).permutation(len(train))
     if task.kind == "classification":
         order = order[np.argsort(np.array(train["label"])[order], kind="stable")]
     steps = np.floor(np.arange(len(train) + 1) * files.validation_fraction + 0.5)
@@ -279,7 +248,7 @@ def _read_file(path: Path) -> tuple[list[str], list[Row]]:
         rows = list(json_lines(path))
         columns = list(dict.fromkeys(name for row in rows for name in row.columns))
     else:
-        lines = tsv_lines(path) if path.suffix == ".tsv" else csv_lines(path)
+        lines = table_lines(path)
         columns = next(lines, ("", []))[1]
         rows = (Row(place, _named(columns, fields, place)) for place, fields in lines)
         check_unique(columns, path)

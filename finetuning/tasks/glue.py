@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetuning.tasks.published import PublishedTask
-from finetuning.tasks.reading import Row, finite_number, need_columns, tsv_lines
+from finetuning.tasks.reading import Row, need_columns, table_lines
 from finetuning.tasks.task import TaskData
 from luna_tools.errors import InputError
 
@@ -28,7 +28,6 @@ class GlueTask(PublishedTask):
     """A task of GLUE. On its server, submission files have the names that the server knows."""
 
     tsv_columns: tuple[str, ...] = ()  # the text columns and, last, the label, in GLUE's own TSV files
-    value_range: tuple[float, float] | None = None  # of a regression's labels
     submission_rows: tuple[int, ...] = ()  # how many rows the server wants of each submission file
     submits_label_names: bool = False  # predictions as names of classes, not as ids
 
@@ -53,7 +52,7 @@ class GlueTask(PublishedTask):
         As on the Hub, `index` counts all rows and the truncated ones are left out. Test rows have the `index` of the file.
         """
         is_test = split in self.test_splits
-        lines = tsv_lines(path)
+        lines = table_lines(path)
         columns = COLA_HEADER if self.name == "cola" and not is_test else next(lines, ("", []))[1]
         *text_columns, label_column = self.tsv_columns
         index_column = "id" if "id" in columns else "index"
@@ -79,23 +78,6 @@ class GlueTask(PublishedTask):
                 truncated[0],
             )
 
-    def label_id(self, label: Any, columns: dict[str, Any], place: str) -> int | float:
-        if self.kind == "regression":
-            value, (low, high) = finite_number(label, place), self.value_range
-            if not low <= value <= high:
-                raise InputError(
-                    f"{place}: the label is {value:g}, but {self.title}'s are from {low:g} to {high:g}; download the file "
-                    "again."
-                )
-            return value
-        if label in self.labels:
-            return self.labels.index(label)
-        if str(label) in map(str, range(len(self.labels))):
-            return int(label)
-        raise InputError(
-            f"{place}: the label is {label!r}, but {self.title} has {', '.join(self.labels)}; give the published files."
-        )
-
     def check_submission(self, data: TaskData) -> None:
         """Refuse test rows that are not in their published order, for the server takes them by it; warn of missing ones."""
         for (split, name), wanted in zip(self.submission_files, self.submission_rows, strict=True):
@@ -120,39 +102,24 @@ class GlueTask(PublishedTask):
         return ("index", "prediction"), answers
 
 
-def _glue(
-    name: str,
-    title: str,
-    text_columns: str,
-    labels: str | None,
-    metrics: str,
-    rows: int = 0,
-    official: bool = False,
-    **fields,
-) -> GlueTask:
-    """A task with one test file of so many rows, where the fields say nothing else; `official`: with the authors' recipe."""
+def _glue(name: str, title: str, text_columns: str, labels: str | None, metrics: str, rows: int, **fields) -> GlueTask:
+    """A task with one test file of so many rows, where the fields say nothing else."""
+    official = (f"official/{name}.yaml",) if name in OFFICIAL else ()
     defaults = {
+        "kind": "classification" if labels else "regression",
+        "labels": tuple(labels.split()) if labels else None,
+        "metrics": tuple(metrics.split()),
+        "recipes": ("table9/glue.yaml", *official),
+        "grid": "glue.yaml",
+        "text_columns": tuple(text_columns.split()),
         "tsv_columns": (*text_columns.split(), "label"),
         "submission_files": (("test", f"{title}.tsv"),),
         "submission_rows": (rows,),
     }
-    return GlueTask(
-        name=name,
-        title=title,
-        kind="classification" if labels else "regression",
-        recipes=("table9/glue.yaml", *([f"official/{name}.yaml"] if official else [])),
-        grid="glue.yaml",
-        hub_dataset="nyu-mll/glue",
-        hub_config=name,
-        folder=title,
-        text_columns=tuple(text_columns.split()),
-        labels=tuple(labels.split()) if labels else None,
-        metrics=tuple(metrics.split()),
-        best_metric=metrics.split()[0],
-        **defaults | fields,
-    )
+    return GlueTask(name, title=title, hub_dataset="nyu-mll/glue", hub_config=name, folder=title, **defaults | fields)
 
 
+OFFICIAL = ("sst2", "qqp", "qnli")  # the tasks with a recipe of the authors
 PAIR, ENTAILMENT = "sentence1 sentence2", "entailment not_entailment"
 MNLI = {
     "tsv_columns": ("sentence1", "sentence2", "gold_label"),
@@ -164,15 +131,15 @@ MNLI = {
 }
 MRPC = {"tsv_columns": ("#1 String", "#2 String", "Quality")}
 STSB = {"tsv_columns": ("sentence1", "sentence2", "score"), "value_range": (0.0, 5.0)}
-QQP = {"tsv_columns": ("question1", "question2", "is_duplicate"), "official": True}
+QQP = {"tsv_columns": ("question1", "question2", "is_duplicate")}
 GLUE_TASKS = (
     _glue("cola", "CoLA", "sentence", "unacceptable acceptable", "matthews_correlation", 1063),
-    _glue("sst2", "SST-2", "sentence", "negative positive", "accuracy", 1821, official=True),
+    _glue("sst2", "SST-2", "sentence", "negative positive", "accuracy", 1821),
     _glue("mrpc", "MRPC", PAIR, "not_equivalent equivalent", "accuracy f1", 1725, **MRPC),
     _glue("stsb", "STS-B", PAIR, None, "pearson spearmanr", 1379, **STSB),
     _glue("qqp", "QQP", "question1 question2", "not_duplicate duplicate", "accuracy f1", 390_965, **QQP),
-    _glue("mnli", "MNLI", "premise hypothesis", "entailment neutral contradiction", "accuracy", **MNLI),
-    _glue("qnli", "QNLI", "question sentence", ENTAILMENT, "accuracy", 5463, official=True, submits_label_names=True),
+    _glue("mnli", "MNLI", "premise hypothesis", "entailment neutral contradiction", "accuracy", 0, **MNLI),
+    _glue("qnli", "QNLI", "question sentence", ENTAILMENT, "accuracy", 5463, submits_label_names=True),
     _glue("rte", "RTE", PAIR, ENTAILMENT, "accuracy", 3000, submits_label_names=True),
     _glue("wnli", "WNLI", PAIR, "not_entailment entailment", "accuracy", 146),
 )

@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0.
 """Tasks that are published twice: as parquet on the Hub, or clones of it, and as the original site's files."""
 
+import functools
 import itertools
 import re
 from collections.abc import Iterable, Iterator
@@ -12,9 +13,11 @@ from typing import Any
 from finetuning.tasks.reading import (
     Row,
     check_options,
-    check_strings,
+    check_texts,
+    finite_number,
     make_dataset,
     need_columns,
+    option_id,
     read_parquet,
     rows_of_batches,
 )
@@ -51,14 +54,6 @@ class PublishedTask(Task):
         """The rows of an original file, with the task's columns, `index` and `label`."""
         raise NotImplementedError
 
-    def label_id(self, label: Any, columns: dict[str, Any], place: str) -> int | float:
-        """A label as an id or a number.
-
-        Raises:
-            InputError: the task has no such label.
-        """
-        raise NotImplementedError
-
     # ---- What follows from that ----
 
     @property
@@ -66,10 +61,6 @@ class PublishedTask(Task):
         return ("train", *self.validation_splits, *self.test_splits)
 
     def load(self, source: Path | None) -> TaskData:
-        """Read all splits from a folder with the published files, or from the Hub where it is None.
-
-        A test split that is not there is left out.
-        """
         found = self._find_on_hub() if source is None else self._find_in_folder(source)
         splits = {}
         for split, (where, rows) in found.items():
@@ -128,15 +119,14 @@ class PublishedTask(Task):
         return found
 
     def _find_in_folder(self, folder: Path) -> Found:
-        return {
-            split: (str(paths[0] if len(paths) == 1 else paths[0].parent), self._rows(split, paths))
-            for split, paths in self.files(folder).items()
-        }
-
-    def _rows(self, split: str, paths: list[Path]) -> Iterator[Row]:
-        if paths[0].suffix == ".parquet":
-            return self.hub_rows(itertools.chain.from_iterable(map(self._parquet_rows, paths)))
-        return itertools.chain.from_iterable(self.original_rows(split, path) for path in paths)
+        found = {}
+        for split, paths in self.files(folder).items():
+            parquet = paths[0].suffix == ".parquet"
+            read = self._parquet_rows if parquet else functools.partial(self.original_rows, split)
+            rows = itertools.chain.from_iterable(map(read, paths))
+            where = str(paths[0] if len(paths) == 1 else paths[0].parent)
+            found[split] = where, self.hub_rows(rows) if parquet else rows
+        return found
 
     def _parquet_rows(self, path: Path) -> Iterator[Row]:
         columns, rows = read_parquet(path)
@@ -166,10 +156,29 @@ class PublishedTask(Task):
         for name in self.columns:
             if name == "options":
                 check_options(columns["options"], name, place)
-            check_strings(columns[name], name, place)
+            check_texts(columns[name], name, place)
         label = columns["label"]
         if label not in (None, "", -1, "-1"):
-            return Row(place, columns | {"label": self.label_id(label, columns, place)})
+            return Row(place, columns | {"label": self._label_id(label, columns, place)})
         if not hidden_allowed:
             raise InputError(f"{place}: the row has no label, which only test rows may lack; download the file again.")
         return Row(place, columns | {"label": HIDDEN[self.kind]})
+
+    def _label_id(self, label: Any, columns: dict[str, Any], place: str) -> int | float:
+        if self.kind == "multiple_choice":
+            return option_id(label, len(columns["options"]), place)
+        if self.kind == "regression":
+            value, (low, high) = finite_number(label, place), self.value_range
+            if not low <= value <= high:
+                raise InputError(
+                    f"{place}: the label is {value:g}, but {self.title}'s are from {low:g} to {high:g}; download the file "
+                    "again."
+                )
+            return value
+        if label in self.labels:
+            return self.labels.index(label)
+        if str(label) in map(str, range(len(self.labels))):
+            return int(label)
+        raise InputError(
+            f"{place}: the label is {label!r}, but {self.title} has {', '.join(self.labels)}; give the published files."
+        )

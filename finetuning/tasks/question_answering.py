@@ -4,12 +4,11 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetuning.tasks.published import PublishedTask
-from finetuning.tasks.reading import Row, json_lines, need_fields, option_id, parse_json, read_text
+from finetuning.tasks.reading import Row, json_lines, need_fields, parse_json, read_text
 from finetuning.tasks.task import letter
 from luna_tools.errors import InputError
 
@@ -23,11 +22,7 @@ CSQA_FILES = {
 }
 
 
-@dataclass(frozen=True)
 class QuestionAnswering(PublishedTask):
-    def label_id(self, label: Any, columns: dict[str, Any], place: str) -> int:
-        return option_id(label, len(columns["options"]), place)
-
     def submission(self, decided: "np.ndarray") -> tuple[tuple[str, str], list[str]]:
         return ("id", "answer"), [letter(option) for option in decided]
 
@@ -106,7 +101,6 @@ def _task(family: type[QuestionAnswering], name: str, title: str, file: str, **f
         recipes=tuple(f"{recipe}/{fields['folder'].lower()}.yaml" for recipe in ("table9", "official")),
         grid="qa.yaml",
         metrics=("accuracy",),
-        best_metric="accuracy",
         submission_files=(("test", file),),
         **fields,
     )

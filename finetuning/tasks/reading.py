@@ -76,7 +76,8 @@ def need_fields(value: Any, names: tuple[str, ...], place: str, kind: type = obj
     return value
 
 
-def check_strings(value: Any, column: str, place: str) -> None:
+def check_texts(value: Any, column: str, place: str, may_be_blank: bool = True) -> None:
+    """Check one text, or each of a list."""
     for text in value if isinstance(value, list) else [value]:
         if not isinstance(text, str):
             kind = "null" if text is None else type(text).__name__
@@ -85,12 +86,8 @@ def check_strings(value: Any, column: str, place: str) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"{place}: {column!r} holds half a surrogate pair; correct the text.") from error
-
-
-def check_not_blank(value: Any, column: str, place: str) -> None:
-    check_strings(value, column, place)
-    if not value.strip():
-        raise InputError(f"{place}: the text in {column!r} is empty; fill it in or leave the row out.")
+        if not may_be_blank and not text.strip():
+            raise InputError(f"{place}: the text in {column!r} is empty; fill it in or leave the row out.")
 
 
 def check_options(options: Any, column: str, place: str) -> None:
@@ -143,17 +140,11 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path} cannot be read ({error.strerror}): give a readable file.") from error
 
 
-def tsv_lines(path: Path) -> Iterator[Line]:
-    """The non-empty lines, cut at tabs. Quotes mean nothing: texts of GLUE have single ones."""
-    for number, line in enumerate(io.StringIO(read_text(path), newline=None), 1):
-        line = line.removesuffix("\n")
-        if line:
-            yield f"{path}, line {number}", line.split("\t")
-
-
-def csv_lines(path: Path) -> Iterator[Line]:
+def table_lines(path: Path) -> Iterator[Line]:
+    """The non-empty lines of a CSV file, or of a TSV file, where quotes mean nothing: texts of GLUE have single ones."""
     csv.field_size_limit(2**31 - 1)  # the default of 131,072 characters is less than a long document
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True, **form)
     number = 1
     try:
         for fields in reader:

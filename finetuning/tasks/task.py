@@ -24,8 +24,7 @@ class Task:
 
     name: str
     kind: TaskKind
-    metrics: tuple[str, ...]  # names in `metrics.METRICS`, in the order in which they are reported
-    best_metric: str  # the one of them that picks the best checkpoint
+    metrics: tuple[str, ...]  # names in `metrics.METRICS`, as they are reported; the first picks the best checkpoint
     recipes: tuple[str, ...]  # files below `recipes/`; the folder is the recipe's name
     grid: str  # file below `grids/`: the sweep
     title: str = ""  # as papers write it
@@ -34,9 +33,14 @@ class Task:
     folder: str | None = None  # the task's folder in the original download
     text_columns: tuple[str, ...] = ()  # one text or a pair of texts
     labels: tuple[str, ...] | None = None  # names of the classes, in the order of their ids
+    value_range: tuple[float, float] | None = None  # of a regression's labels
     validation_splits: tuple[str, ...] = ("validation",)  # the first one picks the best checkpoint
     test_splits: tuple[str, ...] = ("test",)
     submission_files: tuple[tuple[str, str], ...] = ()  # (test split, file name)
+
+    @property
+    def best_metric(self) -> str:
+        return self.metrics[0]
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -48,16 +52,26 @@ class Task:
         return ("text", "text_pair") if len(self.text_columns) == 2 else ("text",)
 
     def load(self, source: Any) -> "TaskData":
-        """Read all splits from what the family reads: a folder or the Hub (None), or the user's files."""
+        """Read all splits from what the family reads: a folder or the Hub (None), or the user's files.
+
+        Whatever the source, a split has the same columns: `index` (the row's id in the published file), `columns`, and
+        `label`: an int, -1 where hidden (classification, multiple choice), a float32, NaN where hidden (regression), or a
+        list of ints, empty where hidden (token classification). A test split that is not there is left out.
+
+        Raises:
+            InputError: a file, a column or a row is missing or wrong, or the Hub can't be reached.
+        """
         raise NotImplementedError
 
     def files(self, source: Any) -> dict[str, list[Path]]:
-        """The local files that `load` reads, by split."""
+        """The local files that `load` reads, by split; none where the data comes from the Hub."""
         raise NotImplementedError
 
-    def encoder(self) -> "type[Encoder] | None":
-        """The family's own form of input and its batches; None for the form that its kind has in `encoding.ENCODERS`."""
-        return None
+    def encoder(self) -> "type[Encoder]":
+        """The form of the inputs and their batches: the kind's, or the family's own."""
+        from finetuning.encoding import ENCODERS
+
+        return ENCODERS[self.kind]
 
     def check_submission(self, data: "TaskData") -> None:
         """Refuse test rows that the benchmark's server would take for others. Most servers go by the rows' ids."""

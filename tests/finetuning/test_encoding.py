@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from finetuning.data import TaskData, load_task
 from finetuning.encoding import TextEncoder, encode, make_collator
-from finetuning.tasks import TASKS, custom_task
+from finetuning.tasks import TASKS, TaskData, custom_task
 from finetuning.tasks.custom import CustomTask
 from finetuning.tasks.reading import Row, make_dataset
 from luna_tools.errors import InputError
@@ -246,7 +245,7 @@ def toy(tmp_path_factory):
 @pytest.mark.parametrize("name", ["cola", "stsb", "mnli", "race", "csqa"])
 def test_batches(tmp_path, toy, name, side):
     write_published(name, tmp_path, "hub", rows=12)
-    loaded = load_task(TASKS[name], tmp_path)
+    loaded = TASKS[name].load(tmp_path)
     toy.padding_side = side
     encoded = encode(loaded, toy, max_sequence_length=64, max_option_length=40)
     collate = pickle.loads(pickle.dumps(make_collator(loaded.task, toy, pad_to_multiple_of=8)))  # as for loader processes

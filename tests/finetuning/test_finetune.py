@@ -14,12 +14,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from scipy import stats
-from sklearn import metrics as sk
 from transformers import AutoTokenizer
 
 from finetuning import finetune
-from finetuning.data import load_task
 from finetuning.encoding import encode, make_collator
 from finetuning.model import HEAD_CLASSES
 from finetuning.tasks import TASKS
@@ -59,21 +56,9 @@ def logits(monkeypatch):
     return seen
 
 
-def expected_metrics(task, predicted, labels):
-    """scikit-learn and SciPy, applied by hand."""
-    metrics = {
-        "accuracy": lambda: np.mean(np.array(predicted) == np.array(labels)),
-        "f1": lambda: sk.f1_score(labels, predicted, pos_label=task.labels[1]),
-        "matthews_correlation": lambda: sk.matthews_corrcoef(labels, predicted),
-        "pearson": lambda: stats.pearsonr(predicted, labels)[0],
-        "spearmanr": lambda: stats.spearmanr(predicted, labels)[0],
-    }
-    return {name: metrics[name]() for name in task.metrics}
-
-
 def check_metrics(task, folder, logits):
+    """The results against the files of predictions, by NumPy: Matthews' correlation is Pearson's of two classes."""
     results = read_results(folder)
-    checked = 0
     for split in (*task.validation_splits, *task.test_splits):
         lines = read_lines(folder / f"predictions_{split}.jsonl")
         prefix = {"validation": "eval"}.get(split, f"eval_{split}" if split in task.validation_splits else split)
@@ -81,36 +66,33 @@ def check_metrics(task, folder, logits):
         if "label" not in lines[0]:
             assert f"{prefix}_{task.best_metric}" not in results and split not in task.validation_splits
             continue
-        predicted, labels = ([line[name] for line in lines] for name in ("prediction", "label"))
-        tolerance = 1e-9
-        if task.kind == "regression":  # the file rounds to six digits
-            assert predicted == pytest.approx(logits[split].reshape(-1).tolist(), rel=1e-5)
-            predicted = logits[split].reshape(-1).astype(np.float64)
-            labels = np.array(labels, np.float32).astype(np.float64)
-        for name, value in expected_metrics(task, predicted, labels).items():
-            assert results[f"{prefix}_{name}"] == pytest.approx(value, abs=tolerance), (split, name)
-            checked += 1
-    assert checked >= len(task.metrics) * len(task.validation_splits)
+        predicted, labels = (np.array([line[name] for line in lines]) for name in ("prediction", "label"))
+        value = np.mean(predicted == labels)
+        if task.best_metric != "accuracy":
+            sides = (
+                [predicted, labels] if task.kind == "regression" else [predicted == task.labels[1], labels == task.labels[1]]
+            )
+            with np.errstate(invalid="ignore"):  # of equal predictions, which the program reports as 0
+                value = np.nan_to_num(np.corrcoef(sides)[0, 1])
+        assert results[f"{prefix}_{task.best_metric}"] == pytest.approx(value, abs=1e-4), split
 
 
 def check_submission(task, folder):
-    """Names, headers and rows as the servers want them."""
+    """What is submitted is what was predicted."""
     with zipfile.ZipFile(folder / "submission.zip") as archive:
         assert sorted(archive.namelist()) == sorted(name for _, name in task.submission_files)
-        texts = {name: archive.read(name).decode() for name in archive.namelist()}
     for split, name in task.submission_files:
-        assert (folder / "submission" / name).read_text() == texts[name]
-        header, *rows = csv.reader(texts[name].splitlines(), delimiter="," if name.endswith(".csv") else "\t")
         lines = read_lines(folder / f"predictions_{split}.jsonl")
-        assert header == (["index", "prediction"] if task.grid == "glue.yaml" else ["id", "answer"])
+        text = (folder / "submission" / name).read_text()
+        _, *rows = csv.reader(text.splitlines(), delimiter="," if name.endswith(".csv") else "\t")
         assert [row[0] for row in rows] == [str(line["index"]) for line in lines]
+        answers = [line["prediction"] for line in lines]
         if task.kind == "regression":
-            clipped = [min(max(line["prediction"], 0), 5) for line in lines]
-            assert [float(row[1]) for row in rows] == pytest.approx(clipped, abs=6e-4)
+            assert [float(row[1]) for row in rows] == pytest.approx(np.clip(answers, 0, 5), abs=6e-4)
         elif task.kind == "multiple_choice" or task.submits_label_names:
-            assert [row[1] for row in rows] == [line["prediction"] for line in lines]
+            assert [row[1] for row in rows] == answers
         else:
-            assert [row[1] for row in rows] == [str(task.labels.index(line["prediction"])) for line in lines]
+            assert [row[1] for row in rows] == [str(task.labels.index(answer)) for answer in answers]
 
 
 def reloaded_scores(data, folder, split, max_sequence_length=96, max_option_length=40):
@@ -136,7 +118,7 @@ def test_a_task_runs_from_the_hub_s_files_to_the_submission(task_name, checkpoin
     assert results["train_steps"] == 2 * -(-results["train_samples"] // 8) and results["train_epochs"] == 2
     check_metrics(task, folder, logits)
     check_submission(task, folder)
-    data = load_task(task, data_dir)
+    data = task.load(data_dir)
     for split in task.test_splits:
         again = np.array(reloaded_scores(data, folder, split))
         assert again.reshape(logits[split].shape) == pytest.approx(logits[split], abs=1e-4)
@@ -160,15 +142,6 @@ def test_the_original_files_give_the_same_run(task_name, checkpoint, base, tmp_p
     assert outcome(tmp_path / "hub") == outcome(tmp_path / "original")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("task_name", sorted(set(TASKS) - {"cola", "mnli", "race-high", "csqa"}))
-def test_the_original_files_run_to_the_submission(task_name, checkpoint, base, tmp_path, logits):
-    data_dir = published(task_name, "original", base)
-    run_task(task_name, model_name_or_path=checkpoint, data_dir=data_dir, output_dir=tmp_path / "run")
-    check_metrics(TASKS[task_name], tmp_path / "run", logits)
-    check_submission(TASKS[task_name], tmp_path / "run")
-
-
 @pytest.mark.parametrize("pooling", [slow("cls"), "packed_mean"])
 def test_training_learns(values, pooling, base):
     values |= {"data_dir": published("sst2", "hub", base, rows=128), "classifier_pooling": pooling, "learning_rate": 6e-3}
@@ -182,6 +155,8 @@ def test_the_best_checkpoint_is_kept(values, tmp_path):
     log = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     scores = {entry["step"]: entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry}
     assert len(scores) == 6 and len(set(scores.values())) > 1
+    (trainer_s_mean,) = [entry["train_loss"] for entry in log if "train_loss" in entry]
+    assert results["train_loss"] == pytest.approx(trainer_s_mean, rel=1e-5) != results["last_train_loss"]
     assert results["eval_accuracy"] == max(scores.values())
     assert results["best_step"] == min(step for step, score in scores.items() if score == max(scores.values()))
 
@@ -322,7 +297,7 @@ def evaluations(folder):
 
 RUNS = {
     "grouped": {"num_train_epochs": 3, "group_by_length": True},
-    "ungrouped": {"num_train_epochs": 3},
+    "ungrouped": {"num_train_epochs": 3, "logging_steps": 3},
     "accumulated": {"num_train_epochs": 3, "total_train_batch_size": 8, "per_device_train_batch_size": 4},
     "early": {"num_train_epochs": 8, "learning_rate": 1e-6, "early_stopping_patience": 2},
 }
@@ -519,25 +494,15 @@ def test_any_auto_model_runs(architecture, task_name, checkpoints, base, tmp_pat
     unread = {"modernbert": "hidden_dropout_prob, attention_probs_dropout_prob, "}.get(architecture, "")
     assert f"The recipe's {unread}activation_dropout do not apply to {architecture}." in caplog.messages
     check_metrics(task, folder, logits)
-    again = np.array(reloaded_scores(load_task(task, data_dir), folder, "test"))
+    again = np.array(reloaded_scores(task.load(data_dir), folder, "test"))
     assert again.reshape(logits["test"].shape) == pytest.approx(logits["test"], abs=1e-4)
-
-
-@pytest.mark.parametrize("architecture", ["luna", slow("roberta"), slow("modernbert")])
-def test_token_classification_with_any_model(architecture, checkpoints, tmp_path):
-    rows = write_rows(tmp_path / "rows.jsonl", custom_rows("token_classification", 40))
-    values = {"kind": "token_classification", "train_file": rows, "learning_rate": 2e-2, "num_train_epochs": 8}
-    results = run_task("custom", model_name_or_path=checkpoints[architecture], output_dir=tmp_path / "run", **values)
-    assert results["eval_accuracy"] > 0.95
-    card = (tmp_path / "run" / "README.md").read_text()
-    assert "classifier_pooling" not in card and "| num_train_epochs | 8" in card and "max_steps" not in card
 
 
 def test_a_model_without_a_pad_token(sst2, tmp_path, logits):
     checkpoint = write_other(tmp_path / "gpt2", "gpt2")
     run_task("sst2", model_name_or_path=checkpoint, data_dir=sst2, output_dir=tmp_path / "run")
     check_metrics(TASKS["sst2"], tmp_path / "run", logits)
-    again = np.array(reloaded_scores(load_task(TASKS["sst2"], sst2), tmp_path / "run", "test"))
+    again = np.array(reloaded_scores(TASKS["sst2"].load(sst2), tmp_path / "run", "test"))
     assert again == pytest.approx(logits["test"], abs=1e-4)
 
 
@@ -569,7 +534,7 @@ def test_the_evaluation_is_not_smoothed(values, sst2, logits, monkeypatch):
     drawn = {}
     monkeypatch.setattr(finetune, "plot_learning_curve", lambda *args, **kwargs: drawn.update(kwargs))
     results = run_task("sst2", **values)
-    labels = torch.tensor(load_task(TASKS["sst2"], sst2).splits["validation"]["label"][:])
+    labels = torch.tensor(TASKS["sst2"].load(sst2).splits["validation"]["label"][:])
     scores = torch.from_numpy(logits["validation"])
     assert results["eval_loss"] == pytest.approx(make_loss(TASKS["sst2"])({"logits": scores}, labels).item(), rel=1e-6)
     assert results["eval_loss"] != pytest.approx(make_loss(TASKS["sst2"], 0.5)({"logits": scores}, labels).item(), rel=1e-6)

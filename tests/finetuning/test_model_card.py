@@ -16,10 +16,9 @@ from transformers import (
 )
 
 from configuration_luna import LunaConfig
-from finetuning.data import TaskData
 from finetuning.encoding import encode
 from finetuning.model_card import make_model_card, usage
-from finetuning.tasks import TASKS, custom_task
+from finetuning.tasks import TASKS, TaskData, custom_task
 from luna_tools.cards import named_card
 from tests.support.fresh_process import run_program
 from tests.support.hub_server import metadata_errors

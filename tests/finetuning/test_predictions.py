@@ -9,9 +9,8 @@ import pytest
 from datasets import Dataset
 from scipy.special import softmax
 
-from finetuning.data import TaskData
 from finetuning.predictions import merge_submissions, write_predictions, write_submission
-from finetuning.tasks import TASKS, custom_task
+from finetuning.tasks import TASKS, TaskData, custom_task
 from finetuning.tasks.glue import GLUE_FILES, GLUE_TASKS
 from luna_tools.command_line import main as luna
 from luna_tools.errors import InputError
@@ -126,7 +125,7 @@ def test_merging_from_the_command_line(tmp_path, capsys):
         (["mnli", "mnli"], "mnli is not named as a zip: give a file that ends in .zip, and then the folders."),
         (["a_folder.zip", "mnli"], "a_folder.zip cannot be used (Is a directory): "),
         (["glue.zip"], "Name the zip to write, and then the output folders of runs, one for each task"),
-        (["glue.zip", "mnli", "--force"], "--force is not an option"),
+        (["glue.zip", "mnli", "--force"], "'--force' is not an option; "),
     ],
 )
 def test_wrong_command_lines_of_merging(tmp_path, monkeypatch, capsys, argv, sentence):

@@ -61,7 +61,7 @@ def refusal(capsys, *argv):
 WRONG = [
     ("sst3 --model_name_or_path {luna}", "sst3 is neither a task nor a .yaml or .json file of options, perhaps sst2 is"),
     ("--model_name_or_path m", "Name a task: one of cola"),
-    ("SST2 --learning_rates 1", "--learning_rates is not an option, perhaps --learning_rate is meant; `luna fin"),
+    ("SST2 --learning_rates 1", "'--learning_rates' is not an option, perhaps --learning_rate is meant; `luna fi"),
     ("SST2 --learning_rate fast", "`learning_rate` is 'fast', but must be of type float; .*--help"),
     ("SST2 --do_eval maybe", "`do_eval`.*got maybe"),
     ("SST2 --eval_strategy often", "`eval_strategy` is 'often', but must be one of 'no', 'steps', 'epoch'"),
@@ -106,7 +106,7 @@ WRONG = [
     ("SST2 --sweep_grid {base}/nowhere.yaml", "nowhere.yaml cannot be read"),
     ("SST2 --sweep_grid {base}/broken.yaml", "broken.yaml is not valid YAML or JSON at line 2: correct it"),
     ("SST2 --sweep_grid {base}/values.yaml", "`sweep_grid` .*values.yaml must hold `option:"),
-    ("SST2 --sweep_grid {base}/unknown.yaml", "--learning_rates is not an option"),
+    ("SST2 --sweep_grid {base}/unknown.yaml", "'--learning_rates' is not an option"),
     ("SST2 --sweep_grid {base}/seeds.yaml", "seeds.yaml holds seed: give the number of seeds with"),
     ("SST2 --sweep --num_seeds 0", "`num_seeds` is 0: give at least 1"),
     ("SST2 --output_dir {foreign}", "foreign holds files that are not a run of this program: choose"),
@@ -126,7 +126,7 @@ WRONG = [
     ("SST2 --lr_scheduler_kwargs.foo 0", "`lr_scheduler_type` linear cannot be used .*'foo'.*: correct it or --lr_sched"),
     ("SST2 --lr_scheduler_type slow", "`lr_scheduler_type` is 'slow', but must be one of 'linear', 'cosine'"),
     ("SST2 --optim_args foo", r"`optim` adamw_torch.* cannot be used \(.*\): correct --optim or"),
-    ("SST2 --dataloader_drop_last", "--dataloader_drop_last is not an option"),
+    ("SST2 --dataloader_drop_last", "'--dataloader_drop_last' is not an option"),
     ("SST2 --trainer.dataloader_drop_last true", "drop_last` is True, but the evaluation would lose rows: lea"),
     ("SST2 --trainer.label_names foo", "`trainer.label_names` is foo, but every task has the one column of labels"),
     ("SST2 --trainer.prediction_loss_only true", "`trainer.prediction_loss_only` is True, but the metrics need the scores"),
@@ -216,12 +216,9 @@ def test_deepspeed_that_is_not_installed_is_named(values, monkeypatch, capsys):
     assert sentence.startswith("`deepspeed` is zero2.json, but the package deepspeed is not installed: run `pip install")
 
 
-LIMITS = [(20_000, "File too large"), (100_000, "I/O error"), (250_000, "pos|Pytorch")]  # bytes, and what libraries say
-
-
-@pytest.mark.parametrize(("limit", "reason"), LIMITS)
-def test_a_full_disk_is_one_sentence(limit, reason, values, tmp_path, capsys, monkeypatch):
-    """A limit on the size of a file, which libraries meet as they meet a disk's end: in code, model, or optimizer."""
+@pytest.mark.parametrize("limit", [20_000, 100_000, 250_000])  # bytes of a file: code, model, or optimizer do not fit
+def test_a_full_disk_is_one_sentence(limit, values, tmp_path, capsys, monkeypatch):
+    """A limit on the size of a file, which libraries meet as they meet the end of a disk."""
 
     def fill_up(*args, **kwargs):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
@@ -236,7 +233,7 @@ def test_a_full_disk_is_one_sentence(limit, reason, values, tmp_path, capsys, mo
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    assert re.search(rf"run cannot be written \(.*({reason}).*; [\d,]+ MB are free there\): make room", sentence), sentence
+    assert sentence.endswith("run cannot be written (the disk is full): free some space and give the same command again.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -304,15 +301,13 @@ def test_two_processes_train_as_one(values, base, tmp_path):
     values |= {"data_dir": published("race", "hub", base), "max_option_length": 40}
     values |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
     values |= {"total_train_batch_size": 8, "learning_rate": 0.1, "optim": "sgd", "use_cpu": None}
-    said = {}
-    for processes in (1, 2):
-        options = to_options(**values | {"output_dir": tmp_path / f"{processes}"})
-        said[processes] = launch("finetune", ["race", *options], processes)
+    run_task("race", **values | {"output_dir": tmp_path / "1"})
+    said = launch("finetune", ["race", *to_options(**values | {"output_dir": tmp_path / "2"})], 2)
     one, two = (read_results(tmp_path / f"{processes}") for processes in (1, 2))
     assert two == pytest.approx(one, rel=1e-5)
     assert one["train_steps"] == 8
-    assert said[2].stdout.count("Saved in") == 1 and said[2].stderr.count("New weights") == 1
-    assert said[2].stderr.count("Processes: 2, on cpu.") == 1 and "find_unused_parameters" not in said[2].stderr
+    assert said.stdout.count("Saved in") == 1 and said.stderr.count("New weights") == 1
+    assert said.stderr.count("Processes: 2, on cpu.") == 1 and "find_unused_parameters" not in said.stderr
 
 
 @pytest.mark.slow
@@ -402,12 +397,12 @@ def test_a_stopped_run_goes_on_to_the_same_result(processes, before, status, val
 
 
 def test_a_comparison_from_the_command_line(values, tmp_path, capsys, caplog):
-    assert run_main("sst2", *to_options(**values | {"compare": ["cls", "packed"], "num_seeds": 2, "max_steps": 2})) == 0
+    assert run_main("sst2", *to_options(**values | {"compare": ["cls", "packed"], "max_steps": 1})) == 0
     table = (tmp_path / "run" / "compare.md").read_text()
     assert table in capsys.readouterr().out
     assert [line.split("|")[1].strip() for line in table.splitlines()[2:4]] == ["Luna-4, [CLS]", "Luna-4, P"]
-    assert sum(line.startswith("Run 4 of 4") for line in caplog.messages) == 1
-    assert len(list(Path(tmp_path / "run").glob("*/all_results.json"))) == 4
+    assert sum(line.startswith("Run 2 of 2") for line in caplog.messages) == 1
+    assert len(list(Path(tmp_path / "run").glob("*/all_results.json"))) == 2
 
 
 @pytest.mark.parametrize("name", ["finetuning", "luna_tools.command_line"])

@@ -27,15 +27,8 @@ from tests.support.folders import save_whole
 from tests.support.fresh_process import ROOT, run_program, stranger_environment
 from tests.support.hub_server import TOKEN, Hub, HubError, Repository
 
-FILES = {
-    "README.md",
-    "config.json",
-    "configuration_luna.py",
-    "model.safetensors",
-    "modeling_luna.py",
-    "tokenizer.json",
-    "tokenizer_config.json",
-}
+CODE_FILES = {"configuration_luna.py", "modeling_luna.py"}
+FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} | CODE_FILES
 
 
 @pytest.fixture(scope="module")
@@ -145,18 +138,7 @@ SECRETS = {
     "password.yaml": "password: hunter2hunter2",
     "index.txt": "pypi-" + "A" * 60,
 }
-SECRET_FILES = [
-    ".npmrc",
-    ".pypirc",
-    ".htpasswd",
-    ".netrc",
-    ".env.local",
-    "secrets.json",
-    "credentials",
-    "token",
-    "id_rsa",
-    "a.pem",
-]
+SECRET_FILES = ".npmrc .pypirc .htpasswd .netrc .env.local secrets.json credentials token id_rsa a.pem".split()
 PICKLE = pickle.dumps({"a": 1})
 PICKLES = {
     "model.dill": b"",
@@ -172,13 +154,9 @@ PICKLES = {
 @pytest.mark.parametrize("name", [*SECRETS, *SECRET_FILES, *PICKLES])
 def test_refuses_secrets_and_pickles(name, folder):
     write(name, (SECRETS | PICKLES).get(name, "mine"))(folder)
-    said = (
-        "may be a pickle"
-        if name in PICKLES
-        else "holds what looks like"
-        if name in SECRETS
-        else "name of a file with secrets"
-    )
+    said = "holds what looks like" if name in SECRETS else "name of a file with secrets"
+    if name in PICKLES:
+        said = "may be a pickle"
     with pytest.raises(InputError, match=said):
         push.check_files(folder, files_to_upload(folder), [])
     # Pickles are refused whatever was allowed.

@@ -66,7 +66,7 @@ def test_states_and_attentions_of_each_layer_are_those_of_the_equations(options)
         ({"pad_token_id": 3}, naive.gelu),
         ({"num_hidden_layers": 1, "num_attention_heads": 1, "projection_length": 1}, naive.gelu),
     ],
-    ids=str,
+    ids=["gelu", "relu", "padding 0", "padding 3", "smallest"],
 )
 def test_other_fields_are_those_of_the_equations(changes, activation, monkeypatch):
     monkeypatch.setattr(naive, "gelu", activation)

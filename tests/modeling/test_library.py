@@ -3,9 +3,7 @@
 """The library's own common tests of models, with Luna for the model.
 
 They are in the source distribution of transformers, whose folder `tests` LUNA_TRANSFORMERS_TESTS names; it must be of the
-installed version:
-
-    pip download --no-deps --no-binary transformers transformers==VERSION, and unpack it
+installed version. `python3 scripts/test.py --all` fetches it.
 """
 
 import importlib
@@ -27,7 +25,6 @@ FOLDER = os.environ.get("LUNA_TRANSFORMERS_TESTS")
 pytestmark = pytest.mark.slow
 if FOLDER is None:
     pytest.skip("LUNA_TRANSFORMERS_TESTS does not name the tests of transformers' source distribution", True)
-pytest.importorskip("parameterized", reason="the tests of transformers need it: pip install parameterized")
 
 
 def common_tests():

@@ -124,7 +124,7 @@ def cluster(tmp_path):
 
 
 def finish(started):
-    started.wait(timeout=60)
+    started.wait(timeout=300)
     return started.returncode
 
 

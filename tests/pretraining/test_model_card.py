@@ -111,10 +111,10 @@ def test_a_start_from_other_weights_is_said(tmp_path):
 
 def test_a_card_has_what_the_recipe_knows_of_language_licence_and_base_model(monkeypatch):
     monkeypatch.setattr("pretraining.model_card.Path.is_dir", lambda path: False)
-    recipe = Recipe(**VALUES | {"language": ["en", "de"], "license": "apache-2.0", "model_name_or_path": "org/base"})
+    recipe = Recipe(**VALUES | {"language": "en", "license": "apache-2.0", "model_name_or_path": "org/base"})
     config = model_config(Recipe(**VALUES))
     card = make_model_card(recipe, config, MANIFEST, 1, VERSIONS, 3000, RESULTS)
-    assert (card.data.language, card.data.license, card.data.base_model) == (["en", "de"], "apache-2.0", "org/base")
+    assert (card.data.language, card.data.license, card.data.base_model) == ("en", "apache-2.0", "org/base")
     assert "from the weights of `org/base`." in card.content and "Of the weights: apache-2.0." in card.content
     assert metadata_errors(card.content) == []
 

@@ -65,7 +65,7 @@ def test_the_papers_recipes_name_the_tokenizer_of_their_vocabulary():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"learning_rat": 1}, "--learning_rat is not an option, perhaps --learning_rate is meant"),
+        ({"learning_rat": 1}, "'--learning_rat' is not an option, perhaps --learning_rate is meant"),
         ({"max_steps": None}, "`max_steps` is missing"),
         ({"max_steps": 0}, "`max_steps` is 0, but must be at least 1"),
         ({"max_steps": "many"}, "`max_steps` is 'many', but must be of type int"),

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from torch.optim.lr_scheduler import LinearLR, SequentialLR
@@ -30,6 +29,7 @@ from tests.support.pretraining import (
     error,
     exact_rows,
     last_checkpoint,
+    left_alive,
     pretrain,
     weights,
     write_recipe,
@@ -306,6 +306,13 @@ def test_a_rank_that_is_killed_ends_all_without_the_launchers_help(recipe_file):
     assert "Another process has ended, and this one cannot go on without it" in error(done.stderr)
 
 
+def test_a_disk_that_is_full_at_the_end_ends_all_with_one_sentence(recipe_file):
+    done = start("pretrain", [recipe_file], 2, before=faults.disk_full_at_the_end).wait(ends_others=False)
+    assert done.returncode == 2
+    assert "results.json can't be used (No space left on device)" in error(done.stderr)
+    launch("pretrain", [recipe_file], 2)
+
+
 def limit_files_to_100_kb() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
@@ -354,8 +361,8 @@ def test_signals_and_kills_under_torchrun(number, values, tmp_path, torchrun):
     chosen = family if number == signal.SIGTERM else [next(p for p in family if p.environ().get("RANK") == "1")]
     for process in chosen:
         process.send_signal(number)
-    assert job.wait(timeout=120) != 0
-    assert not psutil.wait_procs(family, timeout=30)[1], "ranks and data workers have ended"
+    assert job.wait(timeout=300) != 0
+    assert not left_alive(family), "ranks and data workers have ended"
     if number == signal.SIGTERM:
         assert (
             last_checkpoint(tmp_path / "run") == [row["step"] for row in exact_rows(tmp_path / "run") if "loss" in row][-1]

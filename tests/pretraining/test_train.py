@@ -18,7 +18,7 @@ from tests.support.ranks import launch
         (["--help"], 0, "Peak of the learning rate, which rises linearly over the warm-up"),
         ([], 2, "No recipe is given: give a YAML file or one of luna_base_160gb_tied"),
         (["quikstart"], 2, "There is no recipe 'quikstart': give a YAML file or one of luna_base_160gb_tied"),
-        (["quickstart", "--max_step", "3"], 2, "--max_step is not an option, perhaps --max_steps is meant"),
+        (["quickstart", "--max_step", "3"], 2, "'--max_step' is not an option, perhaps --max_steps is meant"),
         (["quickstart", "--max_steps", "many"], 2, "`max_steps` is 'many', but must be of type int"),
         (["quickstart", "--max_steps", "0"], 2, "`max_steps` is 0, but must be at least 1"),
         (["quickstart", "max_steps=3"], 2, "There is no recipe 'max_steps=3'"),

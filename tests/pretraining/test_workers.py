@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from tests.support import faults
-from tests.support.pretraining import error, exact_rows, last_checkpoint, pretrain, weights, write_recipe
+from tests.support.pretraining import error, exact_rows, last_checkpoint, left_alive, pretrain, weights, write_recipe
 from tests.support.ranks import start
 
 
@@ -22,7 +22,7 @@ def check_that_nothing_is_left(ranks) -> None:
             members += [process] if os.getsid(process.pid) in sessions else []
         except ProcessLookupError:
             continue
-    assert not psutil.wait_procs(members, timeout=30)[1]
+    assert not left_alive(members)
 
 
 def test_a_run_with_workers_is_the_run_without_them_and_goes_on_exactly(values, finished, tmp_path):

@@ -36,8 +36,11 @@ def scripts(monkeypatch):
 def test_the_default_leaves_out_what_is_slow_and_the_rest_goes_to_pytest(options, marks, scripts, monkeypatch):
     environment, test, commands = scripts
     monkeypatch.setattr(environment, "ensure", lambda extra, needs_compiler, libraries: f"{extra}-{libraries}")
+    monkeypatch.setattr(environment, "library_tests", lambda python, libraries: f"tests of {libraries}")
+    monkeypatch.delenv("LUNA_TRANSFORMERS_TESTS", raising=False)
     monkeypatch.setattr(sys, "argv", ["test.py", *options, "-x", "tests/luna_tools"])
     assert test.main() == 0
+    assert os.environ.get("LUNA_TRANSFORMERS_TESTS") == ("tests of usual" if options else None)
     lint, tests = commands
     assert lint == ["test-usual", "-m", "ruff", "check", "."]
     parallel = ["--numprocesses", str(os.cpu_count()), "--dist", "loadgroup"]

@@ -71,6 +71,15 @@ def at_step(step: int, faults: dict[int, Callable]) -> Callable:
     return partial(_at_step, step, faults)
 
 
+def disk_full_at_the_end() -> None:
+    """The main process cannot write the finished run's results, which the others wait for."""
+
+    def full(path, values):
+        raise OSError(28, "No space left on device", str(path))
+
+    run.write_json = full
+
+
 def no_number_from_step_6() -> None:
     """The loss of rank 1 is no number from step 6 on, with two micro-batches a step."""
     real, calls = objectives.Objective.loss_sum, []

@@ -3,8 +3,11 @@
 """Runs of the pretraining program: their recipes, what of them must be exact, and how they are cut back to a checkpoint."""
 
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
@@ -74,6 +77,19 @@ def cut_back(output: Path, step: int, copy: Path) -> Path:
         if ckpt.checkpoint_step(checkpoint) > step:
             shutil.rmtree(checkpoint)
     return copy
+
+
+def left_alive(processes: list[psutil.Process], seconds: float = 30) -> list[psutil.Process]:
+    """Wait for processes to end, reaped or not. Returns those that have not."""
+    deadline = time.monotonic() + seconds
+    while True:
+        alive = []
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                alive += [process] if process.status() != psutil.STATUS_ZOMBIE else []
+        if not alive or time.monotonic() > deadline:
+            return alive
+        time.sleep(0.05)
 
 
 def last_checkpoint(output: Path) -> int:

@@ -29,7 +29,7 @@ PRELOADED = ["torch", "transformers", "accelerate", "datasets", "sklearn.metrics
 # What DeepSpeed imports while it sets up an engine.
 PRELOADED += ["deepspeed.runtime.zero.muon.original_muon", "deepspeed.module_inject.auto_ep_layer"]
 PRELOADED += ["deepspeed.runtime.zero.stage_1_and_2", "deepspeed.runtime.zero.stage3", "torch.utils.tensorboard"]
-PRELOADED += ["pretraining.train", "pretraining.run", "finetuning.run", "finetuning.trainer"]
+PRELOADED += ["pretraining.train", "pretraining.run", "finetuning.run", "finetuning.experiments"]
 # Of the server and all that it forks: no threads, no GPU that DeepSpeed looks for, the programs of this clone.
 FIXED = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 ENDING_SECONDS = 60  # that the other ranks have to end, once one has failed

@@ -8,9 +8,7 @@ import math
 import pytest
 from datasets import Dataset
 
-from finetuning.data import TaskData, load_task
-from finetuning.predictions import check_submission
-from finetuning.tasks import TASKS
+from finetuning.tasks import TASKS, TaskData
 from finetuning.tasks.glue import GLUE_FILES, GLUE_TASKS
 from luna_tools.errors import InputError
 from tests.support.published_files import rows_of, write_published
@@ -22,7 +20,7 @@ def test_cola(tmp_path):
     )
     (tmp_path / "dev.tsv").write_text("gj04\t1\t\tThe NA sailors rode.\n")
     (tmp_path / "test.tsv").write_text("index\tsentence\n0\tBill whistled.\n")
-    assert rows_of(load_task(TASKS["cola"], tmp_path)) == {
+    assert rows_of(TASKS["cola"].load(tmp_path)) == {
         "train": [
             {"index": 0, "text": '"Our friends" won\'t buy.', "label": 1},
             {"index": 1, "text": "One\u2028more.", "label": 0},
@@ -41,7 +39,7 @@ def test_labels_of_mnli_and_stsb_come_from_the_right_columns(tmp_path):
     (tmp_path / "train.tsv").write_text(
         f"index\t{parse}\tsentence1\tsentence2\tlabel1\tgold_label\n{line}\tentailment\tneutral\n"
     )
-    loaded = load_task(TASKS["mnli"], tmp_path)
+    loaded = TASKS["mnli"].load(tmp_path)
     expected = {"index": 0, "text": "A premise", "text_pair": "A hypothesis"}
     assert list(loaded.splits["train"]) == [expected | {"label": 1}]
     assert list(loaded.splits["validation_mismatched"]) == [expected | {"label": 2}]
@@ -52,17 +50,17 @@ def test_labels_of_mnli_and_stsb_come_from_the_right_columns(tmp_path):
     for name in ("train", "dev"):
         (tmp_path / "STS-B" / f"{name}.tsv").write_text(f"{header}\tscore\n{row}\t4.25\n")
     (tmp_path / "STS-B" / "test.tsv").write_text(f"{header}\n{row}\n")
-    loaded = load_task(TASKS["stsb"], tmp_path)
+    loaded = TASKS["stsb"].load(tmp_path)
     assert list(loaded.splits["train"]) == [{"index": 0, "text": "A plane", "text_pair": "An air plane", "label": 4.25}]
     assert math.isnan(loaded.splits["test"][0]["label"])
 
 
 def test_windows_line_ends_and_byte_order_mark(tmp_path):
     write_published("rte", tmp_path, "original", rows=8)
-    before = rows_of(load_task(TASKS["rte"], tmp_path))
+    before = rows_of(TASKS["rte"].load(tmp_path))
     for path in tmp_path.rglob("*.tsv"):
         path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
-    assert rows_of(load_task(TASKS["rte"], tmp_path)) == before
+    assert rows_of(TASKS["rte"].load(tmp_path)) == before
 
 
 def test_truncated_training_rows_are_left_out_with_one_warning(tmp_path, caplog):
@@ -70,7 +68,7 @@ def test_truncated_training_rows_are_left_out_with_one_warning(tmp_path, caplog)
     path = tmp_path / "QQP" / "train.tsv"
     path.write_text(path.read_text() + "9\tqid1\tqid2\ta question without another\n10\tq\tq\ta\tb\t\n")
     with caplog.at_level(logging.WARNING):
-        loaded = load_task(TASKS["qqp"], tmp_path)
+        loaded = TASKS["qqp"].load(tmp_path)
     assert loaded.splits["train"]["index"][:] == [0, 2, 3, 4, 5, 6, 7]
     assert loaded.splits["train"][0]["text_pair"] == ""
     assert caplog.messages == [
@@ -82,12 +80,12 @@ def test_truncated_training_rows_are_left_out_with_one_warning(tmp_path, caplog)
 def test_the_diagnostic_set_is_optional(tmp_path, place):
     write_published("mnli", tmp_path, "original", rows=9)
     path = tmp_path / "diagnostic" / "diagnostic.tsv"
-    expected = rows_of(load_task(TASKS["mnli"], tmp_path))
+    expected = rows_of(TASKS["mnli"].load(tmp_path))
     (tmp_path / place).parent.mkdir(exist_ok=True)
     path.rename(tmp_path / place)
-    assert rows_of(load_task(TASKS["mnli"], tmp_path)) == expected
+    assert rows_of(TASKS["mnli"].load(tmp_path)) == expected
     (tmp_path / place).unlink()
-    assert "diagnostic" not in load_task(TASKS["mnli"], tmp_path).splits
+    assert "diagnostic" not in TASKS["mnli"].load(tmp_path).splits
 
 
 # ---- The server ----
@@ -96,9 +94,9 @@ def test_the_diagnostic_set_is_optional(tmp_path, place):
 @pytest.mark.parametrize("task", GLUE_TASKS, ids=lambda task: task.name)
 def test_test_rows_keep_the_index_of_their_file_and_must_be_all_there(tmp_path, caplog, task):
     write_published(task.name, tmp_path, "original", rows=12)
-    loaded = load_task(task, tmp_path)
+    loaded = task.load(tmp_path)
     caplog.clear()
-    check_submission(loaded)  # in order, but fewer than the server wants
+    task.check_submission(loaded)  # in order, but fewer than the server wants
     assert caplog.messages == [
         f"The split {split!r} has 6 rows, but GLUE's server wants {wanted} in {name}."
         for (split, name), wanted in zip(task.submission_files, task.submission_rows, strict=True)
@@ -106,16 +104,17 @@ def test_test_rows_keep_the_index_of_their_file_and_must_be_all_there(tmp_path, 
     for path in tmp_path.glob("*/test*.tsv"):
         lines = path.read_text(encoding="utf-8-sig").splitlines()
         path.write_text("\n".join(lines[:2] + lines[3:]))
-    loaded, split = load_task(task, tmp_path), task.test_splits[0]
+    loaded, split = task.load(tmp_path), task.test_splits[0]
     assert loaded.splits[split]["index"][:] == [0, 2, 3, 4, 5]
     message = f"^`index` of row 2 of the split '{split}' is 2, but GLUE's server wants 1: predict all rows of .*tsv"
     with pytest.raises(InputError, match=message):
-        check_submission(loaded)
+        task.check_submission(loaded)
 
 
 def test_all_test_rows_in_order_are_accepted_in_silence(caplog):
-    check_submission(TaskData(TASKS["wnli"], {"test": Dataset.from_dict({"index": range(146)})}))
-    check_submission(TaskData(TASKS["race"], {"test": Dataset.from_dict({"index": ["b7", "a1", "c2"]})}))  # by their ids
+    TASKS["wnli"].check_submission(TaskData(TASKS["wnli"], {"test": Dataset.from_dict({"index": range(146)})}))
+    by_ids = TaskData(TASKS["race"], {"test": Dataset.from_dict({"index": ["b7", "a1", "c2"]})})
+    TASKS["race"].check_submission(by_ids)
     assert not caplog.messages
 
 

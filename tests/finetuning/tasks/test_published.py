@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finetuning.data import load_task, local_files
 from finetuning.tasks import TASKS
 from luna_tools.errors import InputError
 from tests.support.published_files import message_of, rows_of, write_published
@@ -25,7 +24,7 @@ def test_both_published_forms_give_the_same_rows(tmp_path, name, seed):
     loaded = {}
     for form in ("hub", "original"):
         write_published(name, tmp_path / form, form, rows=12, seed=seed)
-        loaded[form] = load_task(task, tmp_path / form)
+        loaded[form] = task.load(tmp_path / form)
         assert tuple(loaded[form].splits) == ("train", *task.validation_splits, *task.test_splits)
         for split in loaded[form].splits.values():
             assert split.column_names == ["index", *task.columns, "label"]
@@ -44,25 +43,25 @@ def test_both_published_forms_give_the_same_rows(tmp_path, name, seed):
 def test_the_folder_of_the_task_itself_will_do(tmp_path, name, form):
     task = TASKS[name]
     write_published(name, tmp_path, form, rows=12)
-    whole = rows_of(load_task(task, tmp_path))
+    whole = rows_of(task.load(tmp_path))
     inner = tmp_path / ((task.hub_config or "data") if form == "hub" else task.folder)
     whole.pop("diagnostic", None)  # lies beside it
-    assert rows_of(load_task(task, inner)) == whole
-    assert {path.is_relative_to(inner) for paths in local_files(task, inner).values() for path in paths} == {True}
+    assert rows_of(task.load(inner)) == whole
+    assert {path.is_relative_to(inner) for paths in task.files(inner).values() for path in paths} == {True}
 
 
 @pytest.mark.parametrize("name", ["sst2", "race"])
 def test_shards(tmp_path, name):
     write_published(name, tmp_path, "hub", rows=12)
-    whole = rows_of(load_task(TASKS[name], tmp_path))
+    whole = rows_of(TASKS[name].load(tmp_path))
     path = tmp_path / TASKS[name].hub_config / "train-00000-of-00001.parquet"
     table = pq.read_table(path)
     path.unlink()
     pq.write_table(table[:5], path.with_name("train-00000-of-00002.parquet"))  # inside one of RACE's articles
     with pytest.raises(InputError, match="holds 1 of the 2 shards of 'train'"):
-        load_task(TASKS[name], tmp_path)
+        TASKS[name].load(tmp_path)
     pq.write_table(table[5:], path.with_name("train-00001-of-00002.parquet"))
-    assert rows_of(load_task(TASKS[name], tmp_path)) == whole
+    assert rows_of(TASKS[name].load(tmp_path)) == whole
 
 
 @pytest.mark.parametrize("name", ["stsb", "mnli", "race-high", "csqa"])
@@ -77,21 +76,21 @@ def test_the_hub(tmp_path, monkeypatch, name):
         return datasets.DatasetDict(loaded)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert rows_of(load_task(task)) == rows_of(load_task(task, tmp_path))
-    assert local_files(task) == {}
+    assert rows_of(task.load(None)) == rows_of(task.load(tmp_path))
+    assert task.files(None) == {}
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     message = r"^nyu-mll/glue \(cola\) cannot be read from the Hub \(.*\): .*`--data_dir`.*CoLA\.$"
     with pytest.raises(InputError, match=message):
-        load_task(TASKS["cola"])
+        TASKS["cola"].load(None)
 
 
 def test_a_hub_without_the_split(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: {"test": datasets.Dataset.from_dict({"a": [1]})})
     with pytest.raises(InputError, match=r"tau/commonsense_qa on the Hub has no split 'train'"):
-        load_task(TASKS["csqa"])
+        TASKS["csqa"].load(None)
 
 
 def test_names_of_tasks_are_known_at_once():
@@ -172,18 +171,18 @@ def test_wrong_published_files(tmp_path, name, file, change, expected):
     write_published(name, tmp_path, "hub" if file.endswith("parquet") else "original", rows=12)
     _damage(tmp_path / file, change)
     with pytest.raises(InputError) as error:
-        load_task(TASKS[name], tmp_path)
+        TASKS[name].load(tmp_path)
     assert expected in message_of(error)
 
 
 def test_folders_that_hold_no_published_format(tmp_path):
     with pytest.raises(InputError, match=r"^`--data_dir` .*/absent: there is no such folder; .*MNLI\.$"):
-        load_task(TASKS["mnli"], tmp_path / "absent")
+        TASKS["mnli"].load(tmp_path / "absent")
     for name, hub, original in [
         ("mrpc", "mrpc/train-*.parquet", "MRPC/train.tsv"),
         ("race", "all/train-*.parquet", "RACE/train/middle/*.txt"),
         ("csqa", "data/train-*.parquet", "CSQA/train_rand_split.jsonl"),
     ]:
         with pytest.raises(InputError) as error:
-            load_task(TASKS[name], tmp_path)
+            TASKS[name].load(tmp_path)
         assert f"in no published format: put in the Hub's {hub} or the original {original}" in message_of(error)

@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from finetuning.data import load_task
 from finetuning.tasks import TASKS
 from luna_tools.errors import InputError
 
@@ -23,7 +22,7 @@ def test_race(tmp_path):
         (tmp_path / "RACE" / split / "middle").mkdir(parents=True)
         (tmp_path / "RACE" / split / "middle" / "10.txt").write_text(json.dumps(article))
     (tmp_path / "RACE" / "train" / "middle" / "9.txt").write_text(json.dumps(article | {"id": "middle9.txt"}))
-    loaded = load_task(TASKS["race-middle"], tmp_path)
+    loaded = TASKS["race-middle"].load(tmp_path)
     assert loaded.splits["train"]["index"][:] == ["middle9.txt-0", "middle9.txt-1", "middle10.txt-0", "middle10.txt-1"]
     assert loaded.splits["validation"][1] == {
         "index": "middle10.txt-1",
@@ -33,7 +32,7 @@ def test_race(tmp_path):
         "label": 3,
     }
     with pytest.raises(InputError, match=r"RACE/train/high holds no \*\.txt"):
-        load_task(TASKS["race"], tmp_path)
+        TASKS["race"].load(tmp_path)
 
 
 def test_csqa(tmp_path):
@@ -43,7 +42,7 @@ def test_csqa(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(line) + "\n")
     del line["answerKey"]
     (tmp_path / "test_rand_split_no_answers.jsonl").write_text(json.dumps(line) + "\n")
-    loaded = load_task(TASKS["csqa"], tmp_path)
+    loaded = TASKS["csqa"].load(tmp_path)
     expected = {"index": "1afa", "passage": "", "question": "Where ?", "options": ["bank", "mall"]}
     assert list(loaded.splits["validation"]) == [expected | {"label": 1}]
     assert list(loaded.splits["test"]) == [expected | {"label": -1}]

@@ -27,27 +27,11 @@ from tests.support.parity_kit import HEAD_VARIANTS, MASKED_LM_VARIANTS, find_var
 
 # Those that build the official model.
 MODEL_ARGS = (
-    "encoder_layers",
-    "encoder_embed_dim",
-    "encoder_ffn_embed_dim",
-    "encoder_attention_heads",
-    "projection_length",
-    "fix_projection_length",
-    "untie_luna_kv",
-    "untie_weights_luna",
-    "activation_fn",
-    "pooler_activation_fn",
-    "dropout",
-    "attention_dropout",
-    "activation_dropout",
-    "pooler_dropout",
-    "max_positions",
-    "encoder_layerdrop",
-    "encoder_layers_to_keep",
-    "quant_noise_pq",
-    "quant_noise_pq_block_size",
-    "quant_noise_scalar",
-)
+    "encoder_layers encoder_embed_dim encoder_ffn_embed_dim encoder_attention_heads projection_length "
+    "fix_projection_length untie_luna_kv untie_weights_luna activation_fn pooler_activation_fn dropout "
+    "attention_dropout activation_dropout pooler_dropout max_positions encoder_layerdrop encoder_layers_to_keep "
+    "quant_noise_pq quant_noise_pq_block_size quant_noise_scalar"
+).split()
 
 
 def convert_back(folder, checkpoint, *options) -> None:
