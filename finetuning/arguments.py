@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from finetuning.tasks import CUSTOM_RECIPES, TASKS, Task, custom_task
 from luna_tools.errors import InputError
@@ -21,8 +21,10 @@ from luna_tools.settings import split_command_line as split_words
 
 RECIPES = Path(__file__).parent / "recipes"
 TASK_NAMES = (*TASKS, "custom")
-KINDS = ("classification", "regression", "multiple_choice", "token_classification")
-POOLINGS = ("cls", "packed_mean", "packed_max", "packed_attention", "mean")
+Kind = Literal["classification", "regression", "multiple_choice", "token_classification"]
+KINDS = get_args(Kind)
+Pooling = Literal["cls", "packed_mean", "packed_max", "packed_attention", "mean"]
+POOLINGS = get_args(Pooling)
 
 
 @dataclass
@@ -37,7 +39,7 @@ class ModelArguments:
     """Start from random weights of the checkpoint's configuration, for comparison."""
     ignore_mismatched_sizes: bool = False
     """Give a checkpoint that was fine-tuned for other labels a new head."""
-    classifier_pooling: Literal["cls", "packed_mean", "packed_max", "packed_attention", "mean"] | None = None
+    classifier_pooling: Pooling | None = None
     """Sentence representation: the first token, mean or maximum over P, attention over P, mean over the tokens."""
     classifier_dropout: float | None = None
     """Dropout in the head."""
@@ -59,7 +61,7 @@ class ModelArguments:
 class DataArguments:
     data_dir: str | None = None
     """Folder with the task's files, as the Hub or the original site publishes them. Default: the Hub."""
-    kind: Literal["classification", "regression", "multiple_choice", "token_classification"] | None = None
+    kind: Kind | None = None
     """What a custom task is."""
     train_file: str | None = None
     """Custom task: .csv, .tsv, .jsonl or .parquet."""
