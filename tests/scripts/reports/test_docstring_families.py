@@ -135,7 +135,6 @@ def test_each_number_of_training_rows_has_a_folder_of_its_own(monkeypatch, tmp_p
     ("options", "sentence"),
     [
         (["--train_rows", "0"], "--train_rows is 0: give from 6 to 168."),
-        (["--train_rows", "3"], "--train_rows is 3: give from 6 to 168."),
         (
             ["--output_dir", "{file}"],
             "{file}/train-all/data cannot be used (Not a directory): mend that and give the same command again.",
