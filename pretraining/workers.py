@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 
 import torch
 from torch.utils.data import DataLoader
@@ -71,6 +71,7 @@ class MicroBatches:
 
 def start_server() -> None:
     """Start what workers are forked from, which takes some seconds of imports, without waiting for it."""
+    resource_tracker.ensure_running()  # it takes the block off these signals, so it comes before ours
     forkserver.set_forkserver_preload(["pretraining.objectives"])
     with stop_signals_blocked():
         forkserver.ensure_running()
