@@ -7,6 +7,7 @@ they share is in `Objective`: each label that is not -100 counts once, however t
 """
 
 import math
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from pretraining.recipe import Recipe
 IGNORED = -100  # the label where nothing is to be predicted
 
 
-class Objective:
+class Objective(ABC):
     """A sum over predicted tokens.
 
     Attributes:
@@ -28,13 +29,13 @@ class Objective:
 
     auto_class: type
 
+    @abstractmethod
     def rows(self, split: Path, shuffle: bool) -> torch.utils.data.Dataset:
         """Read a packed split by places of the run, as `MaskedLMDataset` does."""
-        raise NotImplementedError
 
+    @abstractmethod
     def collate(self, rows: list) -> dict[str, torch.Tensor]:
         """Make a micro-batch with `labels` (b, n) of rows."""
-        raise NotImplementedError
 
     def num_predicted(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Count the tokens that a micro-batch predicts: ()."""

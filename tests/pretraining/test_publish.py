@@ -4,28 +4,21 @@
 
 import json
 
-from accelerate.state import AcceleratorState
 from huggingface_hub import ModelCard
 from safetensors.torch import load
 
 from luna_tools.cards import UNNAMED, named_card
-from pretraining import train
 from tests.support.hub_server import Hub
+from tests.support.pretraining import exact_rows, pretrain
 
 CODE_FILES = {"configuration_luna.py", "modeling_luna.py"}
 FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} | CODE_FILES
 
 
-def curve(run):
-    """The logged rows, without what differs by the clock."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: row[name] for name in row if name not in ("tokens_per_second", "data_wait")} for row in rows]
-
-
 def test_every_checkpoint_becomes_a_revision_and_the_finished_model_main(recipe_file, tmp_path, monkeypatch):
     with Hub() as hub:
         hub.serve_this_process(monkeypatch, tmp_path / "cache")
-        train.main([str(recipe_file), "--hub_model_id", "org/luna"])
+        assert pretrain(recipe_file, "--hub_model_id", "org/luna") == 0
         repository = hub.repositories["org/luna"]
     assert repository.private
     assert repository.branches.keys() == {"main", "step-4", "step-8"}
@@ -51,10 +44,9 @@ def test_every_checkpoint_becomes_a_revision_and_the_finished_model_main(recipe_
 
 
 def test_a_failure_is_one_line_and_changes_nothing(recipe_file, tmp_path, capfd):
-    train.main([str(recipe_file), "--hub_model_id", "org/luna"])  # the tests are offline
+    assert pretrain(recipe_file, "--hub_model_id", "org/luna") == 0  # the tests are offline
     warnings = [line for line in capfd.readouterr().err.splitlines() if "was not published" in line]
     assert all("to org/luna (" in line for line in warnings)
     assert len([line for line in warnings if "training goes on" in line]) == 2 and len(warnings) == 3
-    AcceleratorState._reset_state(reset_partial_state=True)
-    train.main([str(recipe_file), "--output_dir", str(tmp_path / "without")])
-    assert curve(tmp_path / "run") == curve(tmp_path / "without")
+    assert pretrain(recipe_file, "--output_dir", tmp_path / "without") == 0
+    assert exact_rows(tmp_path / "run") == exact_rows(tmp_path / "without")

@@ -19,17 +19,15 @@ from tests.support.pretraining import error, pretrain, write_recipe
 from tests.support.ranks import launch
 
 
-def change_state(run: Path, change: Callable) -> dict:
-    """Change what the checkpoint of step 4 knows of its run, and seal it again. Returns it as it was."""
+def change_state(run: Path, change: Callable) -> None:
+    """Change what the checkpoint of step 4 knows of its run, and seal it again."""
     folder = run / "checkpoints" / "step-00000004"
-    path, before = folder / "trainer_state.json", ckpt.load_trainer_state(folder)
-    state = ckpt.load_trainer_state(folder)
+    path, state = folder / "trainer_state.json", ckpt.load_trainer_state(folder)
     change(state)
     path.write_text(json.dumps(state), encoding="utf-8")
     seal = json.loads((folder / ckpt.SEAL).read_text())
     seal[path.name] = {"bytes": path.stat().st_size, "sha256": ckpt.sha256(path)}
     (folder / ckpt.SEAL).write_text(json.dumps(seal), encoding="utf-8")
-    return before
 
 
 @pytest.mark.parametrize(
@@ -78,8 +76,9 @@ def test_a_changed_recipe_is_refused_on_resume(stopped, recipe_file, capsys, opt
 
 
 def test_a_changed_dataset_is_refused_on_resume(stopped, recipe_file, prepared, capsys):
-    state = change_state(stopped, lambda state: state.update(dataset_fingerprint="other"))
+    state = ckpt.load_trainer_state(stopped / "checkpoints" / "step-00000004")
     assert state["dataset_fingerprint"] == json.loads((prepared / "manifest.json").read_text())["fingerprint"]
+    change_state(stopped, lambda state: state.update(dataset_fingerprint="other"))
     assert pretrain(recipe_file) == 2
     assert "is not the one that the run in" in error(capsys.readouterr().err)
 
@@ -144,22 +143,24 @@ def test_a_checkpoint_without_a_file_ends_all_ranks_with_one_sentence(name, fini
 # What is no obstacle
 
 
-def test_a_lock_that_a_dead_run_left_is_no_obstacle(stopped, recipe_file):
-    (stopped / ".lock").write_text("4242", encoding="utf-8")
-    assert pretrain(recipe_file) == 0
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{", "seed: 0"], ids=["empty", "list", "half", "old"])
-def test_a_damaged_or_old_copy_of_the_recipe_is_no_obstacle(content, stopped, recipe_file):
-    (stopped / "recipe.yaml").write_text(content, encoding="utf-8")
-    assert pretrain(recipe_file) == 0
-
-
-def test_a_checkpoint_that_does_not_know_a_field_goes_on_with_its_default(stopped, recipe_file):
-    change_state(stopped, lambda state: state["recipe"].pop("objective"))
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda run: (run / ".lock").write_text("4242", encoding="utf-8"),
+        *(
+            lambda run, copy=copy: (run / "recipe.yaml").write_text(copy, encoding="utf-8")
+            for copy in ("", "[]", "{", "seed: 0")
+        ),
+        lambda run: change_state(run, lambda state: state["recipe"].pop("objective")),
+    ],
+    ids=["lock of a dead run", "empty copy", "list as copy", "half a copy", "old copy", "checkpoint without a field"],
+)
+def test_what_is_no_obstacle(change, stopped, recipe_file):
+    change(stopped)
     assert pretrain(recipe_file) == 0
 
 
 def test_a_run_may_be_finished_from_the_recipe_that_it_left(stopped, values):
-    assert yaml.safe_load((stopped / "recipe.yaml").read_text())["model"] == values["model"]
-    assert pretrain(write_recipe(yaml.safe_load((stopped / "recipe.yaml").read_text()), stopped)) == 0
+    left = yaml.safe_load((stopped / "recipe.yaml").read_text())
+    assert left["model"] == values["model"]
+    assert pretrain(write_recipe(left, stopped)) == 0

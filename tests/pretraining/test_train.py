@@ -48,7 +48,10 @@ def test_plan_prints_and_trains_nothing(recipe_file, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ("--num_processes 3", "`global_batch_size` is 8"),
+        (
+            "--num_processes 3",
+            "`global_batch_size` is 8, which `micro_batch_size` = 2 x 3 processes does not divide: choose a multiple of 6",
+        ),
         ("--num_processes 0", "`num_processes` is 0, but must be at least 1"),
         ("--attn_implementation fast", "The model can't be built: "),
         ("--engine ddp4", "`engine` is 'ddp4', but must be one of"),
