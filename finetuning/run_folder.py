@@ -42,6 +42,7 @@ def describe(arguments: Arguments, args: TrainingArguments) -> dict:
         "do_train": arguments.run.do_train,
     }
     values |= {name: getattr(args, name) for name in TRAINING_FIELDS}
+    values["lr_scheduler_kwargs"] = values["lr_scheduler_kwargs"] or None  # as runs of earlier versions say it
     values |= {"digests": digests(arguments)}
     return json.loads(json.dumps(values, default=str))
 
