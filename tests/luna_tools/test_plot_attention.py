@@ -10,9 +10,9 @@ import torch
 from matplotlib import image
 
 from luna_tools import plot_attention
-from luna_tools.errors import InputError
 from luna_tools.load import load_luna
 from modeling_luna import LunaForMaskedLM, LunaModel
+from tests.support.folders import refused
 from tests.support.luna_builders import SENTENCES, build, make_tokenizer
 
 TEXT = "The moon & $some$ unread naïve\nwords"
@@ -99,19 +99,6 @@ def test_upper_case_and_what_is_there_is_replaced(folder, tmp_path):
     assert os.listdir(tmp_path) == ["up.PNG"]
 
 
-def test_a_full_disk_keeps_the_older_picture(folder, tmp_path, monkeypatch):
-    (tmp_path / "picture.png").write_text("an older picture")
-
-    def write_a_part_and_fail(pack, unpack, names, layers, title, path):
-        path.write_text("part")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(plot_attention, "plot", write_a_part_and_fail)
-    with pytest.raises(InputError, match=r"picture.png cannot be written \(the disk is full\): free some space"):
-        run(folder, TEXT, "--output", tmp_path / "picture.png")
-    assert os.listdir(tmp_path) == ["picture.png"] and (tmp_path / "picture.png").read_text() == "an older picture"
-
-
 def test_wrong_inputs_give_one_sentence(folder, tokenizer, tmp_path):
     plain, damaged, small = (tmp_path / name for name in ("no_tokenizer", "damaged_tokenizer", "small_vocabulary"))
     for path in (plain, damaged, small):
@@ -122,7 +109,6 @@ def test_wrong_inputs_give_one_sentence(folder, tokenizer, tmp_path):
     (tmp_path / "folder.png").mkdir()
     picture = ["--output", tmp_path / "picture.png"]
     cases = {
-        "There is no model": (tmp_path / "absent", TEXT, *picture),
         "no tokenizer": (plain, TEXT, *picture),
         "no tokenizer that can be read": (damaged, TEXT, *picture),
         "but the model knows 41": (small, TEXT, *picture),
@@ -135,7 +121,5 @@ def test_wrong_inputs_give_one_sentence(folder, tokenizer, tmp_path):
         "there is no folder": (folder, TEXT, "--output", tmp_path / "absent" / "picture.png"),
     }
     for sentence, arguments in cases.items():
-        with pytest.raises(InputError) as refused:
+        with refused(sentence, tmp_path):
             run(*arguments)
-        assert sentence in str(refused.value) and "\n" not in str(refused.value)
-    assert not list(tmp_path.glob("picture.*"))

@@ -27,6 +27,19 @@ def convert(checkpoint, out, *options, dictionary=TIED / "dict.txt") -> None:
     main([str(checkpoint), "--output_dir", str(out), "--dictionary", str(dictionary), *map(str, options)])
 
 
+def convert_back(folder, checkpoint, *options) -> None:
+    main([str(folder), "--to_fairseq", str(checkpoint), *map(str, options)])
+
+
+def save_changed(path: Path, weights: dict, args: dict | None = None, variant: str = "luna_bert/tied") -> Path:
+    """Save a variant's checkpoint with other weights, None for those that are left out, and args. Returns `path`."""
+    namespace, state_dict = load_fairseq_checkpoint(find_variant(variant) / "model.pt")
+    vars(namespace).update(args or {})
+    state_dict = {name: tensor for name, tensor in (state_dict | weights).items() if tensor is not None}
+    torch.save({"args": namespace, "model": state_dict}, path)
+    return path
+
+
 def gpt2_pieces(text: str, merges: list[tuple[str, str]]) -> list[str]:
     """The pieces of GPT-2's BPE, by its definition: the first merge of the list that occurs, everywhere, until none does."""
     ranks = {merge: rank for rank, merge in enumerate(merges)}
@@ -69,11 +82,9 @@ class Bpe:
         self.options = ("--encoder_json", str(self.encoder_json), "--vocab_bpe", str(self.vocab_bpe))
 
         # luna_bert/tied with a vocabulary of this size
-        args, state_dict = load_fairseq_checkpoint(TIED / "model.pt")
         rows = torch.randn(len(self.ids), 32, generator=torch.Generator().manual_seed(1))
-        state_dict |= {EMBEDDINGS: rows, "encoder.lm_head.weight": rows, "encoder.lm_head.bias": rows[:, 0]}
-        torch.save({"args": args, "model": state_dict}, folder / "model.pt")
-        self.checkpoint = folder / "model.pt"
+        weights = {EMBEDDINGS: rows, "encoder.lm_head.weight": rows, "encoder.lm_head.bias": rows[:, 0]}
+        self.checkpoint = save_changed(folder / "model.pt", weights)
 
     def encode(self, text: str) -> list[int]:
         """As the official code does: the number of each piece is a symbol of the dictionary."""

@@ -31,6 +31,23 @@ def git_oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+# The metadata of a card: a type, or what lists and objects hold. At the top a field may be left out.
+NAMED = {"type": str, "name": str}
+RESULT = {"task": {"type": str}, "dataset": NAMED, "metrics": [{"type": str, "value": int | float}]}
+METADATA = dict.fromkeys(("license", "library_name", "pipeline_tag", "base_model", "language"), str)
+METADATA |= dict.fromkeys(("tags", "metrics", "datasets"), [str]) | {"model-index": [{"name": str, "results": [RESULT]}]}
+
+
+def schema_errors(value: object, schema: object, where: str = "") -> list[str]:
+    if isinstance(schema, list) and isinstance(value, list):
+        return [error for i, x in enumerate(value) for error in schema_errors(x, schema[0], f"{where}[{i}]")]
+    if isinstance(schema, dict) and isinstance(value, dict):
+        return [error for key, x in schema.items() for error in schema_errors(value.get(key), x, f"{where}.{key}")]
+    if isinstance(schema, list | dict) or not isinstance(value, schema):
+        return [f'"{where.removeprefix(".")}" must be of {schema}']
+    return []
+
+
 def metadata_errors(card: str) -> list[str]:
     """What the Hub would say of the YAML at the start of a card, as far as the cards of this project use it."""
     parts = card.split("---\n")
@@ -38,28 +55,9 @@ def metadata_errors(card: str) -> list[str]:
         data = yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0] else {}
     except yaml.YAMLError as error:
         return [f"Invalid YAML: {error}"]
-    is_text, errors = (lambda value: isinstance(value, str)), []
-
-    def check(is_right: bool, message: str) -> None:
-        if not is_right:
-            errors.append(message)
-
-    check(data.get("license", "mit") in LICENSES, f'"license" must be one of [{", ".join(LICENSES)}, ...]')
-    for name in ("library_name", "pipeline_tag", "base_model", "language"):
-        check(is_text(data.get(name, "")), f'"{name}" must be a string')
-    for name in ("tags", "metrics", "datasets"):
-        values = data.get(name, [])
-        check(isinstance(values, list) and all(map(is_text, values)), f'"{name}" must be an array of strings')
-    for i, model in enumerate(data.get("model-index", [])):
-        check(is_text(model.get("name")), f'"model-index[{i}].name" is required')
-        for j, result in enumerate(model["results"]):
-            where = f"model-index[{i}].results[{j}]"
-            check(is_text(result["task"].get("type")), f'"{where}.task.type" is required')
-            for name in ("type", "name"):
-                check(is_text(result["dataset"].get(name)), f'"{where}.dataset.{name}" is required')
-            for metric in result["metrics"]:
-                check(is_text(metric.get("type")), f'"{where}.metrics.type" is required')
-                check(isinstance(metric.get("value"), int | float), f'"{where}.metrics.value" must be a number')
+    errors = schema_errors(data, {name: schema for name, schema in METADATA.items() if name in data})
+    if data.get("license", "mit") not in LICENSES:
+        errors.append(f'"license" must be one of [{", ".join(LICENSES)}, ...]')
     return errors
 
 
@@ -223,8 +221,7 @@ class Handler(BaseHTTPRequestHandler):
         self.repository(name, write=True)
         objects = []
         for wanted in json.loads(self.body)["objects"]:
-            url = f"{self.server.url}/lfs/{wanted['oid']}"
-            actions = {"upload": {"href": url}, "verify": {"href": f"{url}/verify"}}
+            actions = {"upload": {"href": f"{self.server.url}/lfs/{wanted['oid']}"}}
             objects.append(wanted | ({} if wanted["oid"] in self.server.objects else {"actions": actions}))
         self.send({"transfer": "basic", "objects": objects})
 
@@ -232,11 +229,6 @@ class Handler(BaseHTTPRequestHandler):
         if hashlib.sha256(self.body).hexdigest() != oid:
             raise HubError(400, message="the content does not have this SHA-256")
         self.server.objects[oid] = self.body
-        self.send({})
-
-    def lfs_verify(self, oid: str) -> None:
-        if oid not in self.server.objects:
-            raise HubError(404, message="no such object")
         self.send({})
 
     def lfs_download(self, oid: str) -> None:
@@ -270,11 +262,6 @@ class Handler(BaseHTTPRequestHandler):
         oid = self.revision(repository, revision)
         siblings = [{"rfilename": path} for path in sorted(repository.commits[oid])]
         self.send({"id": name, "modelId": name, "sha": oid, "private": repository.private, "tags": [], "siblings": siblings})
-
-    def refs(self, name: str) -> None:
-        branches = self.repository(name).branches
-        named = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": oid} for name, oid in branches.items()]
-        self.send({"branches": named, "converts": [], "tags": []})
 
     def tree(self, name: str, revision: str, folder: str = "") -> None:
         repository = self.repository(name)
@@ -314,13 +301,11 @@ ROUTES = [
     ("POST", f"/api/models/{REPOSITORY}/preupload/([^/]+)", Handler.preupload),
     ("POST", f"/{REPOSITORY}.git/info/lfs/objects/batch", Handler.lfs_batch),
     ("PUT", "/lfs/([0-9a-f]{64})", Handler.lfs_upload),
-    ("POST", "/lfs/([0-9a-f]{64})/verify", Handler.lfs_verify),
     ("GET HEAD", "/lfs/([0-9a-f]{64})", Handler.lfs_download),
     ("POST", f"/api/models/{REPOSITORY}/commit/([^/]+)", Handler.commit),
     ("POST", f"/api/models/{REPOSITORY}/branch/([^/]+)", Handler.create_branch),
     ("GET", f"/api/models/{REPOSITORY}", Handler.info),
     ("GET", f"/api/models/{REPOSITORY}/revision/([^/]+)", Handler.info),
-    ("GET", f"/api/models/{REPOSITORY}/refs", Handler.refs),
     ("GET", f"/api/models/{REPOSITORY}/tree/([^/]+)", Handler.tree),
     ("GET", f"/api/models/{REPOSITORY}/tree/([^/]+)/(.+)", Handler.tree),
     ("GET HEAD", f"/{REPOSITORY}/resolve/([^/]+)/(.+)", Handler.resolve),
