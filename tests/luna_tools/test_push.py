@@ -56,8 +56,8 @@ def archive(name: str, content: str) -> bytes:
     return file.getvalue()
 
 
-def saved(function, *values) -> bytes:
-    function(*values[:1], file := io.BytesIO(), *values[1:])
+def saved(save_to_file, value: object) -> bytes:
+    save_to_file(value, file := io.BytesIO())
     return file.getvalue()
 
 
@@ -89,10 +89,7 @@ FILES_AND_SENTENCE = [
         (name, b"", PICKLE)
         for name in "training_args.bin old/model.PT model.dill model.pkl.gz __pycache__/m.cpython-311.pyc".split()
     ),
-    *(
-        (name, pickle.dumps({"a": 1}), PICKLE)
-        for name in "LICENSE noext x.safetensors weights.onnx_data".split()
-    ),
+    *((name, pickle.dumps({"a": 1}), PICKLE) for name in "LICENSE noext x.safetensors weights.onnx_data".split()),
     # No pickle by name or first bytes, and not what the name says.
     ("sub/notes.docx", "PK", f"{UNKNOWN}it, or add --allow 'sub/notes.docx'"),
     ("weights.npy", saved(lambda x, file: np.save(file, x, allow_pickle=True), [{}]), UNKNOWN),
@@ -192,9 +189,7 @@ DOES_NOT_RUN = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", [*DAMAGES, *(pytest.param(case, marks=pytest.mark.slow) for case in DOES_NOT_RUN)]
-)
+@pytest.mark.parametrize("case", [*DAMAGES, *(pytest.param(case, marks=pytest.mark.slow) for case in DOES_NOT_RUN)])
 def test_folders_that_are_refused(case, folder, tmp_path):
     damage, sentence = (DAMAGES | DOES_NOT_RUN)[case]
     damage(folder)
@@ -202,16 +197,17 @@ def test_folders_that_are_refused(case, folder, tmp_path):
         push.main([str(folder), "org/luna", "--dry_run"])
 
 
-@pytest.mark.parametrize("name", ["luna", "org/luna/main", "org/lu na"])
-def test_names_that_the_hub_would_not_take(name):
-    with refused(repr(name)):
-        push.check_names(name, None)
+WRONG_NAMES = [(name, None, repr(name)) for name in ("luna", "org/luna/main", "org/lu na")]
+WRONG_NAMES += [
+    ("org/luna", name, f"`--revision` is {name!r}, which can't name a branch")
+    for name in ("", "a b", "-x", "a..b", "a/", "/a", "a.lock", "refs/pr/1", "a~1", "é")
+]
 
 
-@pytest.mark.parametrize("revision", ["", "a b", "-x", "a..b", "a/", "/a", "a.lock", "refs/pr/1", "a~1", "é"])
-def test_what_is_no_branch(revision):
-    with refused(f"`--revision` is {revision!r}, which can't name a branch"):
-        push.check_names("org/luna", revision)
+@pytest.mark.parametrize("name, revision, sentence", WRONG_NAMES)
+def test_names_that_the_hub_would_not_take(name, revision, sentence):
+    with refused(sentence):
+        push.check_names(name, revision)
 
 
 @pytest.mark.parametrize("revision", [None, "main", "step-10000", "v1.0", "a/b_c"])
@@ -345,32 +341,24 @@ for name, revision in json.loads(sys.argv[1]):
 def test_round_trip(folder, tmp_path, monkeypatch, no_fresh_process):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = LunaForMaskedLM.from_pretrained(folder)
-    inputs = tokenizer("The moon goes around the earth.", return_tensors="pt")
 
     def logits_of(model):
         with torch.no_grad():
-            return pytest.approx(model(**inputs).logits.sum().item(), rel=1e-4)
+            logits = model(**tokenizer("The moon goes around the earth.", return_tensors="pt")).logits
+        return pytest.approx(logits.sum().item(), rel=1e-4)
 
     with Hub() as hub:
         online = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
-
-        def load(home, *wanted, **variables):
-            """Sums of logits, one for each (name, revision) that loads, and what was written to stderr."""
-            done = run_program(LOAD_BY_NAME, tmp_path / home, json.dumps(wanted), **(online | variables))
-            return [float(line) for line in done.stdout.split()], done.stderr
-
         # To main, by the command line, with all checks.
         environment = stranger_environment(tmp_path / "here", HF_TOKEN=TOKEN, PYTHONPATH=str(ROOT), **online)
         command = [sys.executable, "-m", "luna_tools.command_line", "push", str(folder), "org/luna"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0 and done.stdout.endswith(f"Uploaded: {hub.url}/org/luna\n"), done.stderr
-        on_main = logits_of(model)
+        sums = [logits_of(model)]
         public = hub.repositories["org/luna"]
-        files = public.commits[public.branches["main"]]
-        assert files.keys() == FILES | {".gitattributes"}
-        for name in FILES - {"README.md"}:
-            assert files[name] == (folder / name).read_bytes()
-        assert files["README.md"].decode() == (folder / "README.md").read_text().replace(UNNAMED, 'name = "org/luna"')
+        card = named_card((folder / "README.md").read_text(), "org/luna").encode()
+        expected = {name: (folder / name).read_bytes() for name in FILES} | {"README.md": card}
+        assert public.commits[public.branches["main"]].items() >= expected.items()
         assert [request for request in hub.requests if request.startswith("PUT /lfs/")]
 
         # Other weights to a revision, and to a private repository.
@@ -380,19 +368,14 @@ def test_round_trip(folder, tmp_path, monkeypatch, no_fresh_process):
         hub.serve_this_process(monkeypatch, tmp_path)
         push.main([str(folder), "org/luna", "--revision", "step-10"])
         push.main([str(folder), "org/hidden", "--private"])
-        assert public.branches.keys() == {"main", "step-10"} and not public.private
-        assert hub.repositories["org/hidden"].private
+        assert [hub.repositories[name].private for name in ("org/luna", "org/hidden")] == [False, True]
         assert HfApi().list_repo_files("org/luna", revision="step-10") == sorted(FILES | {".gitattributes"})
 
-        # By name into an empty cache; without a token the private one is as if it were not there.
-        wanted = [("org/luna", None), ("org/luna", "step-10"), ("org/hidden", None)]
-        sums, errors = load("there", *wanted)
-        assert sums == [on_main, logits_of(model)], errors
-        assert "org/hidden is not a local folder and is not a valid model identifier" in errors
-        sums, errors = load("there", ("org/hidden", None), HF_TOKEN=TOKEN)
-        assert sums == [logits_of(model)], errors
-
-        # From the cache alone.
-        hub.requests.clear()
-        sums, errors = load("there", *wanted[:2], HF_HUB_OFFLINE="1")
-        assert sums == [on_main, logits_of(model)] and not hub.requests, errors
+        # By name into an empty cache; without a token the private one is as if it were not there. Then from the cache alone.
+        wanted, sums = [("org/luna", None), ("org/luna", "step-10"), ("org/hidden", None)], [*sums, logits_of(model)]
+        for offline, message in (("0", "org/hidden is not a local folder and is not a valid model identifier"), ("1", "")):
+            hub.requests.clear()
+            variables = online | {"HF_HUB_OFFLINE": offline}
+            done = run_program(LOAD_BY_NAME, tmp_path / "there", json.dumps(wanted), **variables)
+            assert [float(line) for line in done.stdout.split()] == sums and message in done.stderr, done.stderr
+            assert bool(hub.requests) == (offline == "0")

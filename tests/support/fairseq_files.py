@@ -1,12 +1,11 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""What official checkpoints come with: GPT-2's BPE files and a dictionary, trained here, and the official code's reading."""
+"""What official checkpoints come with: GPT-2's BPE files and a dictionary, trained here."""
 
 import json
 import random
 from pathlib import Path
 
-import regex
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -16,11 +15,6 @@ from tests.support.parity_kit import REPOSITORY, find_variant
 
 TIED = find_variant("luna_bert/tied")
 EMBEDDINGS = "encoder.sentence_encoder.embed_tokens.weight"
-# GPT-2 writes each byte as one visible character.
-VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-BYTE_PIECES = {byte: chr(byte) for byte in VISIBLE}
-BYTE_PIECES |= {byte: chr(256 + i) for i, byte in enumerate(byte for byte in range(256) if byte not in VISIBLE)}
-GPT2_SPLIT = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 
 
 def convert(checkpoint, out, *options, dictionary=TIED / "dict.txt") -> None:
@@ -40,28 +34,11 @@ def save_changed(path: Path, weights: dict, args: dict | None = None, variant: s
     return path
 
 
-def gpt2_pieces(text: str, merges: list[tuple[str, str]]) -> list[str]:
-    """The pieces of GPT-2's BPE, by its definition: the first merge of the list that occurs, everywhere, until none does."""
-    ranks = {merge: rank for rank, merge in enumerate(merges)}
-    pieces = []
-    for word in GPT2_SPLIT.findall(text):
-        parts = [BYTE_PIECES[byte] for byte in word.encode()]
-        while pairs := [pair for pair in zip(parts, parts[1:], strict=False) if pair in ranks]:
-            best, i, merged = min(pairs, key=ranks.get), 0, []
-            while i < len(parts):
-                is_best = tuple(parts[i : i + 2]) == best
-                merged.append("".join(best) if is_best else parts[i])
-                i += 2 if is_best else 1
-            parts = merged
-        pieces += parts
-    return pieces
-
-
 class Bpe:
     """GPT-2's files for a BPE that was trained on this project's texts, and a dictionary whose ids are in another order."""
 
     def __init__(self, folder: Path):
-        trained = Tokenizer(models.BPE())
+        self.trained = trained = Tokenizer(models.BPE())
         trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
@@ -86,6 +63,6 @@ class Bpe:
         weights = {EMBEDDINGS: rows, "encoder.lm_head.weight": rows, "encoder.lm_head.bias": rows[:, 0]}
         self.checkpoint = save_changed(folder / "model.pt", weights)
 
-    def encode(self, text: str) -> list[int]:
-        """As the official code does: the number of each piece is a symbol of the dictionary."""
-        return [self.ids.get(str(self.numbers[piece]), 3) for piece in gpt2_pieces(text, self.merges)]
+    def encode(self, text: str, ids: dict[str, int] | None = None) -> list[int]:
+        """As the official code does: the number of each piece is a symbol of the dictionary, or <unk>."""
+        return [(ids or self.ids).get(str(number), 3) for number in self.trained.encode(text).ids]

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, RobertaTokenizerFast, pipeli
 from luna_tools.convert.tokenizer import build_tokenizer, read_bpe, read_dictionary, recover_files
 from luna_tools.tokenizer import wrap_tokenizer
 from pretraining.prepare.tokenizer import train_tokenizer
-from tests.support.fairseq_files import BYTE_PIECES, Bpe, convert, convert_back, gpt2_pieces
+from tests.support.fairseq_files import Bpe, convert, convert_back
 from tests.support.folders import refused
 from tests.support.fresh_process import run_program
 
@@ -86,13 +86,11 @@ def test_is_that_of_roberta(bpe, tokenizer):
 
 
 def test_bytes_that_the_dictionary_lacks_are_unknown(bpe):
-    merged = {piece for a, b in bpe.merges for piece in (a, b)}
-    lacking = next(piece for piece in (BYTE_PIECES[byte] for byte in "\U0001f31b".encode()) if piece not in merged)
+    text, merged = "a moon \U0001f31b\U0001f31b", {piece for a, b in bpe.merges for piece in (a, b)}
+    lacking = next(piece for piece in bpe.trained.encode("\U0001f31b").tokens if piece not in merged)
     symbols = [symbol for symbol in bpe.ids if symbol != str(bpe.numbers[lacking])]
-    ids = {symbol: i for i, symbol in enumerate(symbols)}
     tokenizer = build_tokenizer(symbols, bpe.numbers, bpe.merges)
-    text = "a moon \U0001f31b\U0001f31b"
-    expected = [ids.get(str(bpe.numbers[piece]), 3) for piece in gpt2_pieces(text, bpe.merges)]
+    expected = bpe.encode(text, {symbol: i for i, symbol in enumerate(symbols)})
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == expected and expected.count(3) >= 2
 
 
@@ -106,8 +104,7 @@ def test_overwritten_symbols_have_their_later_id(bpe, tmp_path):
     ids = bpe.ids | {repeated: len(bpe.ids) - 1, "<mask>": len(bpe.ids) + 1}
     tokenizer = build_tokenizer(symbols, bpe.numbers, bpe.merges)
     for text in TEXTS:
-        expected = [ids[str(bpe.numbers[piece])] for piece in gpt2_pieces(text, bpe.merges)]
-        assert tokenizer(text)["input_ids"] == [0, *expected, 2]
+        assert tokenizer(text)["input_ids"] == [0, *bpe.encode(text, ids), 2]
     assert tokenizer.mask_token_id == len(bpe.ids) + 1
     # Each id has one entry, so that the dictionary can be made of them again: fillers have the overwritten ids.
     assert sorted(tokenizer.get_vocab().values()) == list(range(len(symbols)))
