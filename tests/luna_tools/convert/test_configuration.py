@@ -79,7 +79,7 @@ REFUSED = [
         "The checkpoint's pooler_activation_fn is relu, but must be tanh.",
     ),
     *(
-        (changed, "The checkpoint's args do not describe a Luna model: ")
+        (changed, "The checkpoint's args do not describe a Luna model (")
         for changed in ({"encoder_attention_heads": 5}, {"dropout": "0.1"}, {"max_positions": "64"})
     ),
 ]

@@ -230,7 +230,7 @@ def test_refused_folders(tmp_path):
     for damage, sentence in (
         (lambda: None, no_folder),
         (lambda: save_tiny(folder).save_pretrained(folder), None),
-        (lambda: path.write_bytes(path.read_bytes()[:1000]), f"{folder} cannot be read: "),
+        (lambda: path.write_bytes(path.read_bytes()[:1000]), f"{folder} cannot be read ("),
         (path.unlink, no_folder),  # the state of the optimizer alone
     ):
         damage()
