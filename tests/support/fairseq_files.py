@@ -34,6 +34,13 @@ def save_changed(path: Path, weights: dict, args: dict | None = None, variant: s
     return path
 
 
+def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Names, types and bits."""
+    return one.keys() == other.keys() and all(
+        tensor.dtype == other[name].dtype and torch.equal(tensor, other[name]) for name, tensor in one.items()
+    )
+
+
 class Bpe:
     """GPT-2's files for a BPE that was trained on this project's texts, and a dictionary whose ids are in another order."""
 

@@ -3,9 +3,12 @@
 """Official checkpoints become folders that `from_pretrained` loads, or one sentence says why not and nothing is written."""
 
 import hashlib
+import io
 import json
 import re
 import resource
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,13 +17,13 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
+from configuration_luna import LunaConfig
 from luna_tools.cards import UNNAMED
 from luna_tools.convert.checkpoint import load_fairseq_checkpoint
-from luna_tools.convert.configuration import config_from_args
 from luna_tools.convert.run import main
-from luna_tools.convert.weights import find_layer_norm_scale, map_names
+from luna_tools.convert.weights import find_layer_norm_scale
 from modeling_luna import LunaForMaskedLM
-from tests.support.fairseq_files import EMBEDDINGS, TIED, Bpe, convert, save_changed
+from tests.support.fairseq_files import EMBEDDINGS, TIED, Bpe, convert, convert_back, same_tensors, save_changed
 from tests.support.folders import refused, tree
 from tests.support.fresh_process import run_program
 from tests.support.hub_server import metadata_errors
@@ -30,16 +33,42 @@ LAYER = "encoder.sentence_encoder.layers.0."
 NEWER = "head_variants/"  # LayerNorm weights minus 1, and no head
 
 
-@pytest.mark.parametrize("variant", variant_params(*MASKED_LM_VARIANTS))
-def test_a_checkpoint_computes_the_same_and_its_card_and_the_output_say_what_it_is(variant, tmp_path, capsys):
-    folder, out, head = find_variant(variant), tmp_path / "out", HEAD_VARIANTS.get(variant)
-    goldens = find_variant(variant.removeprefix(NEWER)) / "goldens.safetensors"
-    convert(folder / "model.pt", out, "--verify", goldens, dictionary=folder / "dict.txt")
+# Those of the official arguments that build the model.
+MODEL_ARGS = (
+    "encoder_layers encoder_embed_dim encoder_ffn_embed_dim encoder_attention_heads projection_length "
+    "fix_projection_length untie_luna_kv untie_weights_luna activation_fn pooler_activation_fn dropout "
+    "attention_dropout activation_dropout pooler_dropout max_positions encoder_layerdrop encoder_layers_to_keep "
+    "quant_noise_pq quant_noise_pq_block_size quant_noise_scalar"
+).split()
 
+
+@dataclass
+class There:
+    """A variant that was converted, compared with its goldens."""
+
+    variant: str
+    source: Path
+    goldens: Path
+    out: Path
+    head: str | None
+    printed: str
+
+
+@pytest.fixture(scope="module", params=variant_params(*MASKED_LM_VARIANTS))
+def there(request, tmp_path_factory):
+    variant = request.param
+    source, out = find_variant(variant), tmp_path_factory.mktemp("there") / "out"
+    goldens = find_variant(variant.removeprefix(NEWER)) / "goldens.safetensors"
+    with redirect_stdout(io.StringIO()) as printed:
+        convert(source / "model.pt", out, "--verify", goldens, dictionary=source / "dict.txt")
+    return There(variant, source, goldens, out, HEAD_VARIANTS.get(variant), printed.getvalue())
+
+
+def test_a_checkpoint_computes_the_same_and_its_card_and_the_output_say_what_it_is(there):
+    variant, source, out, head, printed = there.variant, there.source, there.out, there.head, there.printed
     auto_class = AutoModelForMaskedLM if head is None else AutoModelForSequenceClassification
     model = auto_class.from_pretrained(out)
     assert model.config.architectures == [type(model).__name__]
-    printed = capsys.readouterr().out
     assert f"LayerNorm factor: weight{' + 1' if variant.startswith(NEWER) else ''} (detected)." in printed
     kinds = ["hidden", "packed", "logits"]
     if head is not None:
@@ -50,17 +79,41 @@ def test_a_checkpoint_computes_the_same_and_its_card_and_the_output_say_what_it_
         assert f"Classification head: {head}, classifier_pooling {pooling}, 3 classes. The language model" in printed
     *_, tokenizer_line, line = printed.splitlines()
     assert tokenizer_line == "No tokenizer, since it needs --encoder_json and --vocab_bpe."
-    assert line.startswith(f"Largest difference from {goldens} as a fraction of the tolerance: hidden 0.")
+    assert line.startswith(f"Largest difference from {there.goldens} as a fraction of the tolerance: hidden 0.")
     assert [part.split()[-2] for part in line.rstrip(".").split(", ")] == kinds
 
     card = ModelCard.load(out / "README.md")
     assert card.data.license == "unknown" and metadata_errors(card.content) == []
-    digest = hashlib.sha256((folder / "model.pt").read_bytes()).hexdigest()
+    digest = hashlib.sha256((source / "model.pt").read_bytes()).hexdigest()
     for fact in (digest, f"| parameters | {model.num_parameters():,} |", "trust_remote_code=True", "import modeling_luna"):
         assert fact in card.text
     assert ("1 + those in the file" in card.text) == variant.startswith(NEWER)
     assert head is None or f"`{head}`, {pooling}, 3 classes" in card.text
-    assert "None" not in card.text and str(tmp_path) not in card.content and str(folder) not in card.content
+    assert "None" not in card.text and str(out.parent) not in card.content and str(source) not in card.content
+
+
+def test_a_checkpoint_comes_back_to_the_bit(there, tmp_path, capsys):
+    source, is_newer, target = there.source, there.variant.startswith(NEWER), tmp_path / "back" / "model.pt"
+    # The scale is asked for as it was: by default it is that of the published release.
+    scale = ["--layer_norm_scale", "weight_plus_one"] if is_newer else []
+    convert_back(there.out, target, "--dictionary", source / "dict.txt", *scale)
+    assert (f", its classification head to {there.head}." in capsys.readouterr().out) == (there.head is not None)
+
+    args, state_dict = load_fairseq_checkpoint(source / "model.pt")
+    back_args, back = load_fairseq_checkpoint(target)
+    if is_newer:  # 1 was added and taken off again
+        assert back.keys() == state_dict.keys()
+        for name, tensor in state_dict.items():
+            torch.testing.assert_close(back[name], tensor, rtol=0, atol=1e-7 if name.endswith("norm.weight") else 0)
+        # The variant is one model with luna_bert/tied, and 1 + its LayerNorm weights are exact.
+        convert_back(there.out, tmp_path / "released.pt")
+        back, state_dict = (load_fairseq_checkpoint(path)[1] for path in (tmp_path / "released.pt", TIED / "model.pt"))
+    assert same_tensors(back, state_dict)
+    expected = {name: getattr(args, name, False) for name in MODEL_ARGS}
+    assert {name: getattr(back_args, name) for name in MODEL_ARGS} == expected
+    assert back_args.arch == "luna_bert" and back_args.task == "masked_lm"
+    assert tree(target.parent).keys() == {"dict.txt", "model.pt"}
+    assert (target.parent / "dict.txt").read_bytes() == (source / "dict.txt").read_bytes()
 
 
 @pytest.mark.slow
@@ -92,31 +145,18 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform ==
 
 @pytest.mark.slow
 def test_a_checkpoint_of_the_released_size_converts_in_3_gb(tmp_path):
-    args, _ = load_fairseq_checkpoint(TIED / "model.pt")
-    sizes = {"encoder_layers": 12, "encoder_embed_dim": 768, "encoder_ffn_embed_dim": 3072, "encoder_attention_heads": 12}
-    sizes |= {"arch": "luna_base_tied_512", "projection_length": 128, "max_positions": 512, "tokens_per_sample": 512}
-    vars(args).update(sizes)
-    config = config_from_args(args, vocab_size=50265)
-    with torch.device("meta"):
-        shapes = {name: x.shape for name, x in LunaForMaskedLM(config).state_dict().items()}
-    generator = torch.Generator().manual_seed(0)
-    state_dict = {
-        official: torch.empty(shapes[ours]).normal_(1.0 if "norm" in official else 0.0, 0.02, generator=generator)
-        for official, ours in map_names(config).items()
-    }
-    state_dict["encoder.lm_head.weight"] = state_dict[EMBEDDINGS]
-    torch.save({"args": args, "model": state_dict}, tmp_path / "model.pt")
+    sizes = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+    model = LunaForMaskedLM(LunaConfig(vocab_size=50265, projection_length=128, max_position_embeddings=514, **sizes))
+    assert 130e6 < model.num_parameters() < 134e6
+    model.save_pretrained(tmp_path / "folder")
+    convert_back(tmp_path / "folder", tmp_path / "model.pt")
     (tmp_path / "dict.txt").write_text("".join(f"{i} 1\n" for i in range(50260)))
-
     arguments = [tmp_path / "model.pt", "--output_dir", tmp_path / "out", "--dictionary", tmp_path / "dict.txt"]
     done = run_program(CONVERT_AND_MEASURE, tmp_path / "elsewhere", *arguments, project=True)
     assert done.returncode == 0, done.stderr
     *_, peak = done.stdout.splitlines()
     assert int(peak) < 3e9
-    model = LunaForMaskedLM.from_pretrained(tmp_path / "out")
-    assert 130e6 < model.num_parameters() < 134e6
-    loaded = model.state_dict()
-    assert all(torch.equal(loaded[ours], state_dict[official]) for official, ours in map_names(config).items())
+    assert same_tensors(*(load_file(tmp_path / name / "model.safetensors") for name in ("folder", "out")))
 
 
 def test_folders_and_links_that_stay_the_users(tmp_path, monkeypatch):

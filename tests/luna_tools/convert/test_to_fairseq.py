@@ -1,6 +1,6 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""A folder becomes an official checkpoint, and what came from one comes back to the bit."""
+"""A folder becomes an official checkpoint. test_from_fairseq.py brings official ones back."""
 
 import argparse
 import os
@@ -18,17 +18,8 @@ from modeling_luna import (
     LunaForTokenClassification,
     LunaModel,
 )
-from tests.support.fairseq_files import TIED, convert, convert_back
+from tests.support.fairseq_files import TIED, convert, convert_back, same_tensors
 from tests.support.folders import refused
-from tests.support.parity_kit import HEAD_VARIANTS, MASKED_LM_VARIANTS, find_variant, variant_params
-
-# Those that build the official model.
-MODEL_ARGS = (
-    "encoder_layers encoder_embed_dim encoder_ffn_embed_dim encoder_attention_heads projection_length "
-    "fix_projection_length untie_luna_kv untie_weights_luna activation_fn pooler_activation_fn dropout "
-    "attention_dropout activation_dropout pooler_dropout max_positions encoder_layerdrop encoder_layers_to_keep "
-    "quant_noise_pq quant_noise_pq_block_size quant_noise_scalar"
-).split()
 
 
 def save_tiny(folder, model_class=LunaForMaskedLM, dtype=torch.float32, **changes):
@@ -40,47 +31,6 @@ def save_tiny(folder, model_class=LunaForMaskedLM, dtype=torch.float32, **change
     assert len(list(folder.glob("*.safetensors"))) > 1
     save_file({f"{name}.exp_avg": x.clone() for name, x in model.named_parameters()}, folder / "optimizer.safetensors")
     return model
-
-
-def same_tensors(one: dict, other: dict) -> bool:
-    """Names, types and bits."""
-    return one.keys() == other.keys() and all(
-        tensor.dtype == other[name].dtype and torch.equal(tensor, other[name]) for name, tensor in one.items()
-    )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Round trips
-
-
-@pytest.mark.parametrize("variant", variant_params(*MASKED_LM_VARIANTS))
-def test_official_to_folder_to_official(variant, tmp_path, capsys):
-    source, is_newer = find_variant(variant), variant.startswith("head_variants")
-    convert(source / "model.pt", tmp_path / "out", dictionary=source / "dict.txt")
-    target = tmp_path / "back" / "model.pt"
-    # Asked for as it was: by default it is that of the published release.
-    scale = ["--layer_norm_scale", "weight_plus_one"] if is_newer else []
-    convert_back(tmp_path / "out", target, "--dictionary", source / "dict.txt", *scale)
-
-    args, state_dict = load_fairseq_checkpoint(source / "model.pt")
-    back_args, back = load_fairseq_checkpoint(target)
-    if is_newer:  # 1 was added and taken off again
-        assert back.keys() == state_dict.keys()
-        for name, tensor in state_dict.items():
-            torch.testing.assert_close(back[name], tensor, rtol=0, atol=1e-7 if name.endswith("norm.weight") else 0)
-        # The variant is one model with luna_bert/tied, and 1 + its LayerNorm weights are exact.
-        convert_back(tmp_path / "out", tmp_path / "released.pt")
-        _, released = load_fairseq_checkpoint(tmp_path / "released.pt")
-        assert same_tensors(released, load_fairseq_checkpoint(TIED / "model.pt")[1])
-    else:
-        assert same_tensors(back, state_dict)
-    expected = {name: getattr(args, name, False) for name in MODEL_ARGS}
-    assert {name: getattr(back_args, name) for name in MODEL_ARGS} == expected
-    assert back_args.arch == "luna_bert" and back_args.task == "masked_lm"
-    assert (target.parent / "dict.txt").read_bytes() == (source / "dict.txt").read_bytes()
-    assert sorted(os.listdir(target.parent)) == ["dict.txt", "model.pt"]
-    head = HEAD_VARIANTS.get(variant)
-    assert (f", its classification head to {head}." in capsys.readouterr().out) == (head is not None)
 
 
 CLASSES = {
