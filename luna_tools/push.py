@@ -69,21 +69,23 @@ folder, auto_name, class_name = sys.argv[1:]
 tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 auto_class = getattr(transformers, auto_name)
 model, info = auto_class.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
-model.eval()
+vocabulary, pad = model.config.vocab_size, model.config.pad_token_id
+wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]]))
+if wrong:
+    sys.exit(f"its weights are not of a {class_name}: {len(wrong)} are missing, unexpected or misshapen, as {wrong[0]}")
+if len(tokenizer) > vocabulary:
+    sys.exit(f"its tokenizer has {len(tokenizer)} tokens, but the model has embeddings for {vocabulary}")
+if tokenizer.pad_token_id != pad:
+    sys.exit(f"its tokenizer pads with id {tokenizer.pad_token_id}, but `pad_token_id` of the model is {pad}")
 inputs = tokenizer(["The moon goes around the earth.", "Luna"], padding=True, return_tensors="pt")
 if auto_name == "AutoModelForMultipleChoice":
     inputs = {name: tensor[None] for name, tensor in inputs.items()}
-in_range = int(inputs["input_ids"].max()) < model.config.vocab_size
 with torch.no_grad():
-    outputs = model(**inputs) if in_range else {}
-print(json.dumps({
-    "class": type(model).__name__,
-    "missing": sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]])),
-    "parameters": model.num_parameters(),
-    "model_vocabulary": model.config.vocab_size, "tokenizer_vocabulary": len(tokenizer),
-    "model_pad": model.config.pad_token_id, "tokenizer_pad": tokenizer.pad_token_id,
-    "finite": all(bool(x.isfinite().all()) for x in outputs.values() if torch.is_tensor(x) and x.is_floating_point()),
-}))
+    outputs = model.eval()(**inputs)
+if not all(bool(x.isfinite().all()) for x in outputs.values() if torch.is_tensor(x) and x.is_floating_point()):
+    sys.exit("it gives values that are not finite for a short text")
+found = {"class": type(model).__name__, "parameters": model.num_parameters()}
+print(json.dumps(found | {"model_vocabulary": vocabulary, "tokenizer_vocabulary": len(tokenizer)}))
 """
 
 
@@ -225,30 +227,15 @@ def check_model(folder: Path, auto_name: str, class_name: str) -> dict:
             stdin=subprocess.DEVNULL,
         )
     if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise InputError(f"{folder} does not load and run in a fresh process by {auto_name}: {reason}")
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1].rstrip(".")
+        raise InputError(
+            f"{folder} does not load and run in a fresh process by {auto_name} ({reason}): save the model again, and the "
+            "tokenizer that it was trained with."
+        )
     try:
-        found = json.loads(done.stdout.splitlines()[-1])
+        return json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError) as error:
         raise InputError(f"{folder} loads, but its code ended the process or printed after the model ran.") from error
-    if found["missing"]:
-        raise InputError(
-            f"The weights in {folder} are not of a {class_name} ({len(found['missing'])} are missing, unexpected or of "
-            f"another shape, the first is {found['missing'][0]}): save the model again."
-        )
-    if found["tokenizer_vocabulary"] > found["model_vocabulary"]:
-        raise InputError(
-            f"The tokenizer in {folder} has {found['tokenizer_vocabulary']} tokens, but the model has embeddings for "
-            f"{found['model_vocabulary']}: save the tokenizer that the model was trained with."
-        )
-    if found["tokenizer_pad"] != found["model_pad"]:
-        raise InputError(
-            f"The tokenizer in {folder} pads with id {found['tokenizer_pad']}, but `pad_token_id` of the model is "
-            f"{found['model_pad']}: save the tokenizer that the model was trained with."
-        )
-    if not found["finite"]:
-        raise InputError(f"The model in {folder} gives values that are not finite for a short text: it is broken.")
-    return found
 
 
 def write_card(folder: Path, auto_name: str, found: dict, repository: str, revision: str | None) -> CommitOperationAdd:

@@ -173,10 +173,17 @@ def change_tokenizer(change):
     return damage
 
 
+def break_model(folder):
+    model = LunaForMaskedLM.from_pretrained(folder)
+    model.lm_head.dense.bias.data[0] = float("nan")
+    model.save_pretrained(folder)
+
+
 # What only a fresh process finds.
 DOES_NOT_RUN = {
     "code that fails": (text("modeling_luna.py", "class A(Missing): pass\n"), "name 'Missing' is not defined"),
     "code that ends the process": (text("modeling_luna.py", "import os\nos._exit(0)\n"), "its code ended the process"),
+    "no numbers": (break_model, "gives values that are not finite"),
     "other weights": (config(num_hidden_layers=4), "are not of a LunaForMaskedLM"),
     "other vocabulary": (
         change_tokenizer(lambda tokenizer: tokenizer.add_tokens(["<more>"])),
