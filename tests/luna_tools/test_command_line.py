@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,8 +14,7 @@ import pytest
 from luna_tools import command_line
 from luna_tools.command_line import PROGRAMS, main, run
 from luna_tools.errors import InputError, Stopped
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.fresh_process import ROOT, run_program
 
 
 @pytest.fixture
@@ -90,16 +88,9 @@ def test_programs_are_listed_and_mistyped_ones_told(capsys):
     assert capsys.readouterr().err.startswith("error: 'pretrian' is not a program of luna: choose one of prepare, ")
 
 
-def in_a_fresh_process(program: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 # Each program in the parts of one process: each part would import torch if it could.
 WITHOUT_TORCH = """
-import contextlib, io, sys
+import contextlib, io
 from luna_tools.command_line import main
 for argv in ARGVS:
     try:
@@ -111,18 +102,17 @@ for argv in ARGVS:
 """
 
 
-def test_help_and_mistakes_come_without_torch():
+def test_help_and_mistakes_come_without_torch(tmp_path):
     argvs = [["--help"]]
     for name in PROGRAMS:
         argvs += [[name, "--no_such_option", "1"], [name, "--help"]]
-    lines = in_a_fresh_process(WITHOUT_TORCH.replace("ARGVS", repr(argvs))).splitlines()
+    done = run_program(WITHOUT_TORCH.replace("ARGVS", repr(argvs)), tmp_path, project=True)
     expected = [f"{argv} {2 if '--no_such_option' in argv else 0} {int('--no_such_option' in argv)} False" for argv in argvs]
-    assert lines == expected
+    assert done.stdout.splitlines() == expected, done.stderr
 
 
 # As in an environment that lacks the extra's packages: a finder that knows nothing of them.
 WITHOUT_EXTRA = """
-import sys
 class Missing:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in MISSING:
@@ -146,7 +136,7 @@ ARGUMENTS = {
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_a_missing_extra_is_one_sentence_that_names_it(name, tmp_path):
     program = WITHOUT_EXTRA.replace("MISSING", repr(BARE)).replace("ARGV", repr([name, *ARGUMENTS[name]]))
-    *_, sentence, status = in_a_fresh_process(f"import os; os.chdir({str(tmp_path)!r})\n{program}").splitlines()
+    *_, sentence, status = run_program(program, tmp_path, project=True).stdout.splitlines()
     assert status == "2" and sentence.startswith(f"error: `luna {name}` needs the package ")
     assert sentence.endswith(f"run `pip install 'luna-transformers[{PROGRAMS[name].extra}]'`.")
     assert not list(tmp_path.iterdir())
