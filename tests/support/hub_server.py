@@ -175,11 +175,13 @@ class Handler(BaseHTTPRequestHandler):
             self.need_token()
         return found
 
-    def revision(self, repository: Repository, revision: str) -> str:
+    def files(self, name: str, revision: str, write: bool = False) -> tuple[str, dict[str, bytes]]:
+        """The id and the files of a branch's newest commit, or of a commit."""
+        repository = self.repository(name, write)
         oid = repository.branches.get(revision, revision)
         if oid not in repository.commits:
             raise HubError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        return oid
+        return oid, repository.commits[oid]
 
     # Routes
 
@@ -206,16 +208,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send({"errors": [{"message": error} for error in errors], "warnings": []}, 400 if errors else 200)
 
     def preupload(self, name: str, revision: str) -> None:
-        repository = self.repository(name, write=True)
-        there = repository.commits[self.revision(repository, revision)]
-        files = []
-        for file in json.loads(self.body)["files"]:
-            is_lfs = file["path"].endswith(LFS_SUFFIXES)
-            content = there.get(file["path"])
-            oid = None if content is None else hashlib.sha256(content).hexdigest() if is_lfs else git_oid(content)
-            mode = "lfs" if is_lfs else "regular"
-            files.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
-        self.send({"files": files})
+        self.files(name, revision, write=True)
+        paths = [file["path"] for file in json.loads(self.body)["files"]]
+        modes = {path: "lfs" if path.endswith(LFS_SUFFIXES) else "regular" for path in paths}
+        self.send({"files": [{"path": path, "uploadMode": modes[path], "shouldIgnore": False} for path in paths]})
 
     def lfs_batch(self, name: str) -> None:
         self.repository(name, write=True)
@@ -235,8 +231,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(self.server.objects[oid])
 
     def commit(self, name: str, branch: str) -> None:
-        repository = self.repository(name, write=True)
-        files = dict(repository.commits[self.revision(repository, branch)])
+        files = dict(self.files(name, branch, write=True)[1])
         for line in self.body.splitlines():
             operation = json.loads(line)
             value = operation["value"]
@@ -246,7 +241,7 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = self.server.objects[value["oid"]]
             elif operation["key"] != "header":
                 raise HubError(400, message=f"this Hub does not know {operation['key']}")
-        oid = repository.commit(branch, files)
+        oid = self.repository(name).commit(branch, files)
         self.send({"success": True, "commitOid": oid, "commitUrl": f"{self.server.url}/{name}/commit/{oid}"})
 
     def create_branch(self, name: str, branch: str) -> None:
@@ -254,34 +249,23 @@ class Handler(BaseHTTPRequestHandler):
         if branch in repository.branches:
             raise HubError(409, message=f"Reference already exists: {branch}")
         start = json.loads(self.body or b"{}").get("startingPoint", "main")
-        repository.branches[branch] = self.revision(repository, start)
+        repository.branches[branch], _ = self.files(name, start)
         self.send({})
 
     def info(self, name: str, revision: str = "main") -> None:
-        repository = self.repository(name)
-        oid = self.revision(repository, revision)
-        siblings = [{"rfilename": path} for path in sorted(repository.commits[oid])]
-        self.send({"id": name, "modelId": name, "sha": oid, "private": repository.private, "tags": [], "siblings": siblings})
+        oid, files = self.files(name, revision)
+        about = {"id": name, "modelId": name, "sha": oid, "private": self.repository(name).private, "tags": []}
+        self.send(about | {"siblings": [{"rfilename": path} for path in sorted(files)]})
 
     def tree(self, name: str, revision: str, folder: str = "") -> None:
-        repository = self.repository(name)
-        files = []
-        for path, content in repository.commits[self.revision(repository, revision)].items():
-            if not path.startswith(folder):
-                continue
-            entry = {"type": "file", "path": path, "size": len(content), "oid": git_oid(content)}
-            if path.endswith(LFS_SUFFIXES):
-                entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
-            files.append(entry)
+        files = {path: content for path, content in self.files(name, revision)[1].items() if path.startswith(folder)}
         if folder and not files:
             raise HubError(404, "EntryNotFound", f"{folder} does not exist")
-        self.send(files)
+        self.send([{"type": "file", "path": path, "size": len(x), "oid": git_oid(x)} for path, x in files.items()])
 
     def resolve(self, name: str, revision: str, path: str) -> None:
-        repository = self.repository(name)
-        oid = self.revision(repository, revision)
-        headers = {"X-Repo-Commit": oid}
-        content = repository.commits[oid].get(path)
+        oid, files = self.files(name, revision)
+        headers, content = {"X-Repo-Commit": oid}, files.get(path)
         if content is None:
             self.send(b"", 404, headers | {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"})
         elif path.endswith(LFS_SUFFIXES):
