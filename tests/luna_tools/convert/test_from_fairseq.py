@@ -8,8 +8,8 @@ import json
 import re
 import resource
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,26 +42,16 @@ MODEL_ARGS = (
 ).split()
 
 
-@dataclass
-class There:
-    """A variant that was converted, compared with its goldens."""
-
-    variant: str
-    source: Path
-    goldens: Path
-    out: Path
-    head: str | None
-    printed: str
-
-
 @pytest.fixture(scope="module", params=variant_params(*MASKED_LM_VARIANTS))
 def there(request, tmp_path_factory):
-    variant = request.param
-    source, out = find_variant(variant), tmp_path_factory.mktemp("there") / "out"
-    goldens = find_variant(variant.removeprefix(NEWER)) / "goldens.safetensors"
+    """A variant that was converted, compared with its goldens."""
+    there = SimpleNamespace(variant=request.param, head=HEAD_VARIANTS.get(request.param))
+    there.source, there.out = find_variant(there.variant), tmp_path_factory.mktemp("there") / "out"
+    there.goldens = find_variant(there.variant.removeprefix(NEWER)) / "goldens.safetensors"
     with redirect_stdout(io.StringIO()) as printed:
-        convert(source / "model.pt", out, "--verify", goldens, dictionary=source / "dict.txt")
-    return There(variant, source, goldens, out, HEAD_VARIANTS.get(variant), printed.getvalue())
+        convert(there.source / "model.pt", there.out, "--verify", there.goldens, dictionary=there.source / "dict.txt")
+    there.printed = printed.getvalue()
+    return there
 
 
 def test_a_checkpoint_computes_the_same_and_its_card_and_the_output_say_what_it_is(there):
