@@ -19,7 +19,7 @@ from safetensors.numpy import save
 from transformers import AutoTokenizer
 
 from luna_tools import push
-from luna_tools.cards import UNNAMED, named_card
+from luna_tools.cards import named_card
 from modeling_luna import LunaForMaskedLM
 from tests.support.folders import change_json, refused, save_whole, tree
 from tests.support.fresh_process import ROOT, run_program, stranger_environment
@@ -227,23 +227,6 @@ def test_takes_branches(revision):
 
 
 @pytest.mark.slow
-def test_dry_run_shows_what_would_be_uploaded_and_says_that_the_code_differs(folder, capsys):
-    (folder / "modeling_luna.py").write_text((folder / "modeling_luna.py").read_text() + "\n# mine\n")
-    (folder / "trainer_state.json").write_text("{}")
-    before = tree(folder)
-    push.main([str(folder), "org/luna", "--dry_run"])
-    shown = capsys.readouterr().out
-    parameters = LunaForMaskedLM.from_pretrained(folder).num_parameters()
-    assert f"LunaForMaskedLM with {parameters:,} parameters" in shown and "dry run" in shown
-    assert "note: modeling_luna.py is not the one of this project" in shown and "note: config" not in shown
-    assert "note: left out, because only resuming a training needs it: trainer_state.json." in shown
-    longer = len('name = "org/luna"') - len(UNNAMED)
-    for name in FILES:
-        assert f"{len(before[name]) + (longer if name == 'README.md' else 0):,}  {name}\n" in shown
-    assert tree(folder) == before
-
-
-@pytest.mark.slow
 def test_the_code_that_is_checked_sees_no_token_and_the_note_comes_first(folder, capsys, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "hf_mine")
@@ -354,6 +337,8 @@ def test_round_trip(folder, tmp_path, monkeypatch, no_fresh_process):
             logits = model(**tokenizer("The moon goes around the earth.", return_tensors="pt")).logits
         return pytest.approx(logits.sum().item(), rel=1e-4)
 
+    (folder / "trainer_state.json").write_text("{}")
+    before = tree(folder)
     with Hub() as hub:
         online = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}
         # To main, by the command line, with all checks.
@@ -363,9 +348,14 @@ def test_round_trip(folder, tmp_path, monkeypatch, no_fresh_process):
         assert done.returncode == 0 and done.stdout.endswith(f"Uploaded: {hub.url}/org/luna\n"), done.stderr
         sums = [logits_of(model)]
         public = hub.repositories["org/luna"]
-        card = named_card((folder / "README.md").read_text(), "org/luna").encode()
-        expected = {name: (folder / name).read_bytes() for name in FILES} | {"README.md": card}
-        assert public.commits[public.branches["main"]].items() >= expected.items()
+        files = public.commits[public.branches["main"]]
+        assert files.keys() == FILES | {".gitattributes"} and tree(folder) == before
+        assert files["README.md"].decode() == named_card(before["README.md"].decode(), "org/luna")
+        assert all(files[name] == before[name] for name in FILES - {"README.md"})
+        assert all(f"{len(files[name]):,}  {name}\n" in done.stdout for name in FILES)
+        assert f"LunaForMaskedLM with {model.num_parameters():,} parameters" in done.stdout
+        assert "note: left out, because only resuming a training needs it: trainer_state.json." in done.stdout
+        assert "not the one of this project" not in done.stdout
         assert [request for request in hub.requests if request.startswith("PUT /lfs/")]
 
         # Other weights to a revision, and to a private repository.
