@@ -3,6 +3,8 @@
 """What model cards share: a plain card of any Luna, the table of sizes, the example, and the name on the Hub."""
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCardData
@@ -87,22 +89,32 @@ def card_text(class_name: str, body: str, **known: object) -> str:
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
 
 
-def model_card(config: "PreTrainedConfig", class_name: str, auto_name: str, parameters: int) -> str:
-    """README.md with what a Luna knows of itself, where no program that trained it has written one."""
-    rows = {"class": f"`{class_name}`"} | size_rows(config, parameters)
-    program = f"""from transformers import AutoTokenizer, {auto_name}
+def model_card(
+    config: "PreTrainedConfig",
+    class_name: str,
+    auto_name: str,
+    parameters: int,
+    more_rows: Mapping[str, object] = MappingProxyType({}),
+    sections: str = "",
+    has_tokenizer: bool = True,
+) -> str:
+    """README.md with what a Luna knows of itself, where no program that trained it has written one.
 
-{UNNAMED}
-tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
-model = {auto_name}.from_pretrained(name, trust_remote_code=True)
-"""
+    Args:
+        more_rows: of the table of sizes.
+        sections: what else is known, as Markdown.
+    """
+    classes = ["AutoTokenizer", auto_name] if has_tokenizer else [auto_name]
+    program = f"from transformers import {', '.join(classes)}\n\n{UNNAMED}\n"
+    for name, auto in zip(("tokenizer", "model")[-len(classes) :], classes, strict=True):
+        program += f"{name} = {auto}.from_pretrained(name, trust_remote_code=True)\n"
     body = f"""# {class_name}
 
 A [Luna](https://arxiv.org/abs/2106.01540) model: attention through a packed sequence of l vectors, linear in the length.
 
-{table(("", ""), rows.items())}
+{table(("", ""), ({"class": f"`{class_name}`"} | size_rows(config, parameters) | more_rows).items())}
 
-{use_section(program)}
+{sections}{use_section(program)}
 ## Limits
 
 This card was written from the model alone, which knows neither the data, the results nor the licence of the weights.

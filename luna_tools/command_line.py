@@ -4,6 +4,7 @@
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -41,8 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     usage = ["usage: luna PROGRAM ...", "", "programs (luna PROGRAM --help tells more):"]
     usage += [f"  {name:<{width}}  {program.summary}" for name, program in PROGRAMS.items()]
     if not argv or argv[0] in ("-h", "--help"):
-        print("\n".join(usage))
-        return 0
+        return exit_status(lambda: print("\n".join(usage)), "luna")
     print(f"error: {argv[0]!r} is not a program of luna: choose one of {', '.join(PROGRAMS)}.", file=sys.stderr)
     return 2
 
@@ -70,7 +70,21 @@ def exit_status(act: Callable[[], int | None], prog: str, extra: str | None = No
         return 2
 
     try:
-        return act() or 0
+        try:
+            status = act() or 0
+        except SystemExit as ended:  # of argparse, after the help
+            if ended.code:
+                raise
+            status = 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        try:
+            print(flush=True)
+        except BrokenPipeError:  # its reader has gone, as `| head` does: nobody is to be told
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+        raise
     except InputError as error:
         return fail(str(error))
     except ModuleNotFoundError as error:

@@ -14,11 +14,10 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_session
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import hf_raise_for_status, validate_repo_id
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 try:
     import httpx2 as httpx  # of huggingface_hub 2
@@ -26,7 +25,7 @@ except ImportError:
     import httpx  # of huggingface_hub 1
 
 from luna_tools.cards import model_card, named_card
-from luna_tools.errors import InputError, one_line
+from luna_tools.errors import InputError, one_line, told
 from luna_tools.publish import TRAINING_STATE, additions, files_to_upload
 from luna_tools.settings import Parser
 
@@ -70,21 +69,23 @@ folder, auto_name, class_name = sys.argv[1:]
 tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 auto_class = getattr(transformers, auto_name)
 model, info = auto_class.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
-model.eval()
+vocabulary, pad = model.config.vocab_size, model.config.pad_token_id
+wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]]))
+if wrong:
+    sys.exit(f"its weights are not of a {class_name}: {len(wrong)} are missing, unexpected or misshapen, as {wrong[0]}")
+if len(tokenizer) > vocabulary:
+    sys.exit(f"its tokenizer has {len(tokenizer)} tokens, but the model has embeddings for {vocabulary}")
+if tokenizer.pad_token_id != pad:
+    sys.exit(f"its tokenizer pads with id {tokenizer.pad_token_id}, but `pad_token_id` of the model is {pad}")
 inputs = tokenizer(["The moon goes around the earth.", "Luna"], padding=True, return_tensors="pt")
 if auto_name == "AutoModelForMultipleChoice":
     inputs = {name: tensor[None] for name, tensor in inputs.items()}
-in_range = int(inputs["input_ids"].max()) < model.config.vocab_size
 with torch.no_grad():
-    outputs = model(**inputs) if in_range else {}
-print(json.dumps({
-    "class": type(model).__name__,
-    "missing": sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"], *info["unexpected_keys"]])),
-    "parameters": model.num_parameters(),
-    "model_vocabulary": model.config.vocab_size, "tokenizer_vocabulary": len(tokenizer),
-    "model_pad": model.config.pad_token_id, "tokenizer_pad": tokenizer.pad_token_id,
-    "finite": all(bool(x.isfinite().all()) for x in outputs.values() if torch.is_tensor(x) and x.is_floating_point()),
-}))
+    outputs = model.eval()(**inputs)
+if not all(bool(x.isfinite().all()) for x in outputs.values() if torch.is_tensor(x) and x.is_floating_point()):
+    sys.exit("it gives values that are not finite for a short text")
+found = {"class": type(model).__name__, "parameters": model.num_parameters()}
+print(json.dumps(found | {"model_vocabulary": vocabulary, "tokenizer_vocabulary": len(tokenizer)}))
 """
 
 
@@ -126,34 +127,26 @@ def check_files(folder: Path, names: list[str], allowed: list[str]) -> None:
 
 
 def check_safetensors(path: Path, name: str) -> None:
-    try:
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise InputError(f"{path} is not a whole file of safetensors ({error}): save the model again.") from error
+    with told(f"{path} is not a whole file of safetensors", "save the model again"), safe_open(path, "numpy") as file:
+        metadata = file.metadata() or {}
     check_text(str(path), name, json.dumps(metadata, ensure_ascii=False).encode())
 
 
 def check_zip(path: Path, name: str) -> None:
     """Text alone, such as predictions to be submitted."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                if not TEXT.fullmatch(Path(member).name):
-                    raise InputError(f"{path} holds {member}, which is not text: remove it.")
-                check_text(f"{path} ({member})", name, archive.read(member))
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # damaged, encrypted, of another method
-        raise InputError(f"{path} can't be read as a .zip file ({error}): remove it.") from error
+    with told(f"{path} can't be read as a .zip file", "remove it"), zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            if not TEXT.fullmatch(Path(member).name):
+                raise InputError(f"{path} holds {member}, which is not text: remove it.")
+            check_text(f"{path} ({member})", name, archive.read(member))
 
 
 def check_text(where: str, name: str, content: bytes) -> None:
     encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
-    try:
+    with told(f"{where} is not text, as its name says", "remove it, or write it as UTF-8"):
         text = content.decode(encoding)
         if "\0" in text:
             raise ValueError("it has a zero byte")
-    except ValueError as error:
-        raise InputError(f"{where} is not text, as its name says ({error}): remove it, or write it as UTF-8.") from error
     for kind, pattern in SECRETS.items():
         if found := re.search(pattern, text):
             line = text.count("\n", 0, found.start()) + 1
@@ -170,23 +163,22 @@ def read_config(folder: Path) -> tuple[str, str]:
         InputError: there is no config.json, or a stranger can't load the model by it.
     """
     resave = "load the model with luna-transformers and save it again with `save_pretrained`"
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{folder} has no config.json: give a folder that `save_pretrained` wrote.") from error
-    except (ValueError, OSError) as error:
-        raise InputError(f"{folder / 'config.json'} can't be read ({error}): {resave}.") from error
-    classes = config.get("architectures") if isinstance(config, dict) else None
-    if not (isinstance(classes, list) and classes and isinstance(classes[0], str)):
-        raise InputError(f"{folder / 'config.json'} does not name the model's class in a list `architectures`: {resave}.")
-    auto_map, class_name = config.get("auto_map"), classes[0]
-    if not isinstance(auto_map, dict):
-        auto_map = {}
-    autos = [auto for auto, reference in auto_map.items() if reference == f"modeling_luna.{class_name}"]
-    if "AutoConfig" not in auto_map or not autos:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder} has no config.json: give a folder that `save_pretrained` wrote.")
+    with told(f"{path} can't be read", resave):
+        config = json.loads(path.read_text(encoding="utf-8"))
+    match config:
+        case {"architectures": [str(class_name), *_]}:
+            auto_map = config.get("auto_map")
+        case _:
+            raise InputError(f"{path} does not name the model's class in a list `architectures`: {resave}.")
+    reference = f"modeling_luna.{class_name}"
+    autos = [auto for auto in auto_map if auto_map[auto] == reference] if isinstance(auto_map, dict) else []
+    if "AutoConfig" not in (auto_map or ()) or not autos:
         raise InputError(
-            f"`auto_map` in {folder / 'config.json'} does not name AutoConfig and the Auto class of {class_name}, so nobody "
-            f"can load it by its name: {resave}."
+            f"`auto_map` in {path} does not name AutoConfig and the Auto class of {class_name}, so nobody can load it by "
+            f"its name: {resave}."
         )
     for name in CODE_FILES:
         if not (folder / name).is_file():
@@ -199,10 +191,8 @@ def check_card(folder: Path) -> None:
     path = folder / "README.md"
     if not path.is_file():
         return
-    try:
+    with told(f"The metadata of {path} is not valid YAML", "mend it"):
         card = ModelCard.load(path)
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"The metadata of {path} is not valid YAML ({one_line(error)}): mend it.") from error
     if not card.data.to_dict():
         raise InputError(f"{path} has no metadata: start it with a block of YAML between two lines of `---`.")
 
@@ -237,30 +227,15 @@ def check_model(folder: Path, auto_name: str, class_name: str) -> dict:
             stdin=subprocess.DEVNULL,
         )
     if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise InputError(f"{folder} does not load and run in a fresh process by {auto_name}: {reason}")
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1].rstrip(".")
+        raise InputError(
+            f"{folder} does not load and run in a fresh process by {auto_name} ({reason}): save the model again, and the "
+            "tokenizer that it was trained with."
+        )
     try:
-        found = json.loads(done.stdout.splitlines()[-1])
+        return json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError) as error:
         raise InputError(f"{folder} loads, but its code ended the process or printed after the model ran.") from error
-    if found["missing"]:
-        raise InputError(
-            f"The weights in {folder} are not of a {class_name} ({len(found['missing'])} are missing, unexpected or of "
-            f"another shape, the first is {found['missing'][0]}): save the model again."
-        )
-    if found["tokenizer_vocabulary"] > found["model_vocabulary"]:
-        raise InputError(
-            f"The tokenizer in {folder} has {found['tokenizer_vocabulary']} tokens, but the model has embeddings for "
-            f"{found['model_vocabulary']}: save the tokenizer that the model was trained with."
-        )
-    if found["tokenizer_pad"] != found["model_pad"]:
-        raise InputError(
-            f"The tokenizer in {folder} pads with id {found['tokenizer_pad']}, but `pad_token_id` of the model is "
-            f"{found['model_pad']}: save the tokenizer that the model was trained with."
-        )
-    if not found["finite"]:
-        raise InputError(f"The model in {folder} gives values that are not finite for a short text: it is broken.")
-    return found
 
 
 def write_card(folder: Path, auto_name: str, found: dict, repository: str, revision: str | None) -> CommitOperationAdd:
@@ -341,10 +316,8 @@ def check_metadata(api: HfApi, card: str) -> None:
 
 def check_names(repository: str, revision: str | None) -> None:
     """Raises InputError for what is no name of a repository or a branch."""
-    try:
+    with told(f"{repository!r} is not a name on the Hub", "give org/name"):
         validate_repo_id(repository)
-    except HFValidationError as error:
-        raise InputError(f"{repository!r} is not a name on the Hub: {error}") from error
     if "/" not in repository:
         raise InputError(f"{repository!r} does not say whose it is: give org/name.")
     is_branch = revision is None or re.fullmatch(r"(?!refs/)\w([\w-]|[./](?=\w))*(?<!\.lock)", revision, re.ASCII)

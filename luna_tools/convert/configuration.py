@@ -4,11 +4,9 @@
 
 import argparse
 
-from huggingface_hub.errors import StrictDataclassError
-
 from configuration_luna import LunaConfig
 from luna_tools.convert.checkpoint import list_names
-from luna_tools.errors import InputError
+from luna_tools.errors import InputError, told
 
 # The names under which the official code registers its masked language model.
 ARCHITECTURES = (
@@ -90,7 +88,7 @@ def config_from_args(
             raise InputError(f"The checkpoint's pooler_activation_fn is {args.pooler_activation_fn}, but must be tanh.")
         head_fields = {"classifier_pooling": POOLING_OF_HEAD.get(head, "cls"), "num_labels": num_labels}
         head_fields["classifier_dropout"] = getattr(args, "pooler_dropout", 0.0)
-    try:
+    with told("The checkpoint's args do not describe a Luna model", "give a checkpoint of the official code"):
         return LunaConfig(
             vocab_size=vocab_size,
             hidden_act=ACTIVATIONS[args.activation_fn],
@@ -100,9 +98,6 @@ def config_from_args(
             **{ours: not getattr(args, flag, False) for flag, ours in CONFIG_WITHOUT_FLAG.items()},
             **head_fields,
         )
-    except (StrictDataclassError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"The checkpoint's args do not describe a Luna model: {reason}") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 
 import torch
 from transformers import (
@@ -16,7 +15,7 @@ from transformers import (
 )
 
 from configuration_luna import LunaConfig
-from luna_tools.cards import UNNAMED, card_text, size_rows, table, use_section
+from luna_tools.cards import model_card
 from luna_tools.convert.checkpoint import list_names, load_fairseq_checkpoint, name_dtype
 from luna_tools.convert.configuration import config_from_args
 from luna_tools.convert.goldens import compare_folder
@@ -108,70 +107,23 @@ def check_loads_back(folder: Path, model: PreTrainedModel, tokenizer: PreTrained
         raise InputError("The converted tokenizer does not load back: its entries are others.")
 
 
-CARD = Template("""# $name
-
-Luna, an encoder that attends through a short packed sequence (Ma et al., "Luna: Linear Unified Nested Attention", NeurIPS
-2021), $contents.
-
-$table
-
-## Source
-
-Converted from `$file`, a checkpoint of the official code (fairseq-apollo). Its architecture is `$arch`, its SHA-256
-`$digest`. Weights are in float32; those of LayerNorms are $layer_norm in the file.
-
-$use
-## Licence
-
-Of the weights: unknown. The official code is published under the MIT licence of fairseq.
-
-## Limits
-
-The conversion neither trained nor evaluated anything. The checkpoint does not record what its weights were trained on.
-""")
-HEAD_CONTENTS = Template("""with the classification head `$head`.
-Its `classifier_pooling` is `$pooling`, and the names of its $count classes are not known. The language model head is in the
-file as well: `AutoModelForMaskedLM` loads it""")
-PROGRAM = Template("""import torch
-from transformers import $imports
-
-$unnamed
-model = $auto_class.from_pretrained(name, trust_remote_code=True)
-$inputs
-with torch.no_grad():
-    print(model(**inputs).logits.shape)
-""")
-INPUTS = Template("""tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
-inputs = tokenizer("$text", return_tensors="pt")""")
-INPUTS_WITHOUT_TOKENIZER = """# The files of GPT-2's BPE, which a tokenizer needs, were not given. <s> is 0, </s> is 2.
-inputs = {"input_ids": torch.tensor([[0, 5, 6, 2]])}"""
-
-
-def make_model_card(model: PreTrainedModel, converted: Converted, checkpoint: Path, has_tokenizer: bool, name: str) -> str:
+def make_card(model: PreTrainedModel, converted: Converted, checkpoint: Path, has_tokenizer: bool) -> str:
     """What is known of a converted checkpoint, and nothing else."""
-    contents, text = "with its language model head", "Paris is the<mask> of France."
+    scale = "1 + those in the file" if converted.layer_norm_scale == "weight_plus_one" else "as in the file"
+    rows = {"LayerNorm weights": scale}
     if converted.head is not None:
-        config = model.config
-        contents = HEAD_CONTENTS.substitute(head=converted.head, pooling=config.classifier_pooling, count=config.num_labels)
-        text = "Paris is the capital of France."
-    auto_class = LOADERS[type(model)].__name__
-    program = PROGRAM.substitute(
-        imports=f"{auto_class}, AutoTokenizer" if has_tokenizer else auto_class,
-        unnamed=UNNAMED,
-        auto_class=auto_class,
-        inputs=INPUTS.substitute(text=text) if has_tokenizer else INPUTS_WITHOUT_TOKENIZER,
-    )
-    body = CARD.substitute(
-        name=name,
-        contents=contents,
-        table=table(("", ""), size_rows(model.config, model.num_parameters()).items()),
-        file=checkpoint.name,
-        arch=converted.arch,
-        digest=sha256(checkpoint),
-        layer_norm="1 + those" if converted.layer_norm_scale == "weight_plus_one" else "as",
-        use=use_section(program),
-    )
-    return card_text(type(model).__name__, body, license="unknown")
+        labels = f"{model.config.num_labels} classes, whose names are not known"
+        rows["classification head"] = f"`{converted.head}`, {model.config.classifier_pooling}, {labels}"
+        rows["language model head"] = "in the file as well: `AutoModelForMaskedLM` loads it"
+    source = f"""## Source
+
+Converted from `{checkpoint.name}`, a checkpoint of the official code (fairseq-apollo, published under the MIT licence of
+fairseq), without training or evaluating anything. Its architecture is `{converted.arch}`, its SHA-256
+`{sha256(checkpoint)}`. Weights are in float32.
+
+"""
+    names = type(model).__name__, LOADERS[type(model)].__name__
+    return model_card(model.config, *names, model.num_parameters(), rows, source, has_tokenizer)
 
 
 def convert(
@@ -210,7 +162,7 @@ def convert(
         model.save_pretrained(folder, state_dict=weights)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        card = make_model_card(model, converted, checkpoint, tokenizer is not None, out.name)
+        card = make_card(model, converted, checkpoint, tokenizer is not None)
         (folder / "README.md").write_text(card, encoding="utf-8")
         check_loads_back(folder, model, tokenizer)
         ratios = {} if goldens is None else compare_folder(folder, goldens)

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from configuration_luna import LunaConfig
 from luna_tools.convert.configuration import args_from_config
 from luna_tools.convert.weights import map_names
-from luna_tools.errors import InputError
+from luna_tools.errors import InputError, told
 from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification
 
 # The official code's own float32 error, times this, is what a correct implementation may differ by.
@@ -36,7 +36,8 @@ class Difference:
 
 def max_abs_difference(ours: torch.Tensor, official: torch.Tensor, mask: torch.Tensor | None = None) -> float:
     """Largest difference of two tensors of one shape, where the boolean `mask` over the leading dimensions is True."""
-    assert ours.shape == official.shape, f"{tuple(ours.shape)}, but officially {tuple(official.shape)}"
+    if ours.shape != official.shape:
+        raise ValueError(f"a tensor has shape {tuple(ours.shape)}, but officially {tuple(official.shape)}")
     difference = (ours.double() - official.double()).abs()
     return (difference if mask is None else difference[mask]).max().item()
 
@@ -47,22 +48,15 @@ def read_goldens(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     Raises:
         InputError: no such file, or another kind of file.
     """
-    try:
+    with told(f"{path} is not a file of goldens", "give safetensors with luna_parity in the metadata"):
         with safe_open(path, "pt") as file:
             facts = json.loads(file.metadata()["luna_parity"])
             goldens = {key: file.get_tensor(key) for key in file.keys()}
-        facts = {
-            **facts,
-            "file": str(path),
-            "noise": {kind: float(error["max_abs_err"]) for kind, error in facts["fp32_noise"].items()},
-            "official": facts["config"] | {name: facts[name] for name in ["vocab_size"] if name in facts},
-            "batches": list(facts["batches"]),
-        }
-    except (OSError, SafetensorError, AttributeError, TypeError, KeyError, ValueError) as error:
-        raise InputError(f"{path} is not a file of goldens: safetensors with luna_parity in the metadata.") from error
-    if not facts["batches"]:
-        raise InputError(f"{path} has no batches, so there is nothing to compare with.")
-    return goldens, facts
+        noise = {kind: float(error["max_abs_err"]) for kind, error in facts["fp32_noise"].items()}
+        if not (facts["batches"] and all(error > 0 for error in noise.values())):
+            raise ValueError("it has no batches, or an error that is not above 0")
+        official = facts["config"] | {name: facts[name] for name in ["vocab_size"] if name in facts}
+    return goldens, facts | {"file": str(path), "noise": noise, "official": official}
 
 
 def build_model(
@@ -85,41 +79,25 @@ def check_same_model(config: LunaConfig, facts: dict) -> None:
 
 
 class Comparison:
-    """The differences of a model from goldens, and the goldens that were not read yet.
-
-    Its methods raise InputError for goldens that are damaged.
-    """
+    """The differences of a model from goldens, and the goldens that were not read yet."""
 
     def __init__(self, goldens: dict[str, torch.Tensor], facts: dict):
         self.goldens, self.facts = goldens, facts
         self.differences: list[Difference] = []
         self.unread = set(goldens)
 
-    def damaged(self, reason: str) -> InputError:
-        return InputError(f"{self.facts['file']} is damaged: {reason}.")
-
-    def take(self, key: str, dimensions: int | None = None) -> torch.Tensor:
-        """A tensor of the goldens, of so many dimensions."""
+    def take(self, key: str) -> torch.Tensor:
+        """A tensor of the goldens."""
         if key not in self.goldens:
-            raise InputError(f"{self.facts['file']} lacks {key}, so it is damaged or of another model.")
-        if dimensions not in (None, self.goldens[key].ndim):
-            raise self.damaged(f"{key} must have {dimensions} dimensions")
+            raise LookupError(f"it lacks {key}")
         self.unread.discard(key)
         return self.goldens[key]
 
     def compare(
         self, kind: str, key: str, ours: torch.Tensor, mask: torch.Tensor | None = None, tolerance_scale: int = 1
     ) -> None:
-        official = self.take(key)
-        if official.shape != ours.shape:
-            raise self.damaged(f"{key} has shape {tuple(official.shape)}, but must have {tuple(ours.shape)}")
-        if mask is not None and not mask.any():
-            raise self.damaged(f"the mask of {key} is empty")
-        of_noise = {"cls_loss": "loss", "cls_grad": "grad"}.get(kind, kind)
-        noise = self.facts["noise"].get(of_noise)
-        if not (noise or 0) > 0:
-            raise self.damaged(f"its fp32_noise of {of_noise} is {noise}, but must be above 0")
-        difference = max_abs_difference(ours, official, mask)
+        difference = max_abs_difference(ours, self.take(key), mask)
+        noise = self.facts["noise"][{"cls_loss": "loss", "cls_grad": "grad"}.get(kind, kind)]
         self.differences.append(Difference(kind, key, difference, TOLERANCE_FACTOR * tolerance_scale * noise))
 
     def compare_gradients(self, kind: str, prefix: str, model: PreTrainedModel, head: str | None = None) -> None:
@@ -140,29 +118,25 @@ def compare_masked_lm(
     """Compare encoder and language model head on every batch of the goldens, and in `training` losses and gradients.
 
     Raises:
-        InputError: the goldens are damaged, of another model, or in `training` hold what is not compared.
+        InputError: the goldens hold, in `training`, what is not compared.
+        Exception: they are damaged or of another model.
     """
     comparison = Comparison(goldens, facts)
     take, compare = comparison.take, comparison.compare
     for batch in facts["batches"]:
-        inputs = {name: take(f"{batch}.{name}", dimensions=2) for name in ("input_ids", "attention_mask")}
-        packed_mask = take(f"{batch}.packed_mask", dimensions=2).bool()
-        is_token = inputs["attention_mask"].bool()
+        inputs = {name: take(f"{batch}.{name}") for name in ("input_ids", "attention_mask")}
+        packed_mask, is_token = take(f"{batch}.packed_mask").bool(), inputs["attention_mask"].bool()
         labels = take(f"{batch}.labels") if training else None
         model.zero_grad()
-        try:
-            with torch.set_grad_enabled(training):
-                outputs = model(
-                    **inputs, labels=labels, output_logits=True, output_hidden_states=True, output_packed_states=True
-                )
-        except (IndexError, RuntimeError, TypeError, ValueError) as error:
-            raise comparison.damaged(f"the model cannot read its batch {batch}") from error
-
+        with torch.set_grad_enabled(training):
+            outputs = model(
+                **inputs, labels=labels, output_logits=True, output_hidden_states=True, output_packed_states=True
+            )
         # Ours cuts P to the padded length and masks the rest, where the official code cuts it to the longest row.
         slots = packed_mask.shape[1]
         surplus = outputs.packed_attention_mask.shape[1] - slots
         if not torch.equal(outputs.packed_attention_mask.bool(), torch.nn.functional.pad(packed_mask, (0, surplus))):
-            raise comparison.damaged(f"{batch}.packed_mask is not the mask of P")
+            raise ValueError(f"{batch}.packed_mask is not the mask of P")
         # The states before the first layer are compared with their padding, which both codes set to zero.
         for i, (hidden, packed) in enumerate(zip(outputs.hidden_states, outputs.packed_states, strict=True)):
             compare("hidden", f"{batch}.hidden.{i}", hidden, is_token if i > 0 else None)
@@ -187,8 +161,7 @@ def compare_classifier(
 ) -> list[Difference]:
     """Compare the logits of a classification head on every batch of the goldens, and in `training` losses and gradients.
 
-    Raises:
-        InputError: the goldens are damaged, of another model, or in `training` hold of the head what is not compared.
+    Raises: as `compare_masked_lm`.
     """
     comparison = Comparison(goldens, facts)
     for batch in facts["batches"]:
@@ -219,10 +192,11 @@ def compare_folder(folder: Path, path: Path) -> dict[str, float]:
     goldens, facts = read_goldens(path)
     model = AutoModelForMaskedLM.from_pretrained(folder)
     check_same_model(model.config, facts)
-    differences = compare_masked_lm(model, goldens, facts, training=False)
-    if model.config.architectures == [LunaForSequenceClassification.__name__]:
-        classifier = AutoModelForSequenceClassification.from_pretrained(folder)
-        differences += compare_classifier(classifier, goldens, facts, training=False)
+    with told(f"{path} does not fit the model", "give the goldens of this checkpoint"):
+        differences = compare_masked_lm(model, goldens, facts, training=False)
+        if model.config.architectures == [LunaForSequenceClassification.__name__]:
+            classifier = AutoModelForSequenceClassification.from_pretrained(folder)
+            differences += compare_classifier(classifier, goldens, facts, training=False)
     return largest_ratios(differences)
 
 

@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from configuration_luna import LunaConfig
@@ -15,7 +13,7 @@ from luna_tools.convert.checkpoint import check_kinds, name_dtype
 from luna_tools.convert.configuration import NAME_OF_HEAD, POOLING_OF_HEAD, args_from_config
 from luna_tools.convert.tokenizer import check_vocabulary, read_dictionary, recover_files
 from luna_tools.convert.weights import official_state_dict
-from luna_tools.errors import InputError
+from luna_tools.errors import InputError, told
 from luna_tools.files import put_in_place, staging_folder, writing
 from modeling_luna import LunaForMaskedLM, LunaForMultipleChoice, LunaForSequenceClassification, LunaModel
 
@@ -53,11 +51,9 @@ def read_folder(folder: Path) -> tuple[LunaConfig, dict[str, torch.Tensor]]:
     files = [*folder.glob("model.safetensors")] or sorted(folder.glob("model-*-of-*.safetensors"))
     if not files or not (folder / "config.json").is_file():
         raise InputError(f"{folder} is not a folder with a config.json and weights in safetensors.")
-    try:
+    with told(f"{folder} cannot be read", "save the model again with `save_pretrained`"):
         config = LunaConfig.from_pretrained(folder)
         weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    except (OSError, SafetensorError, StrictDataclassError, TypeError, ValueError) as error:
-        raise InputError(f"{folder} cannot be read: {' '.join(str(error).split()).rstrip('.')}.") from error
     check_kinds(weights)
     if config.architectures == [LunaModel.__name__]:
         weights = {f"luna.{name}": tensor for name, tensor in weights.items()}

@@ -14,7 +14,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from luna_tools.errors import InputError
+from luna_tools.errors import InputError, told
 from luna_tools.tokenizer import FIRST_TOKENS, MASK_TOKEN, wrap_tokenizer
 
 FILLER = re.compile(r"madeupword\d+")  # fairseq fills dictionaries up to a round size with these
@@ -29,18 +29,17 @@ Merges = list[tuple[str, str]]
 # Reading
 
 
-def read_text(path: Path, what: str) -> str:
-    """The content of a file that is `what`.
+def read_lines(path: Path, what: str) -> list[str]:
+    """The lines of a file that is `what`.
 
     Raises:
         InputError: no such file, or not UTF-8 text.
     """
     if not path.is_file():
         raise InputError(f"There is no {what} file {path}.")
-    try:
-        return path.read_text(encoding="utf-8-sig")  # a byte order mark is no part of the first line
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text, so it is not a {what}.") from error
+    with told(f"{path} is not a {what} file", "give the one that came with the checkpoint"):
+        text = path.read_text(encoding="utf-8-sig")  # a byte order mark is no part of the first line
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def read_dictionary(path: str | Path) -> list[str]:
@@ -53,10 +52,7 @@ def read_dictionary(path: str | Path) -> list[str]:
     """
     symbols = list(FIRST_TOKENS)
     seen = set(symbols)
-    lines = read_text(Path(path), "dictionary").split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(Path(path), "dictionary"), start=1):
         text = line.rstrip()
         entry = text.removesuffix(OVERWRITE)
         symbol, _, count = entry.rpartition(" ")
@@ -84,22 +80,18 @@ def read_bpe(encoder_json: Path, vocab_bpe: Path) -> tuple[dict[str, int], Merge
     Raises:
         InputError: a file is missing or of another format, or the two do not belong together.
     """
-    try:
-        numbers = json.loads(read_text(encoder_json, "BPE encoder"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{encoder_json} is not a BPE encoder file, since it is not JSON: {error}.") from error
-    if not isinstance(numbers, dict) or not all(type(number) is int for number in numbers.values()):
-        raise InputError(f"{encoder_json} is not a BPE encoder file: it must be a JSON object of pieces and numbers.")
+    with told(f"{encoder_json} is not a BPE encoder file", "give a JSON object of pieces and numbers"):
+        numbers = json.loads("\n".join(read_lines(encoder_json, "BPE encoder")))
+        if not all(type(number) is int for number in numbers.values()):
+            raise TypeError("not all values are numbers")
     if len(set(numbers.values())) < len(numbers):
         raise InputError(f"{encoder_json} gives two pieces the same number.")
     if missing := [piece for piece in BYTE_PIECES if piece not in numbers]:
         raise InputError(f"{encoder_json} lacks pieces of single bytes, such as {missing[0]!r}.")
 
-    lines = read_text(vocab_bpe, "BPE merges").split("\n")
-    if not lines[0].startswith("#version"):
+    lines = read_lines(vocab_bpe, "BPE merges")
+    if not lines or not lines[0].startswith("#version"):
         raise InputError(f"{vocab_bpe} is not a BPE merges file: line 1 must start with #version.")
-    if lines[-1] == "":
-        lines.pop()
     merges = []
     for number, line in enumerate(lines[1:], start=2):
         parts = line.split()
@@ -202,10 +194,8 @@ def recover_files(tokenizer_json: Path, vocab_size: int) -> dict[str, str]:
     """
     if not tokenizer_json.is_file():
         raise InputError(f"There is no tokenizer {tokenizer_json}.")
-    try:
+    with told(f"{tokenizer_json} cannot be read", "save the tokenizer again"):
         tokenizer = Tokenizer.from_file(str(tokenizer_json))
-    except Exception as error:  # what tokenizers raises
-        raise InputError(f"{tokenizer_json} cannot be read: {error}.") from error
     content = json.loads(tokenizer_json.read_text(encoding="utf-8"))
     split = content["pre_tokenizer"] or {}
     is_gpt2 = split.get("type") == "ByteLevel" and split.get("use_regex", True) and not split.get("add_prefix_space")

@@ -10,7 +10,6 @@ from luna_tools.errors import InputError
 from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification
 
 HEAD_PREFIX = "classification_heads."
-LAYER_NORM_SCALES = ("weight", "weight_plus_one")
 
 MODEL_NAMES = {
     "encoder.sentence_encoder.projected_embeddings": "luna.packed_embeddings.0.weight",

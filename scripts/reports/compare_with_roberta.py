@@ -18,6 +18,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
+from luna_tools import cards  # noqa: E402
 from pretraining.metrics import read_metrics  # noqa: E402
 from pretraining.recipe import Recipe, load_recipe  # noqa: E402
 
@@ -52,26 +53,19 @@ def train(output_dir: Path, argv: list[str]) -> dict:
 
 def table(results: dict[str, dict[int, dict]], recipe) -> str:
     """Write Markdown: a row a model, its validation loss under each seed, mean and spread, accuracy."""
-    seeds = list(next(iter(results.values())))
-    lines = [
-        f"| model | parameters | {' | '.join(f'seed {seed}' for seed in seeds)} | mean | standard deviation | "
-        "masked accuracy |",
-        "|---" * (len(seeds) + 5) + "|",
-    ]
+    rows = []
     for name, runs in results.items():
-        losses = [runs[seed]["eval_loss"] for seed in seeds]
-        spread = f"{statistics.stdev(losses):.3f}" if len(losses) > 1 else "-"
+        first, *_ = runs.values()
+        losses = [run["eval_loss"] for run in runs.values()]
+        figures = [f"{loss:.3f}" for loss in (*losses, statistics.mean(losses))]
+        figures.append(f"{statistics.stdev(losses):.3f}" if len(losses) > 1 else "-")
         accuracy = statistics.mean(run["eval_accuracy"] for run in runs.values())
-        lines.append(
-            f"| {name} | {runs[seeds[0]]['parameters']:,} | {' | '.join(f'{loss:.3f}' for loss in losses)} | "
-            f"{statistics.mean(losses):.3f} | {spread} | {accuracy:.1%} |"
-        )
-    unigram = next(iter(results.values()))[seeds[0]]["unigram_cross_entropy"]
-    lines.append(
-        f"\nValidation loss in nats per masked token after {recipe.max_steps:,} steps of {recipe.global_batch_size} "
-        f"sequences; the unigram cross-entropy of the same tokens is {unigram:.3f}."
-    )
-    return "\n".join(lines)
+        rows.append([name, f"{first['parameters']:,}", *figures, f"{accuracy:.1%}"])
+    header = ("model", "parameters", *(f"seed {seed}" for seed in runs), "mean", "standard deviation", "masked accuracy")
+    return f"""{cards.table(header, rows)}
+
+Validation loss in nats per masked token after {recipe.max_steps:,} steps of {recipe.global_batch_size} sequences; the
+unigram cross-entropy of the same tokens is {first["unigram_cross_entropy"]:.3f}."""
 
 
 def plot(results: dict[str, dict[int, dict]], path: Path) -> None:
@@ -106,9 +100,8 @@ def main(arguments: list[str] | None = None) -> None:
         for name, model in contestants.items():
             folder = args.runs_dir / f"{name.split(',')[0].lower()}_seed{seed}"
             results[name][int(seed)] = train(folder, [*argv, *model, "--seed", seed])
-    command = shlex.join(
-        ["python", "-m", "scripts.reports.compare_with_roberta", *(sys.argv[1:] if arguments is None else arguments)]
-    )
+    given = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "-m", "scripts.reports.compare_with_roberta", *given])
     picture = args.output.with_suffix(".png")
     plot(results, picture)
     text = f"# Luna and RoBERTa, the same data and steps\n\nMade by `{command}`.\n\n{table(results, recipe)}\n\n"

@@ -20,6 +20,7 @@ pages that processes share count once for each, so it is an upper bound.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -71,10 +72,10 @@ def grow(options: argparse.Namespace, of_prepare: list[str]) -> None:
             corpus = Path(folder, "corpus")
             corpus.mkdir()
             written = write_corpus(corpus, size * 1_000_000, options.file_mb * 1_000_000)
-            [run] = start_and_wait([prepare_command(f"{folder}/out", corpus, *settings)], options.num_proc)
+            seconds, _, peak = start_and_wait([prepare_command(f"{folder}/out", corpus, *settings)], options.num_proc)
             rows = json.loads(Path(folder, "out", "manifest.json").read_text())["splits"]["train"]["rows"]
-        cells = f"{written / 1e6:.0f} | {rows:,} | {run.seconds:.1f} | {written / 1e6 / run.seconds:.2f}"
-        print(f"| {cells} | {run.peak / 1e6:.0f} |", flush=True)
+        cells = f"{written / 1e6:.0f} | {rows:,} | {seconds:.1f} | {written / 1e6 / seconds:.2f}"
+        print(f"| {cells} | {peak / 1e6:.0f} |", flush=True)
 
 
 def compare(options: argparse.Namespace, of_prepare: list[str]) -> None:
@@ -93,9 +94,7 @@ def compare(options: argparse.Namespace, of_prepare: list[str]) -> None:
 
         def step(name: str, jobs: list[list[str]], processes: int) -> float:
             """Run jobs at the same time, print their line of the table, and return their CPU time in seconds."""
-            runs = start_and_wait(jobs, processes)
-            wall, peak = max(run.seconds for run in runs), max(run.peak for run in runs)
-            cpu = sum(run.cpu_seconds for run in runs)
+            wall, cpu, peak = start_and_wait(jobs, processes)
             speeds = f"{wall:.1f} | {size / 1e6 / wall:.2f} | {cpu:.1f} | {size / 1e6 / cpu:.2f}"
             print(f"| {name} | {len(jobs)} x {processes} | {speeds} | {peak / 1e6:.0f} |", flush=True)
             return cpu
@@ -197,46 +196,34 @@ def prepare_command(output: str, corpus: Path, *options: str) -> list[str]:
     return [*command, "--output_dir", output, "--sources", str(corpus), *options]
 
 
-class Run:
-    """A command at work: wall and CPU time in seconds, and the peak of its processes' memory in bytes."""
-
-    def __init__(self, command: list[str], threads: int):
-        self._command = command
-        self._start = time.perf_counter()
-        environment = os.environ | {"RAYON_NUM_THREADS": str(threads)}  # of tokenizers
-        null = subprocess.DEVNULL
-        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=null, stderr=null)
-        self._root = psutil.Process(self._process.pid)
-        self.seconds = self.cpu_seconds = self.peak = 0
-
-    def is_at_work(self) -> bool:
-        """Whether the command has not ended; takes note of its memory, or at the end of its times."""
-        if self.seconds:
-            return False
-        ended, status, usage = os.wait4(self._process.pid, os.WNOHANG)
-        if not ended:
-            resident = 0
-            for one in [self._root, *self._root.children(recursive=True)]:
-                try:
-                    resident += one.memory_info().rss
-                except psutil.NoSuchProcess:  # a worker that ended just now
-                    continue
-            self.peak = max(self.peak, resident)
-            return True
-        self._process.returncode = os.waitstatus_to_exitcode(status)
-        if self._process.returncode != 0:
-            raise SystemExit(f"{' '.join(self._command)} ended with {self._process.returncode}")
-        self.seconds = time.perf_counter() - self._start
-        self.cpu_seconds = usage.ru_utime + usage.ru_stime  # of the command and the processes it waited for
-        return False
+def resident_bytes(process: psutil.Process) -> int:
+    """The memory of a process and its workers."""
+    total = 0
+    for one in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):  # a worker that ended just now
+            total += one.memory_info().rss
+    return total
 
 
-def start_and_wait(commands: list[list[str]], threads: int) -> list[Run]:
-    """Run commands at the same time, each with so many threads, until the last one ends."""
-    runs = [Run(command, threads) for command in commands]
-    while any([run.is_at_work() for run in runs]):  # a list: each run takes note
+def start_and_wait(commands: list[list[str]], threads: int) -> tuple[float, float, int]:
+    """Run commands at the same time, each with so many threads.
+
+    Returns:
+        Seconds until the last one has ended; CPU seconds of all, with the processes they waited for; and the peak memory of
+        one of them in bytes.
+    """
+    environment = os.environ | {"RAYON_NUM_THREADS": str(threads)}  # of tokenizers
+    null, start, before, peak = subprocess.DEVNULL, time.perf_counter(), os.times(), 0
+    runs = [psutil.Popen(command, cwd=ROOT, env=environment, stdout=null, stderr=null) for command in commands]
+    while left := [run for run in runs if run.poll() is None]:
+        peak = max(peak, *map(resident_bytes, left))
         time.sleep(0.1)
-    return runs
+    seconds, after = time.perf_counter() - start, os.times()
+    for run, command in zip(runs, commands, strict=True):
+        if run.returncode != 0:
+            raise SystemExit(f"{' '.join(command)} ended with {run.returncode}")
+    cpu_seconds = after.children_user + after.children_system - before.children_user - before.children_system
+    return seconds, cpu_seconds, peak
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,8 +14,7 @@ import pytest
 from luna_tools import command_line
 from luna_tools.command_line import PROGRAMS, main, run
 from luna_tools.errors import InputError, Stopped
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.fresh_process import ROOT, run_program
 
 
 @pytest.fixture
@@ -37,19 +35,12 @@ def raises(error):
     return act
 
 
+UNUSABLE, AGAIN = "error: runs/a cannot be used", "and give the same command again.\n"
 ENDINGS = {
     "done": (lambda: None, 0, ""),
     "told": (raises(InputError("It is bad: mend it.")), 2, "error: It is bad: mend it.\n"),
-    "full": (
-        raises(OSError(28, "No space left on device", "runs/a")),
-        2,
-        "error: runs/a cannot be used (No space left on device): free some space and give the same command again.\n",
-    ),
-    "forbidden": (
-        raises(PermissionError(13, "Permission denied", "runs/a")),
-        2,
-        "error: runs/a cannot be used (Permission denied): mend that and give the same command again.\n",
-    ),
+    "full": (raises(OSError(28, "Full", "runs/a")), 2, f"{UNUSABLE} (Full): free some space {AGAIN}"),
+    "forbidden": (raises(PermissionError(13, "Denied", "runs/a")), 2, f"{UNUSABLE} (Denied): mend that {AGAIN}"),
     "SIGTERM": (raises(Stopped(signal.SIGTERM, "Saved.")), 143, "Saved.\n"),
     "SIGINT": (raises(Stopped(signal.SIGINT, "Saved.")), 130, "Saved.\n"),
     "Ctrl-C": (raises(KeyboardInterrupt()), 130, "Interrupted: give the same command again.\n"),
@@ -68,11 +59,25 @@ def test_exit_statuses(case, program, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), OSError("without a file")])
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError("without a file"), BrokenPipeError("of a worker")])
 def test_what_is_no_wrong_input_is_a_traceback(error, program):
     program(raises(error))
     with pytest.raises(type(error)):
         run("push", [])
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["push", "--help"]])
+def test_a_reader_that_has_gone_is_no_error(arguments, unbuffered):
+    """As `luna --help | head` leaves."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "luna_tools.command_line", *arguments]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    # argparse goes on where it cannot write at once
+    assert done.stderr == "" and done.returncode in (0, 128 + signal.SIGPIPE)
 
 
 def test_programs_are_listed_and_mistyped_ones_told(capsys):
@@ -83,16 +88,9 @@ def test_programs_are_listed_and_mistyped_ones_told(capsys):
     assert capsys.readouterr().err.startswith("error: 'pretrian' is not a program of luna: choose one of prepare, ")
 
 
-def in_a_fresh_process(program: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 # Each program in the parts of one process: each part would import torch if it could.
 WITHOUT_TORCH = """
-import contextlib, io, sys
+import contextlib, io
 from luna_tools.command_line import main
 for argv in ARGVS:
     try:
@@ -104,18 +102,17 @@ for argv in ARGVS:
 """
 
 
-def test_help_and_mistakes_come_without_torch():
+def test_help_and_mistakes_come_without_torch(tmp_path):
     argvs = [["--help"]]
     for name in PROGRAMS:
         argvs += [[name, "--no_such_option", "1"], [name, "--help"]]
-    lines = in_a_fresh_process(WITHOUT_TORCH.replace("ARGVS", repr(argvs))).splitlines()
+    done = run_program(WITHOUT_TORCH.replace("ARGVS", repr(argvs)), tmp_path, project=True)
     expected = [f"{argv} {2 if '--no_such_option' in argv else 0} {int('--no_such_option' in argv)} False" for argv in argvs]
-    assert lines == expected
+    assert done.stdout.splitlines() == expected, done.stderr
 
 
 # As in an environment that lacks the extra's packages: a finder that knows nothing of them.
 WITHOUT_EXTRA = """
-import sys
 class Missing:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in MISSING:
@@ -126,19 +123,7 @@ sys.stderr = sys.stdout
 print(main(ARGV))
 """
 # What the base has not; numpy, tqdm and pyyaml come with transformers.
-BARE = (
-    "accelerate",
-    "datasets",
-    "evaluate",
-    "matplotlib",
-    "onnx",
-    "onnxruntime",
-    "onnxscript",
-    "pyarrow",
-    "scipy",
-    "seqeval",
-)
-BARE += ("sklearn", "zstandard")
+BARE = "accelerate datasets evaluate matplotlib onnx onnxruntime onnxscript pyarrow scipy seqeval sklearn zstandard".split()
 ARGUMENTS = {
     "prepare": ["quickstart", "--output_dir", "out"],
     "pretrain": ["quickstart"],
@@ -151,7 +136,7 @@ ARGUMENTS = {
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_a_missing_extra_is_one_sentence_that_names_it(name, tmp_path):
     program = WITHOUT_EXTRA.replace("MISSING", repr(BARE)).replace("ARGV", repr([name, *ARGUMENTS[name]]))
-    *_, sentence, status = in_a_fresh_process(f"import os; os.chdir({str(tmp_path)!r})\n{program}").splitlines()
+    *_, sentence, status = run_program(program, tmp_path, project=True).stdout.splitlines()
     assert status == "2" and sentence.startswith(f"error: `luna {name}` needs the package ")
     assert sentence.endswith(f"run `pip install 'luna-transformers[{PROGRAMS[name].extra}]'`.")
     assert not list(tmp_path.iterdir())

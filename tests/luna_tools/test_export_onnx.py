@@ -1,11 +1,11 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""The ONNX command: a sentence for each wrong input, and no folder where the graph is wrong.
+"""The ONNX command: what it refuses, and no folder where the graph is wrong.
 
 tests/modeling/test_ecosystem.py compares its graphs with the model.
 """
 
-import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers.exporters import OnnxExporter
 
 from luna_tools import export_onnx
-from luna_tools.errors import InputError, Stopped
 from modeling_luna import LunaForMultipleChoice, LunaForQuestionAnswering, LunaForTokenClassification, LunaModel
+from tests.support.folders import refused
 from tests.support.luna_builders import build
 
 for library in ("onnxscript", "onnxruntime"):
@@ -31,71 +31,34 @@ def run(model, folder):
     export_onnx.main([str(model), "--output_dir", str(folder)])
 
 
-def test_wrong_inputs_give_one_sentence_and_write_nothing(folder, tmp_path):
+def test_a_folder_that_cannot_be_written_to(folder, tmp_path):
     (tmp_path / "file").write_text("kept")
-    cases = {
-        "There is no model": (tmp_path / "absent", tmp_path / "onnx"),
-        "luna', which is not an empty folder": (folder, folder),
-        "file', which is not an empty folder": (folder, tmp_path / "file"),
-        "x cannot be written (File name too long)": (folder, tmp_path / ("x" * 300)),
-        "out cannot be written (File exists)": (folder, tmp_path / "file" / "out"),
-    }
-    before = sorted(tmp_path.rglob("*"))
-    for sentence, arguments in cases.items():
-        with pytest.raises(InputError) as refused:
-            run(*arguments)
-        assert sentence in str(refused.value) and "\n" not in str(refused.value)
-    assert sorted(tmp_path.rglob("*")) == before
+    for target in (folder, tmp_path / "file"):
+        with refused(f"{str(target)!r}, which is not an empty folder: choose another name.", tmp_path):
+            run(folder, target)
 
 
-def fails_with(error):
-    def fail(model, path):
-        assert path.is_file()  # something is written already
-        raise error
-
-    return fail
+def fails(model, path):
+    raise KeyError("no such node")
 
 
 REFUSED = {
     "differs": (lambda model, path: (1.0, [1]), "The graph is 1.0e+00 from the model, more than 1e-04: nothing was written"),
     "not a number": (lambda model, path: (float("nan"), [1]), "The graph is nan from the model"),
-    "disk": (fails_with(OSError(28, "No space left on device")), "cannot be written (the disk is full): free some space"),
-    "protobuf": (fails_with(RuntimeError("I/O: No space left on device")), "cannot be written (the disk is full): free"),
-    "folder": (
-        fails_with(PermissionError(13, "Permission denied")),
-        "cannot be written (Permission denied): choose another",
-    ),
-    "runtime": (fails_with(KeyError("no such node")), "cannot be exported (KeyError: 'no such node'): try other versions"),
+    "runtime": (fails, "cannot be exported (KeyError: 'no such node'): try other versions"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_fails_leaves_the_folders_as_they_were(case, folder, tmp_path, monkeypatch):
+def test_a_graph_that_is_wrong_gets_no_folder(case, folder, tmp_path, monkeypatch):
     largest_difference, sentence = REFUSED[case]
     monkeypatch.setattr(export_onnx, "largest_difference", largest_difference)
-    monkeypatch.setattr(OnnxExporter, "export", lambda *_: FakeGraph())
+    graph = SimpleNamespace(save_pretrained=lambda folder: (folder / "model.onnx").write_bytes(b"graph"))
+    monkeypatch.setattr(OnnxExporter, "export", lambda *_: graph)  # which takes seconds
     (tmp_path / "empty").mkdir()
     for target in ("empty", "new/onnx"):
-        with pytest.raises(InputError) as refused:
+        with refused(sentence, tmp_path):
             run(folder, tmp_path / target)
-        assert sentence in str(refused.value) and "\n" not in str(refused.value)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "luna"]
-        assert not list((tmp_path / "empty").iterdir())
-
-
-class FakeGraph:
-    """Instead of what takes the exporter seconds."""
-
-    def save_pretrained(self, folder):
-        (folder / "model.onnx").write_bytes(b"graph")
-
-
-def test_a_signal_leaves_nothing(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_onnx, "largest_difference", lambda model, path: signal.raise_signal(signal.SIGTERM))
-    monkeypatch.setattr(OnnxExporter, "export", lambda *_: FakeGraph())
-    with pytest.raises(Stopped, match="^Stopped by SIGTERM: nothing is half-written.$"):
-        run(folder, tmp_path / "new" / "onnx")
-    assert [path.name for path in tmp_path.iterdir()] == ["luna"]
 
 
 def test_batches_are_padded_on_their_side_and_have_choices():

@@ -4,7 +4,7 @@
 
 import pytest
 
-from luna_tools.cards import UNNAMED
+from luna_tools.cards import named_card
 from luna_tools.publish import TRAINING_STATE, files_to_upload, publish, wait_for_uploads
 from pretraining.checkpoint import SEAL
 from tests.support.folders import save_whole
@@ -18,12 +18,13 @@ def finished(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_finished_model_goes_to_main_and_loads_by_its_name(finished, tmp_path, monkeypatch):
+def test_a_finished_model_goes_to_main_and_loads_by_its_name_and_a_token(finished, tmp_path, monkeypatch):
     program = """
 from transformers import AutoTokenizer, pipeline
 masked = pipeline("fill-mask", "org/luna", trust_remote_code=True)
 print(len(masked("The moon <mask> around the earth.")), type(masked.model).__name__)
 """
+    card = (finished / "README.md").read_text()
     with Hub() as hub:
         hub.serve_this_process(monkeypatch, tmp_path / "cache")
         publish(finished, "org/luna", "main")
@@ -33,9 +34,8 @@ print(len(masked("The moon <mask> around the earth.")), type(masked.model).__nam
         done = run_program(program, tmp_path / "elsewhere", **online)
         assert done.returncode == 0 and done.stdout.split() == ["5", "LunaForMaskedLM"], done.stderr
     assert repository.private and repository.branches.keys() == {"main"}
-    card = repository.commits[repository.branches["main"]]["README.md"].decode()
-    assert 'name = "org/luna"\n' in card and "revision=" not in card
-    assert UNNAMED in (finished / "README.md").read_text()
+    assert repository.commits[repository.branches["main"]]["README.md"].decode() == named_card(card, "org/luna")
+    assert (finished / "README.md").read_text() == card
 
 
 def test_a_finished_model_that_cannot_be_published_is_one_line_with_the_command(finished, capfd):

@@ -16,7 +16,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 @pytest.fixture
 def scripts(monkeypatch):
-    """The two modules as they import each other when one is run, with commands that are recorded instead."""
+    """The two modules as they import each other when one is run, and a list for commands."""
     monkeypatch.syspath_prepend(SCRIPTS)
     modules = []
     for name in ("environment", "test"):
@@ -26,33 +26,25 @@ def scripts(monkeypatch):
             monkeypatch.setitem(sys.modules, name, modules[-1])
         spec.loader.exec_module(modules[-1])
     environment, test = modules
-    commands = []
-    monkeypatch.setattr(environment, "run", lambda command: commands.append(command) or 0)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return environment, test, commands
+    return environment, test, []
 
 
 @pytest.mark.parametrize("options, marks", [([], ["-m", "not slow"]), (["--all"], [])])
-def test_the_default_leaves_out_what_is_slow_and_the_rest_goes_to_pytest(options, marks, scripts, monkeypatch):
+def test_the_default_leaves_out_what_is_slow_and_a_lint_error_does_not_hide(options, marks, scripts, monkeypatch):
+    """Options that are not its own go to pytest."""
     environment, test, commands = scripts
     monkeypatch.setattr(environment, "ensure", lambda extra, needs_compiler, libraries: f"{extra}-{libraries}")
     monkeypatch.setattr(environment, "library_tests", lambda python, libraries: f"tests of {libraries}")
+    monkeypatch.setattr(environment, "run", lambda command: commands.append(command) or int("ruff" in command))
     monkeypatch.delenv("LUNA_TRANSFORMERS_TESTS", raising=False)
     monkeypatch.setattr(sys, "argv", ["test.py", *options, "-x", "tests/luna_tools"])
-    assert test.main() == 0
+    assert test.main() == 1
     assert os.environ.get("LUNA_TRANSFORMERS_TESTS") == ("tests of usual" if options else None)
     lint, tests = commands
     assert lint == ["test-usual", "-m", "ruff", "check", "."]
     parallel = ["--numprocesses", str(os.cpu_count()), "--dist", "loadgroup"]
     assert tests == ["test-usual", "-m", "pytest", *parallel, *marks, "-x", "tests/luna_tools"]
-
-
-def test_a_lint_error_does_not_hide_behind_passing_tests(scripts, monkeypatch):
-    environment, test, _ = scripts
-    monkeypatch.setattr(environment, "ensure", lambda *_, **__: "python")
-    monkeypatch.setattr(environment, "run", lambda command: int("ruff" in command))
-    monkeypatch.setattr(sys, "argv", ["test.py"])
-    assert test.main() == 1
 
 
 @pytest.mark.parametrize("libraries, suffix", [("usual", ""), ("oldest", "-oldest"), ("newest", "-newest")])

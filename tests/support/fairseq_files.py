@@ -1,12 +1,11 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""What official checkpoints come with: GPT-2's BPE files and a dictionary, trained here, and the official code's reading."""
+"""What official checkpoints come with: GPT-2's BPE files and a dictionary, trained here."""
 
 import json
 import random
 from pathlib import Path
 
-import regex
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -16,39 +15,37 @@ from tests.support.parity_kit import REPOSITORY, find_variant
 
 TIED = find_variant("luna_bert/tied")
 EMBEDDINGS = "encoder.sentence_encoder.embed_tokens.weight"
-# GPT-2 writes each byte as one visible character.
-VISIBLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-BYTE_PIECES = {byte: chr(byte) for byte in VISIBLE}
-BYTE_PIECES |= {byte: chr(256 + i) for i, byte in enumerate(byte for byte in range(256) if byte not in VISIBLE)}
-GPT2_SPLIT = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 
 
 def convert(checkpoint, out, *options, dictionary=TIED / "dict.txt") -> None:
     main([str(checkpoint), "--output_dir", str(out), "--dictionary", str(dictionary), *map(str, options)])
 
 
-def gpt2_pieces(text: str, merges: list[tuple[str, str]]) -> list[str]:
-    """The pieces of GPT-2's BPE, by its definition: the first merge of the list that occurs, everywhere, until none does."""
-    ranks = {merge: rank for rank, merge in enumerate(merges)}
-    pieces = []
-    for word in GPT2_SPLIT.findall(text):
-        parts = [BYTE_PIECES[byte] for byte in word.encode()]
-        while pairs := [pair for pair in zip(parts, parts[1:], strict=False) if pair in ranks]:
-            best, i, merged = min(pairs, key=ranks.get), 0, []
-            while i < len(parts):
-                is_best = tuple(parts[i : i + 2]) == best
-                merged.append("".join(best) if is_best else parts[i])
-                i += 2 if is_best else 1
-            parts = merged
-        pieces += parts
-    return pieces
+def convert_back(folder, checkpoint, *options) -> None:
+    main([str(folder), "--to_fairseq", str(checkpoint), *map(str, options)])
+
+
+def save_changed(path: Path, weights: dict, args: dict | None = None, variant: str = "luna_bert/tied") -> Path:
+    """Save a variant's checkpoint with other weights, None for those that are left out, and args. Returns `path`."""
+    namespace, state_dict = load_fairseq_checkpoint(find_variant(variant) / "model.pt")
+    vars(namespace).update(args or {})
+    state_dict = {name: tensor for name, tensor in (state_dict | weights).items() if tensor is not None}
+    torch.save({"args": namespace, "model": state_dict}, path)
+    return path
+
+
+def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Names, types and bits."""
+    return one.keys() == other.keys() and all(
+        tensor.dtype == other[name].dtype and torch.equal(tensor, other[name]) for name, tensor in one.items()
+    )
 
 
 class Bpe:
     """GPT-2's files for a BPE that was trained on this project's texts, and a dictionary whose ids are in another order."""
 
     def __init__(self, folder: Path):
-        trained = Tokenizer(models.BPE())
+        self.trained = trained = Tokenizer(models.BPE())
         trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
@@ -69,12 +66,10 @@ class Bpe:
         self.options = ("--encoder_json", str(self.encoder_json), "--vocab_bpe", str(self.vocab_bpe))
 
         # luna_bert/tied with a vocabulary of this size
-        args, state_dict = load_fairseq_checkpoint(TIED / "model.pt")
         rows = torch.randn(len(self.ids), 32, generator=torch.Generator().manual_seed(1))
-        state_dict |= {EMBEDDINGS: rows, "encoder.lm_head.weight": rows, "encoder.lm_head.bias": rows[:, 0]}
-        torch.save({"args": args, "model": state_dict}, folder / "model.pt")
-        self.checkpoint = folder / "model.pt"
+        weights = {EMBEDDINGS: rows, "encoder.lm_head.weight": rows, "encoder.lm_head.bias": rows[:, 0]}
+        self.checkpoint = save_changed(folder / "model.pt", weights)
 
-    def encode(self, text: str) -> list[int]:
-        """As the official code does: the number of each piece is a symbol of the dictionary."""
-        return [self.ids.get(str(self.numbers[piece]), 3) for piece in gpt2_pieces(text, self.merges)]
+    def encode(self, text: str, ids: dict[str, int] | None = None) -> list[int]:
+        """As the official code does: the number of each piece is a symbol of the dictionary, or <unk>."""
+        return [(ids or self.ids).get(str(number), 3) for number in self.trained.encode(text).ids]

@@ -31,6 +31,23 @@ def git_oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+# The metadata of a card: a type, or what lists and objects hold. At the top a field may be left out.
+NAMED = {"type": str, "name": str}
+RESULT = {"task": {"type": str}, "dataset": NAMED, "metrics": [{"type": str, "value": int | float}]}
+METADATA = dict.fromkeys(("license", "library_name", "pipeline_tag", "base_model", "language"), str)
+METADATA |= dict.fromkeys(("tags", "metrics", "datasets"), [str]) | {"model-index": [{"name": str, "results": [RESULT]}]}
+
+
+def schema_errors(value: object, schema: object, where: str = "") -> list[str]:
+    if isinstance(schema, list) and isinstance(value, list):
+        return [error for i, x in enumerate(value) for error in schema_errors(x, schema[0], f"{where}[{i}]")]
+    if isinstance(schema, dict) and isinstance(value, dict):
+        return [error for key, x in schema.items() for error in schema_errors(value.get(key), x, f"{where}.{key}")]
+    if isinstance(schema, list | dict) or not isinstance(value, schema):
+        return [f'"{where.removeprefix(".")}" must be of {schema}']
+    return []
+
+
 def metadata_errors(card: str) -> list[str]:
     """What the Hub would say of the YAML at the start of a card, as far as the cards of this project use it."""
     parts = card.split("---\n")
@@ -38,28 +55,9 @@ def metadata_errors(card: str) -> list[str]:
         data = yaml.safe_load(parts[1]) if len(parts) > 2 and not parts[0] else {}
     except yaml.YAMLError as error:
         return [f"Invalid YAML: {error}"]
-    is_text, errors = (lambda value: isinstance(value, str)), []
-
-    def check(is_right: bool, message: str) -> None:
-        if not is_right:
-            errors.append(message)
-
-    check(data.get("license", "mit") in LICENSES, f'"license" must be one of [{", ".join(LICENSES)}, ...]')
-    for name in ("library_name", "pipeline_tag", "base_model", "language"):
-        check(is_text(data.get(name, "")), f'"{name}" must be a string')
-    for name in ("tags", "metrics", "datasets"):
-        values = data.get(name, [])
-        check(isinstance(values, list) and all(map(is_text, values)), f'"{name}" must be an array of strings')
-    for i, model in enumerate(data.get("model-index", [])):
-        check(is_text(model.get("name")), f'"model-index[{i}].name" is required')
-        for j, result in enumerate(model["results"]):
-            where = f"model-index[{i}].results[{j}]"
-            check(is_text(result["task"].get("type")), f'"{where}.task.type" is required')
-            for name in ("type", "name"):
-                check(is_text(result["dataset"].get(name)), f'"{where}.dataset.{name}" is required')
-            for metric in result["metrics"]:
-                check(is_text(metric.get("type")), f'"{where}.metrics.type" is required')
-                check(isinstance(metric.get("value"), int | float), f'"{where}.metrics.value" must be a number')
+    errors = schema_errors(data, {name: schema for name, schema in METADATA.items() if name in data})
+    if data.get("license", "mit") not in LICENSES:
+        errors.append(f'"license" must be one of [{", ".join(LICENSES)}, ...]')
     return errors
 
 
@@ -177,11 +175,13 @@ class Handler(BaseHTTPRequestHandler):
             self.need_token()
         return found
 
-    def revision(self, repository: Repository, revision: str) -> str:
+    def files(self, name: str, revision: str, write: bool = False) -> tuple[str, dict[str, bytes]]:
+        """The id and the files of a branch's newest commit, or of a commit."""
+        repository = self.repository(name, write)
         oid = repository.branches.get(revision, revision)
         if oid not in repository.commits:
             raise HubError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-        return oid
+        return oid, repository.commits[oid]
 
     # Routes
 
@@ -208,23 +208,16 @@ class Handler(BaseHTTPRequestHandler):
         self.send({"errors": [{"message": error} for error in errors], "warnings": []}, 400 if errors else 200)
 
     def preupload(self, name: str, revision: str) -> None:
-        repository = self.repository(name, write=True)
-        there = repository.commits[self.revision(repository, revision)]
-        files = []
-        for file in json.loads(self.body)["files"]:
-            is_lfs = file["path"].endswith(LFS_SUFFIXES)
-            content = there.get(file["path"])
-            oid = None if content is None else hashlib.sha256(content).hexdigest() if is_lfs else git_oid(content)
-            mode = "lfs" if is_lfs else "regular"
-            files.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
-        self.send({"files": files})
+        self.files(name, revision, write=True)
+        paths = [file["path"] for file in json.loads(self.body)["files"]]
+        modes = {path: "lfs" if path.endswith(LFS_SUFFIXES) else "regular" for path in paths}
+        self.send({"files": [{"path": path, "uploadMode": modes[path], "shouldIgnore": False} for path in paths]})
 
     def lfs_batch(self, name: str) -> None:
         self.repository(name, write=True)
         objects = []
         for wanted in json.loads(self.body)["objects"]:
-            url = f"{self.server.url}/lfs/{wanted['oid']}"
-            actions = {"upload": {"href": url}, "verify": {"href": f"{url}/verify"}}
+            actions = {"upload": {"href": f"{self.server.url}/lfs/{wanted['oid']}"}}
             objects.append(wanted | ({} if wanted["oid"] in self.server.objects else {"actions": actions}))
         self.send({"transfer": "basic", "objects": objects})
 
@@ -234,17 +227,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.objects[oid] = self.body
         self.send({})
 
-    def lfs_verify(self, oid: str) -> None:
-        if oid not in self.server.objects:
-            raise HubError(404, message="no such object")
-        self.send({})
-
     def lfs_download(self, oid: str) -> None:
         self.send(self.server.objects[oid])
 
     def commit(self, name: str, branch: str) -> None:
-        repository = self.repository(name, write=True)
-        files = dict(repository.commits[self.revision(repository, branch)])
+        files = dict(self.files(name, branch, write=True)[1])
         for line in self.body.splitlines():
             operation = json.loads(line)
             value = operation["value"]
@@ -254,7 +241,7 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = self.server.objects[value["oid"]]
             elif operation["key"] != "header":
                 raise HubError(400, message=f"this Hub does not know {operation['key']}")
-        oid = repository.commit(branch, files)
+        oid = self.repository(name).commit(branch, files)
         self.send({"success": True, "commitOid": oid, "commitUrl": f"{self.server.url}/{name}/commit/{oid}"})
 
     def create_branch(self, name: str, branch: str) -> None:
@@ -262,39 +249,23 @@ class Handler(BaseHTTPRequestHandler):
         if branch in repository.branches:
             raise HubError(409, message=f"Reference already exists: {branch}")
         start = json.loads(self.body or b"{}").get("startingPoint", "main")
-        repository.branches[branch] = self.revision(repository, start)
+        repository.branches[branch], _ = self.files(name, start)
         self.send({})
 
     def info(self, name: str, revision: str = "main") -> None:
-        repository = self.repository(name)
-        oid = self.revision(repository, revision)
-        siblings = [{"rfilename": path} for path in sorted(repository.commits[oid])]
-        self.send({"id": name, "modelId": name, "sha": oid, "private": repository.private, "tags": [], "siblings": siblings})
-
-    def refs(self, name: str) -> None:
-        branches = self.repository(name).branches
-        named = [{"name": name, "ref": f"refs/heads/{name}", "targetCommit": oid} for name, oid in branches.items()]
-        self.send({"branches": named, "converts": [], "tags": []})
+        oid, files = self.files(name, revision)
+        about = {"id": name, "modelId": name, "sha": oid, "private": self.repository(name).private, "tags": []}
+        self.send(about | {"siblings": [{"rfilename": path} for path in sorted(files)]})
 
     def tree(self, name: str, revision: str, folder: str = "") -> None:
-        repository = self.repository(name)
-        files = []
-        for path, content in repository.commits[self.revision(repository, revision)].items():
-            if not path.startswith(folder):
-                continue
-            entry = {"type": "file", "path": path, "size": len(content), "oid": git_oid(content)}
-            if path.endswith(LFS_SUFFIXES):
-                entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
-            files.append(entry)
+        files = {path: content for path, content in self.files(name, revision)[1].items() if path.startswith(folder)}
         if folder and not files:
             raise HubError(404, "EntryNotFound", f"{folder} does not exist")
-        self.send(files)
+        self.send([{"type": "file", "path": path, "size": len(x), "oid": git_oid(x)} for path, x in files.items()])
 
     def resolve(self, name: str, revision: str, path: str) -> None:
-        repository = self.repository(name)
-        oid = self.revision(repository, revision)
-        headers = {"X-Repo-Commit": oid}
-        content = repository.commits[oid].get(path)
+        oid, files = self.files(name, revision)
+        headers, content = {"X-Repo-Commit": oid}, files.get(path)
         if content is None:
             self.send(b"", 404, headers | {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"})
         elif path.endswith(LFS_SUFFIXES):
@@ -314,13 +285,11 @@ ROUTES = [
     ("POST", f"/api/models/{REPOSITORY}/preupload/([^/]+)", Handler.preupload),
     ("POST", f"/{REPOSITORY}.git/info/lfs/objects/batch", Handler.lfs_batch),
     ("PUT", "/lfs/([0-9a-f]{64})", Handler.lfs_upload),
-    ("POST", "/lfs/([0-9a-f]{64})/verify", Handler.lfs_verify),
     ("GET HEAD", "/lfs/([0-9a-f]{64})", Handler.lfs_download),
     ("POST", f"/api/models/{REPOSITORY}/commit/([^/]+)", Handler.commit),
     ("POST", f"/api/models/{REPOSITORY}/branch/([^/]+)", Handler.create_branch),
     ("GET", f"/api/models/{REPOSITORY}", Handler.info),
     ("GET", f"/api/models/{REPOSITORY}/revision/([^/]+)", Handler.info),
-    ("GET", f"/api/models/{REPOSITORY}/refs", Handler.refs),
     ("GET", f"/api/models/{REPOSITORY}/tree/([^/]+)", Handler.tree),
     ("GET", f"/api/models/{REPOSITORY}/tree/([^/]+)/(.+)", Handler.tree),
     ("GET HEAD", f"/{REPOSITORY}/resolve/([^/]+)/(.+)", Handler.resolve),

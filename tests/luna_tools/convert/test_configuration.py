@@ -8,8 +8,8 @@ import pytest
 
 from luna_tools.convert.checkpoint import load_fairseq_checkpoint
 from luna_tools.convert.configuration import ARCHITECTURES, config_from_args
-from luna_tools.errors import InputError
 from tests.support.fairseq_files import TIED
+from tests.support.folders import refused
 from tests.support.parity_kit import find_variant, variant_params
 
 ARGS = vars(load_fairseq_checkpoint(TIED / "model.pt")[0])
@@ -61,11 +61,7 @@ def test_a_head_has_the_dropout_that_it_was_trained_with(head, pooling):
 
 ONLY = "but only gelu, gelu_accurate, gelu_fast, relu can be converted."
 REFUSED = [
-    (
-        {"arch": "luna_lra_listop"},
-        "The checkpoint's architecture is luna_lra_listop, of the lra family, which is not supported yet: only the masked "
-        "language model is.",
-    ),
+    ({"arch": "luna_lra_listop"}, "architecture is luna_lra_listop, of the lra family, which is not supported yet: only "),
     (
         {"arch": "roberta_base"},
         f"The checkpoint's architecture is roberta_base, but only the masked language model can be converted: "
@@ -82,21 +78,17 @@ REFUSED = [
         {"head": "rte", "num_labels": 2, "pooler_activation_fn": "relu"},
         "The checkpoint's pooler_activation_fn is relu, but must be tanh.",
     ),
+    *(
+        (changed, "The checkpoint's args do not describe a Luna model (")
+        for changed in ({"encoder_attention_heads": 5}, {"dropout": "0.1"}, {"max_positions": "64"})
+    ),
 ]
 
 
 @pytest.mark.parametrize("changed, sentence", REFUSED)
 def test_refused_arguments(changed, sentence):
-    with pytest.raises(InputError) as refused:
+    with refused(sentence):
         config_of(**changed)
-    assert str(refused.value) == sentence
-
-
-@pytest.mark.parametrize("changed", [{"encoder_attention_heads": 5}, {"dropout": "0.1"}, {"max_positions": "64"}])
-def test_arguments_that_make_no_model(changed):
-    with pytest.raises(InputError, match="^The checkpoint's args do not describe a Luna model: .+") as refused:
-        config_of(**changed)
-    assert "\n" not in str(refused.value)
 
 
 OTHER_FAMILIES = ("seq2seq/tied_shared", "seq2seq/untied_prenorm_learned", "lra/listop_tied_layers", "lra/retrieval_dual")
@@ -105,6 +97,5 @@ OTHER_FAMILIES = ("seq2seq/tied_shared", "seq2seq/untied_prenorm_learned", "lra/
 @pytest.mark.parametrize("variant", variant_params(*OTHER_FAMILIES))
 def test_other_families_are_refused_by_name(variant):
     args, _ = load_fairseq_checkpoint(find_variant(variant) / "model.pt")
-    family = f"architecture is {args.arch}, of the {variant.split('/')[0]} family, which is not supported yet"
-    with pytest.raises(InputError, match=family):
+    with refused(f"architecture is {args.arch}, of the {variant.split('/')[0]} family, which is not supported yet"):
         config_from_args(args, 96)

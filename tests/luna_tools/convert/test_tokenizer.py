@@ -3,6 +3,7 @@
 """The tokenizer of an official checkpoint: texts have the ids that the official code gives them, and its files come back."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -11,10 +12,10 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoTokenizer, RobertaTokenizerFast, pipeline
 
 from luna_tools.convert.tokenizer import build_tokenizer, read_bpe, read_dictionary, recover_files
-from luna_tools.errors import InputError
 from luna_tools.tokenizer import wrap_tokenizer
 from pretraining.prepare.tokenizer import train_tokenizer
-from tests.support.fairseq_files import BYTE_PIECES, Bpe, convert, gpt2_pieces
+from tests.support.fairseq_files import Bpe, convert, convert_back
+from tests.support.folders import refused
 from tests.support.fresh_process import run_program
 
 TEXTS = [
@@ -85,13 +86,11 @@ def test_is_that_of_roberta(bpe, tokenizer):
 
 
 def test_bytes_that_the_dictionary_lacks_are_unknown(bpe):
-    merged = {piece for a, b in bpe.merges for piece in (a, b)}
-    lacking = next(piece for piece in (BYTE_PIECES[byte] for byte in "\U0001f31b".encode()) if piece not in merged)
+    text, merged = "a moon \U0001f31b\U0001f31b", {piece for a, b in bpe.merges for piece in (a, b)}
+    lacking = next(piece for piece in bpe.trained.encode("\U0001f31b").tokens if piece not in merged)
     symbols = [symbol for symbol in bpe.ids if symbol != str(bpe.numbers[lacking])]
-    ids = {symbol: i for i, symbol in enumerate(symbols)}
     tokenizer = build_tokenizer(symbols, bpe.numbers, bpe.merges)
-    text = "a moon \U0001f31b\U0001f31b"
-    expected = [ids.get(str(bpe.numbers[piece]), 3) for piece in gpt2_pieces(text, bpe.merges)]
+    expected = bpe.encode(text, {symbol: i for i, symbol in enumerate(symbols)})
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == expected and expected.count(3) >= 2
 
 
@@ -105,8 +104,7 @@ def test_overwritten_symbols_have_their_later_id(bpe, tmp_path):
     ids = bpe.ids | {repeated: len(bpe.ids) - 1, "<mask>": len(bpe.ids) + 1}
     tokenizer = build_tokenizer(symbols, bpe.numbers, bpe.merges)
     for text in TEXTS:
-        expected = [ids[str(bpe.numbers[piece])] for piece in gpt2_pieces(text, bpe.merges)]
-        assert tokenizer(text)["input_ids"] == [0, *expected, 2]
+        assert tokenizer(text)["input_ids"] == [0, *bpe.encode(text, ids), 2]
     assert tokenizer.mask_token_id == len(bpe.ids) + 1
     # Each id has one entry, so that the dictionary can be made of them again: fillers have the overwritten ids.
     assert sorted(tokenizer.get_vocab().values()) == list(range(len(symbols)))
@@ -140,116 +138,100 @@ def test_fill_mask_pipeline(converted_with_tokenizer):
 # What is refused
 
 
-def assert_refused(tmp_path, sentence: str, bpe, *options, dictionary) -> None:
-    before = sorted(path.name for path in tmp_path.iterdir())
-    with pytest.raises(InputError) as refused:
-        convert(bpe.checkpoint, tmp_path / "out", *options, dictionary=dictionary)
-    assert str(refused.value).startswith(sentence) and "\n" not in str(refused.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == before
+def change_object(**changes):
+    """Of a JSON object; None takes an entry out."""
+    return lambda text: json.dumps({name: x for name, x in (json.loads(text) | changes).items() if x is not None})
 
 
-def change_json(path, change):
-    numbers = json.loads(path.read_text())
-    change(numbers)
-    path.write_text(json.dumps(numbers))
+def change_line(number, *lines):
+    """Put lines in the place of one."""
+
+    def change(text):
+        found = text.splitlines()
+        found[number : number + 1] = lines
+        return "".join(f"{line}\n" for line in found)
+
+    return change
 
 
-def change_lines(path, change):
-    lines = path.read_text(encoding="utf-8").splitlines()
-    change(lines)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-TOKENIZER_FILES_AND_SENTENCE = {
-    "no encoder": (lambda d: (d / "encoder.json").unlink(), "There is no BPE encoder file {0}/encoder.json."),
-    "no merges": (lambda d: (d / "vocab.bpe").unlink(), "There is no BPE merges file {0}/vocab.bpe."),
-    "encoder is text": (
-        lambda d: (d / "encoder.json").write_text("318"),
-        "{0}/encoder.json is not a BPE encoder file: it must be a JSON object of pieces and numbers.",
-    ),
-    "number twice": (
-        lambda d: change_json(d / "encoder.json", lambda numbers: numbers.update({"<x>": 5})),
-        "{0}/encoder.json gives two pieces the same number.",
-    ),
-    "byte": (
-        lambda d: change_json(d / "encoder.json", lambda numbers: numbers.pop("~")),
-        "{0}/encoder.json lacks pieces of single bytes, such as '~'.",
-    ),
-    "header": (
-        lambda d: change_lines(d / "vocab.bpe", lambda lines: lines.pop(0)),
-        "{0}/vocab.bpe is not a BPE merges file: line 1 must start with #version.",
-    ),
-    "merge of three": (
-        lambda d: change_lines(d / "vocab.bpe", lambda lines: lines.insert(1, "a b c")),
-        "Line 2 of {0}/vocab.bpe is 'a b c', but must be two pieces.",
-    ),
-    "merge without piece": (
-        lambda d: change_lines(d / "vocab.bpe", lambda lines: lines.insert(1, "~ ~")),
-        "Line 2 of {0}/vocab.bpe needs the piece '~~', which {0}/encoder.json lacks.",
-    ),
-    "symbol without number": (
-        lambda d: change_lines(d / "dict.txt", lambda lines: lines.__setitem__(0, "the 9")),
-        "The dictionary and the BPE do not belong together: the symbol 'the' is no number of encoder.json.",
-    ),
-    "number of another BPE": (
-        lambda d: change_lines(d / "dict.txt", lambda lines: lines.__setitem__(0, "50000 9")),
-        "The dictionary and the BPE do not belong together: the symbol '50000' is no number of encoder.json.",
-    ),
-    "special piece": (
-        lambda d: change_json(d / "encoder.json", lambda numbers: numbers.update({"<s>": numbers.pop("<|endoftext|>")})),
+ENCODER, MERGES, DICT = "encoder.json", "vocab.bpe", "dict.txt"
+NO_ENCODER, NO_PAIR = "{0}/encoder.json is not a BPE encoder file", "The dictionary and the BPE do not belong together: "
+ENTRY = "but must be a symbol, a space and a count."
+# The file, its new content (None: there is no file), and the sentence.
+FILES_AND_SENTENCE = [
+    (ENCODER, lambda text: None, "There is no BPE encoder file {0}/encoder.json."),
+    (MERGES, lambda text: None, "There is no BPE merges file {0}/vocab.bpe."),
+    (ENCODER, lambda text: "318", f"{NO_ENCODER} ("),
+    (ENCODER, lambda text: text[:1000], f"{NO_ENCODER} ("),
+    (ENCODER, change_object(**{"<x>": 5}), "{0}/encoder.json gives two pieces the same number."),
+    (ENCODER, change_object(**{"~": None}), "{0}/encoder.json lacks pieces of single bytes, such as '~'."),
+    (
+        ENCODER,
+        change_object(**{"<|endoftext|>": None, "<s>": 600}),
         "The piece '<s>' of encoder.json is also a symbol of the dictionary.",
     ),
-}
+    (MERGES, change_line(0), "{0}/vocab.bpe is not a BPE merges file: line 1 must start with #version."),
+    (MERGES, change_line(1, "a b c"), "Line 2 of {0}/vocab.bpe is 'a b c', but must be two pieces."),
+    (
+        MERGES,
+        change_line(1, "~ ~"),
+        "Line 2 of {0}/vocab.bpe needs the piece '~~', which {0}/encoder.json lacks.",
+    ),
+    (
+        MERGES,
+        lambda text: "\n".join(text.splitlines()[:-10]),
+        "{0}/encoder.json has 10 pieces that no merge of {0}/vocab.bpe makes, such as ",
+    ),
+    (DICT, change_line(0, "the 9"), f"{NO_PAIR}the symbol 'the' is no number of encoder.json."),
+    (DICT, change_line(0, "50000 9"), f"{NO_PAIR}the symbol '50000' is no number of encoder.json."),
+    (DICT, lambda text: "318 12\n13\n", f"Line 2 of {{0}}/dict.txt is '13', {ENTRY}"),
+    (DICT, lambda text: "318 12\n\n13 1\n", f"Line 2 of {{0}}/dict.txt is '', {ENTRY}"),
+    (DICT, lambda text: "318 many\n", f"Line 1 of {{0}}/dict.txt is '318 many', {ENTRY}"),
+    (DICT, lambda text: "318 12\n13 1\n318 1\n", "Line 3 of {0}/dict.txt repeats the symbol '318'."),
+    (DICT, lambda text: "\udcff 1\n", "{0}/dict.txt is not a dictionary file ("),
+    (
+        DICT,
+        lambda text: "318 12\n",
+        "{0}/dict.txt makes a vocabulary of 6 symbols with the special ones, but the checkpoint has embeddings for 608.",
+    ),
+    # Dictionaries of the parity kit have the most frequent pieces only.
+    (
+        DICT,
+        lambda text: re.sub("^599 ", "madeupword0002 ", text, flags=re.MULTILINE),
+        "The dictionary lacks 1 of the BPE's 601 pieces, such as 599 ('{1}'), which no fast tokenizer reads as the official "
+        "code does: convert without --encoder_json and --vocab_bpe.",
+    ),
+]
 
 
-@pytest.mark.parametrize("case", TOKENIZER_FILES_AND_SENTENCE)
-def test_refused_tokenizer_files(case, bpe, tmp_path):
-    change, sentence = TOKENIZER_FILES_AND_SENTENCE[case]
+@pytest.mark.parametrize("name, change, sentence", FILES_AND_SENTENCE)
+def test_refused_files(name, change, sentence, bpe, tmp_path):
     for path in (bpe.encoder_json, bpe.vocab_bpe, bpe.dict):
         shutil.copy(path, tmp_path)
-    change(tmp_path)
-    options = ("--encoder_json", str(tmp_path / "encoder.json"), "--vocab_bpe", str(tmp_path / "vocab.bpe"))
-    assert_refused(tmp_path, sentence.format(tmp_path), bpe, *options, dictionary=tmp_path / "dict.txt")
-
-
-def test_truncated_tokenizer_files(bpe, tmp_path):
-    merges, encoder = tmp_path / "vocab.bpe", tmp_path / "encoder.json"
-    merges.write_text("".join(bpe.vocab_bpe.read_text(encoding="utf-8").splitlines(keepends=True)[:-10]), encoding="utf-8")
-    first = "".join(bpe.merges[-10])
-    options = ("--encoder_json", str(bpe.encoder_json), "--vocab_bpe", str(merges))
-    sentence = f"{bpe.encoder_json} has 10 pieces that no merge of {merges} makes, such as {first!r}."
-    assert_refused(tmp_path, sentence, bpe, *options, dictionary=bpe.dict)
-
-    encoder.write_text(bpe.encoder_json.read_text()[:1000])
-    options = ("--encoder_json", str(encoder), "--vocab_bpe", str(merges))
-    sentence = f"{encoder} is not a BPE encoder file, since it is not JSON: "
-    assert_refused(tmp_path, sentence, bpe, *options, dictionary=bpe.dict)
-
-
-def test_a_dictionary_without_merged_pieces(bpe, tmp_path):
-    """Those of the parity kit have the most frequent pieces only."""
-    symbols = [symbol for symbol in bpe.symbols if symbol != "599"]
-    piece = next(piece for piece, number in bpe.numbers.items() if number == 599)
-    dictionary = tmp_path / "dict.txt"
-    dictionary.write_text("".join(f"{symbol} 1\n" for symbol in [*symbols, "madeupword0002"]))
-    sentence = (
-        f"The dictionary lacks 1 of the BPE's 601 pieces, such as 599 ({piece!r}), which no fast tokenizer reads as the "
-        "official code does: convert without --encoder_json and --vocab_bpe."
-    )
-    assert_refused(tmp_path, sentence, bpe, *bpe.options, dictionary=dictionary)
+    content = change((tmp_path / name).read_text(encoding="utf-8"))
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_text(content, encoding="utf-8", errors="surrogateescape")
+    options = ("--encoder_json", tmp_path / ENCODER, "--vocab_bpe", tmp_path / MERGES)
+    last_piece = next(piece for piece, number in bpe.numbers.items() if number == 599)
+    with refused(sentence.format(tmp_path, last_piece), tmp_path):
+        convert(bpe.checkpoint, tmp_path / "out", *options, dictionary=tmp_path / DICT)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The way back
 
 
-def test_files_come_back(bpe, converted_with_tokenizer, tmp_path):
-    (tmp_path / "files").mkdir()
-    files = recover_files(converted_with_tokenizer / "tokenizer.json", vocab_size=len(bpe.ids))
-    for name, content in files.items():
-        (tmp_path / name).write_text(content, encoding="utf-8")
-    assert read_dictionary(tmp_path / "dict.txt") == list(bpe.ids)
-    assert read_bpe(tmp_path / "encoder.json", tmp_path / "vocab.bpe") == (bpe.numbers, bpe.merges)
+def test_files_come_back(bpe, converted_with_tokenizer, tmp_path, capsys):
+    convert_back(converted_with_tokenizer, tmp_path / "model.pt")
+    assert "Beside it: dict.txt, encoder.json, vocab.bpe." in capsys.readouterr().out
+    assert (tmp_path / MERGES).read_bytes() == bpe.vocab_bpe.read_bytes()
+    assert read_bpe(tmp_path / ENCODER, tmp_path / MERGES) == (bpe.numbers, bpe.merges)
+    assert read_dictionary(tmp_path / DICT) == list(bpe.ids)
+    # The counts are not known.
+    assert [line.split() for line in (tmp_path / DICT).read_text().splitlines()] == [[s, "0"] for s in bpe.symbols]
+    # Files that are there already stay, if they are the same.
+    convert_back(converted_with_tokenizer, tmp_path / "again.pt")
 
 
 def test_files_of_a_tokenizer_of_this_project(tmp_path):
@@ -269,7 +251,7 @@ def test_files_of_a_tokenizer_of_this_project(tmp_path):
 
 TOKENIZERS_AND_PROBLEM = {
     "none": (lambda content: None, "There is no tokenizer {0}."),
-    "damaged": (lambda content: "{", "{0} cannot be read: "),
+    "damaged": (lambda content: "{", "{0} cannot be read ("),
     "prefix space": (
         lambda content: content["pre_tokenizer"].update(add_prefix_space=True),
         "{0} is not GPT-2's byte-level BPE without a prefix space.",
@@ -296,6 +278,5 @@ def test_tokenizers_that_the_official_code_has_not(case, tmp_path):
     if case != "none":
         content = json.loads(train_tokenizer(TEXTS * 20, vocab_size=330).to_str())
         path.write_text(change(content) or json.dumps(content))
-    with pytest.raises(InputError) as raised:
+    with refused(problem.format(path)):
         recover_files(path, vocab_size=330)
-    assert str(raised.value).startswith(problem.format(path))

@@ -11,7 +11,6 @@ import pytest
 
 from finetuning import experiments
 from luna_tools.command_line import exit_status
-from luna_tools.errors import InputError
 from pretraining.prepare import sources
 from scripts.reports import docstring_families
 from scripts.reports.docstring_families import FAMILIES, baselines, make_dataset, report
@@ -36,28 +35,25 @@ def few_docstrings(monkeypatch):
     monkeypatch.setattr(sources, "python_docs", docstrings)
 
 
-def keys(splits):
-    return {split: [(row["text"], row["label"]) for row in rows] for split, rows in splits.items()}
-
-
-def test_the_families_share_no_module():
-    modules = [module for family in FAMILIES.values() for module in family.split()]
-    assert len(FAMILIES) >= 6 and len(modules) == len(set(modules))
-
-
 def test_the_rows_are_balanced_and_no_text_is_in_two_places(tmp_path):
+    modules = [module for family in FAMILIES.values() for module in family.split()]
+    assert len(FAMILIES) == 6 and len(modules) == len(set(modules))
     splits = make_dataset(tmp_path, seed=0)
     counts = {split: Counter(row["label"] for row in rows) for split, rows in splits.items()}
-    assert counts == {
-        split: dict.fromkeys(FAMILIES, count) for split, count in (("train", 28), ("validation", 4), ("test", 8))
-    }
-    texts = [row["text"] for rows in splits.values() for row in rows]
-    assert len(texts) == len(set(texts)) == 6 * 40
-    for row in (row for rows in splits.values() for row in rows):
-        assert row["text"].startswith("Text number ") and row["text"].endswith(f" of {WORDS[row['label']]}.")
+    sizes = {"train": 28, "validation": 4, "test": 8}
+    assert counts == {split: dict.fromkeys(FAMILIES, count) for split, count in sizes.items()}
+    rows = [row for rows in splits.values() for row in rows]
+    assert len({row["text"] for row in rows}) == len(rows) == 6 * 40
+    assert all(
+        row["text"].startswith("Text number ") and row["text"].endswith(f" of {WORDS[row['label']]}.") for row in rows
+    )
     for split, rows in splits.items():
         assert [json.loads(line) for line in (tmp_path / f"{split}.jsonl").read_text().splitlines()] == rows
-    assert keys(make_dataset(tmp_path, seed=0)) == keys(splits) != keys(make_dataset(tmp_path, seed=1))
+    assert make_dataset(tmp_path, seed=0) == splits != make_dataset(tmp_path, seed=1)
+    # The texts name their family, so that words alone tell it.
+    scores = baselines(splits)
+    assert scores["majority"] == (pytest.approx(1 / 6), pytest.approx(2 / 7 / 6))
+    assert scores["TF-IDF + logistic regression"] == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("train_rows", [6, 7, 50, 168])
@@ -65,35 +61,19 @@ def test_fewer_training_rows_change_nothing_else(tmp_path, train_rows):
     whole, fewer = make_dataset(tmp_path, 0), make_dataset(tmp_path, 0, train_rows)
     counts = Counter(row["label"] for row in fewer["train"])
     assert len(fewer["train"]) == train_rows and len(counts) == 6 and max(counts.values()) - min(counts.values()) <= 1
-    assert set(keys(fewer)["train"]) <= set(keys(whole)["train"])
+    assert all(row in whole["train"] for row in fewer["train"])
     for split in ("validation", "test"):
-        assert set(keys(fewer)[split]) == set(keys(whole)[split])
-
-
-@pytest.mark.parametrize("train_rows", [-1, 0, 3, 5, 169])
-def test_a_number_of_training_rows_that_cannot_be(tmp_path, train_rows):
-    with pytest.raises(InputError, match=f"^--train_rows is {train_rows}: give from 6 to 168\\.$"):
-        make_dataset(tmp_path, 0, train_rows)
-
-
-def test_the_baselines(tmp_path):
-    """The texts name their family, so that words alone tell it."""
-    scores = baselines(make_dataset(tmp_path, seed=0))
-    assert scores["majority"] == (pytest.approx(1 / 6), pytest.approx(2 / 7 / 6))
-    assert scores["TF-IDF + logistic regression"] == (1.0, 1.0)
+        assert sorted(map(str, fewer[split])) == sorted(map(str, whole[split]))
 
 
 def test_the_table():
     splits = {"train": [None] * 6, "validation": [None] * 2, "test": [None] * 4}
-    results = {"cls": (0.5, 0.7), "packed_mean": (0.6, 0.9)}
     entries = [
         {"classifier_pooling": pooling, "results": {"test_accuracy": value, "test_f1_macro": value / 2}}
-        for pooling, values in results.items()
-        for value in values
+        for pooling, value in (("cls", 0.5), ("cls", 0.7), ("packed_mean", 0.6), ("packed_mean", 0.9))
     ]
     lines = report(splits, {"majority": (0.25, 0.1)}, {"pretrained": entries}, num_seeds=2).splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    assert cells == [
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")] == [
         ["model", "weights", "seed 0", "seed 1", "test accuracy", "macro F1"],
         ["---", "---:", "---:", "---:", "---:", "---:"],
         ["majority", "", "", "", "25.00", "10.00"],
@@ -120,21 +100,19 @@ def run(monkeypatch, tmp_path, *options):
 
 
 def test_each_number_of_training_rows_has_a_folder_of_its_own(monkeypatch, tmp_path, capsys):
-    for rows in ("60", "12"):
-        assert run(monkeypatch, tmp_path, "--train_rows", rows) == 0
-    assert run(monkeypatch, tmp_path) == 0
-    for name, rows in (("60", 60), ("12", 12), ("all", 168)):
+    for name, rows, options in (("60", 60, ["--train_rows", "60"]), ("all", 168, [])):
+        assert run(monkeypatch, tmp_path, *options) == 0
         folder = tmp_path / "out" / f"train-{name}"
         assert len((folder / "data" / "train.jsonl").read_text().splitlines()) == rows
         table = (folder / "table.md").read_text()
         assert f"{rows} train" in table and f"| Luna, [CLS] | random | {rows}.00 |" in table
-    assert table in capsys.readouterr().out
+        assert table in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--train_rows", "0"], "--train_rows is 0: give from 6 to 168."),
+        *((["--train_rows", rows], f"--train_rows is {rows}: give from 6 to 168.") for rows in ("-1", "0", "5", "169")),
         (
             ["--output_dir", "{file}"],
             "{file}/train-all/data cannot be used (Not a directory): mend that and give the same command again.",
