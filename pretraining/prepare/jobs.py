@@ -21,7 +21,7 @@ from luna_tools.files import sha256, write_json
 from pretraining.dataset_format import SPLITS, TOKENIZER
 from pretraining.prepare.config import PrepareConfig
 from pretraining.prepare.documents import list_inputs, unreadable
-from pretraining.prepare.finish import finish, sum_up
+from pretraining.prepare.finish import finish
 from pretraining.prepare.hub import HUB_PREFIX
 from pretraining.prepare.packing import SplitWriter
 from pretraining.prepare.progress import progress_bar
@@ -252,12 +252,11 @@ def merge(config: PrepareConfig, output: Path) -> dict:
                     documents = piece.records.count
                     _copy_distinct(piece, is_duplicate[place : place + documents], writers, bar)
                     place += documents
-        dropped = {split: writer.finish() for split, writer in writers.items()}
+        parts, counts = [piece.part for piece in pieces], [piece.counts for piece in pieces]
+        return finish(config, inputs, plan["ignored"], parts, counts, tokenizer, writers, output)
     finally:
         for writer in writers.values():
             writer.close()
-    totals = sum_up(inputs, [piece.part for piece in pieces], [piece.counts for piece in pieces])
-    return finish(config, inputs, plan["ignored"], totals, tokenizer, writers, dropped, output)
 
 
 def _read_results(plan: dict, output: Path) -> list[dict]:

@@ -10,7 +10,7 @@ from luna_tools.files import write_json
 from pretraining.dataset_format import SPLITS, TOKENIZER
 from pretraining.prepare.config import PrepareConfig
 from pretraining.prepare.documents import list_inputs
-from pretraining.prepare.finish import finish, sum_up
+from pretraining.prepare.finish import finish
 from pretraining.prepare.sources import PLAIN_TEXT, PYTHON_DOCS, Input, Part
 from pretraining.prepare.state import (
     PLAN,
@@ -48,12 +48,10 @@ def prepare_in_one_job(config: PrepareConfig, output: Path) -> dict:
         total = int(sum((one.size or 0) * one.share for one in inputs))
     try:
         Packing(config, inputs, parts, progress, output / PROGRESS, writers).run(output / TOKENIZER, "Packing", total)
-        dropped = {split: writer.finish() for split, writer in writers.items()}
+        return finish(config, inputs, ignored, parts, progress["counts"], tokenizer, writers, output)
     finally:
         for writer in writers.values():
             writer.close()
-    totals = sum_up(inputs, parts, progress["counts"])
-    return finish(config, inputs, ignored, totals, tokenizer, writers, dropped, output)
 
 
 def _read_progress(config: PrepareConfig, inputs: list[Input], output: Path) -> dict:

@@ -101,13 +101,8 @@ class SplitWriter:
     def add(self, tokens: np.ndarray, starts_document: bool) -> None:
         """Append a document, or with `starts_document` false the next part of the last one."""
         if starts_document:
-            if self.documents:
-                self._pending.append(np.array([self.end_id], dtype=self.dtype))
-                self._pending_tokens += 1
-            self.documents += 1
-        self._pending.append(tokens.astype(self.dtype))
-        self._pending_tokens += len(tokens)
-        self._write_rows(self._rows_per_batch)
+            tokens = np.concatenate([[self.end_id], tokens])
+        self.add_stream(tokens, int(starts_document))
 
     def add_stream(self, tokens: np.ndarray, documents: int) -> None:
         """Append tokens in which `documents` documents start, each after an `end_id`.
@@ -161,7 +156,7 @@ class SplitWriter:
         os.fsync(self._file.fileno())
 
     def checkpoint(self) -> dict:
-        """Make what is written safe on disk and returns the state, fit for JSON, to go on from."""
+        """Make what is written safe on disk and return the state, fit for JSON, to go on from."""
         if self._file is not None:
             self._sync()
         self._shards_at_checkpoint = len(self.shards)

@@ -40,7 +40,7 @@ def _bytes(folder):
 
 
 @given(DOCUMENTS, st.integers(3, 12), st.integers(1, 7), st.sampled_from([packing.BATCH_BYTES, 60]), st.data())
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 def test_rows_are_the_stream_without_its_tail(tmp_path_factory, documents, sequence_length, rows_per_shard, batch, data):
     """However it is added: document by document, with a checkpoint that is gone on from, or as streams cut anywhere."""
     slices = [(np.array(part), i == 0) for parts in documents for i, part in enumerate(parts)]
