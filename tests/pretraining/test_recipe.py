@@ -94,21 +94,10 @@ def test_a_wrong_value_is_refused_by_name(values, tmp_path, change, sentence):
         load_recipe(str(write_recipe(values | change, tmp_path / "run")))
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        (None, "The file .* cannot be read .*: give a YAML file of options"),
-        (b"a: [", "is not valid YAML"),
-        (b"- a\n", "holds a list: write `option: value` lines"),
-        (b"\xff\xfe\xfa", "is not valid YAML"),
-    ],
-)
-def test_a_wrong_file_is_refused_by_name(tmp_path, content, sentence):
-    path = tmp_path / "recipe.yaml"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(InputError, match=sentence):
-        load_recipe(str(path))
+def test_a_recipe_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(InputError, match="is not valid YAML"):
+        load_recipe(str(tmp_path / "recipe.yaml"))
 
 
 def test_identity_leaves_out_what_a_resumed_run_may_change(recipe_values):
