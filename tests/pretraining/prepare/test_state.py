@@ -14,19 +14,11 @@ from pathlib import Path
 import pytest
 
 from luna_tools.errors import InputError
-from pretraining.prepare import finish
+from pretraining.prepare import finish, slices
 from pretraining.prepare.run import prepare
 from pretraining.prepare.sources import python_docs
 from pretraining.prepare.state import locked
-from tests.support.preparing import (
-    Killed,
-    command_line,
-    contents,
-    make_config,
-    prepare_in_jobs,
-    prepare_until_killed,
-    steps,
-)
+from tests.support.preparing import Killed, command_line, contents, make_config, prepare_in_jobs, prepare_until_killed, steps
 
 ROOT = Path(__file__).parents[3]
 PLAN, JOB, MERGE = ({"num_jobs": 2} | step for step in ({"plan": True}, {"job": 0}, {"merge": True}))
@@ -37,13 +29,16 @@ one_job_or_two = pytest.mark.parametrize("num_jobs", [None, 2])
     ("num_jobs", "options"),
     [
         (None, {}),
-        pytest.param(None, {"num_proc": 2}, marks=pytest.mark.slow),
-        (None, {"deduplicate": True}),
         (2, {}),
         (2, {"deduplicate": True}),
+        pytest.param(None, {"deduplicate": True}, marks=pytest.mark.slow),
+        pytest.param(None, {"num_proc": 2}, marks=pytest.mark.slow),
     ],
 )
-def test_killed_at_every_write(faulty, tmp_path, num_jobs, options):
+def test_killed_at_every_write(faulty, tmp_path, num_jobs, options, monkeypatch):
+    """Also in the middle of a document that is cut up."""
+    monkeypatch.setattr(slices, "SLICE_CHARS", 500)
+    monkeypatch.setattr(slices, "CUT_WINDOW_CHARS", 50)
     options = options | {"on_error": "skip", "shard_size_mb": 0.02}
     prepare(make_config(tmp_path / "whole", faulty, **options))
     kills = 0
@@ -68,8 +63,7 @@ def test_killed_after_the_manifest_was_written(faulty, faulty_complete, tmp_path
     assert contents(tmp_path / "out") == contents(faulty_complete)
 
 
-@one_job_or_two
-@pytest.mark.parametrize("writes", [1, 7])  # to the disk: at the tokenizer, and of the tokens
+@pytest.mark.parametrize(("num_jobs", "writes"), [(None, 1), (2, 7)])  # to the disk: at the tokenizer, and of the tokens
 def test_disk_full_on_the_way(faulty, faulty_complete, tmp_path, monkeypatch, num_jobs, writes):
     fsync, left = os.fsync, iter(range(writes))
 
