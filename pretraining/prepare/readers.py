@@ -100,26 +100,19 @@ def _read_file(
         elif plain_path.endswith(tuple(CSV)):
             with _open(path) as stream:
                 yield from _read_csv(stream, path, text_column, CSV[os.path.splitext(plain_path)[1]])
-        elif plain_path.endswith(".jsonl"):
-            start, stop = _documents_at(path, units, "line")
-            with _open(path) if stop is None else _open_range(path, start, stop) as stream:
-                yield from _read_jsonl(stream, path, text_column, start)
         else:
-            start, stop = _documents_at(path, units, document_separator)
+            is_rows = plain_path.endswith(".jsonl")
+            separator = "line" if is_rows else document_separator
+            start, stop = (_document_start(path, offset, separator) for offset in units) if units else (0, None)
             with _open(path) if stop is None else _open_range(path, start, stop) as stream:
-                yield from slices(_plain_text(stream, document_separator, start))
+                if is_rows:
+                    yield from _read_jsonl(stream, path, text_column, start)
+                else:
+                    yield from slices(_plain_text(stream, document_separator, start))
     except UnicodeDecodeError as error:
         yield FinalFault(f"{path}:{_line_that_does_not_decode(path)}", f"is not UTF-8 ({error.reason})")
     except READ_ERRORS as error:
         yield FinalFault(path, f"cannot be read ({first_sentence(getattr(error, 'strerror', None) or error)})")
-
-
-def _documents_at(path: str, units: tuple[int, int] | None, separator: str) -> tuple[int, int | None]:
-    """Return the byte range of the documents that start in a byte range; None for the end stands for that of the file."""
-    if units is None:
-        return 0, None
-    start, stop = (_document_start(path, offset, separator) for offset in units)
-    return start, stop
 
 
 def _document_start(path: str, offset: int, separator: str) -> int:

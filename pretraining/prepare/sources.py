@@ -95,18 +95,18 @@ def find_inputs(source: str) -> tuple[list[Input], list[str]]:
             f"--sources {source}: no such file or folder; give an existing one, {PYTHON_DOCS}, or "
             f"{HUB_PREFIX}NAME[:CONFIG[:SPLIT]]."
         )
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"--sources {source}: cannot list {error.filename} ({error.strerror}); make it readable.")
+
     paths = []
     with progress_bar(f"Listing {source}", "file") as bar:
-        for folder, _, names in os.walk(source, onerror=functools.partial(_unreadable_folder, source)):
+        for folder, _, names in os.walk(source, onerror=refuse):
             paths += [Path(folder, name).relative_to(source).as_posix() for name in names]
             bar.update(len(names))
     paths.sort()
     inputs = [_file_input(source, path) for path in paths if path.endswith(EXTENSIONS)]
     return inputs, [path for path in paths if not path.endswith(EXTENSIONS)]
-
-
-def _unreadable_folder(source: str, error: OSError) -> None:
-    raise InputError(f"--sources {source}: cannot list {error.filename} ({error.strerror}); make it readable.")
 
 
 def _file_input(source: str, path: str) -> Input:
