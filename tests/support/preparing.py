@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from pretraining.prepare import finish, jobs, one_job, work
+from pretraining.prepare import finish, jobs, work
 from pretraining.prepare.config import PrepareConfig
 from pretraining.prepare.run import prepare
 
@@ -86,6 +86,6 @@ def prepare_until_killed(config: PrepareConfig, writes: int) -> dict | None:
         write(path, value, indent)
 
     with pytest.MonkeyPatch.context() as patch, suppress(Killed):
-        for module in (finish, jobs, one_job, work):
+        for module in (finish, jobs, work):
             patch.setattr(module, "write_json", dying)
         return prepare(config)
