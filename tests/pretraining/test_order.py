@@ -38,11 +38,6 @@ def test_epochs_and_seeds_shuffle_differently_and_far():
     assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.05
 
 
-def test_a_billion_rows_take_no_memory_and_no_time():
-    rows = permute(np.arange(1000) * 10**6, 10**9, seed=0, epoch=3)
-    assert len(set(rows.tolist())) == 1000 and rows.max() < 10**9
-
-
 def test_the_order_never_changes():
     # A run must be able to go on under a later version: these were written down once.
     assert permute(np.arange(8), 100, 1, 2).tolist() == [89, 60, 52, 32, 1, 27, 37, 3]

@@ -46,6 +46,9 @@ def change_state(run: Path, change: Callable) -> None:
         ("--model_name_or_path nosuchmodel", "`model_name_or_path` is nosuchmodel, which can't be loaded .*: give a"),
         ("--model.pad_token_id 0", "`model.pad_token_id` is 0, but the tokenizer of the dataset .* has 1"),
         ("--output_dir /proc/run", "/proc/run can't be used"),
+        ("--plan --num_processes 3", "`micro_batch_size` = 2 x 3 processes does not divide: choose a multiple of 6"),
+        ("--plan --attn_implementation fast", "The model can't be built: "),
+        ("--plan --engine ddp4", "`engine` is 'ddp4', but must be one of"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_in_one_sentence(recipe_file, capsys, options, sentence):
@@ -53,12 +56,6 @@ def test_a_run_that_cannot_be_is_refused_in_one_sentence(recipe_file, capsys, op
         assert importlib.util.find_spec("wandb") is None, "this case needs an environment without wandb"
     assert pretrain(recipe_file, *options.split()) == 2
     assert re.search(sentence, error(capsys.readouterr().err))
-
-
-def test_a_missing_dataset_of_a_papers_recipe_is_told_with_its_command(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert pretrain("luna_base_16gb", "--num_processes", 1) == 2
-    assert "`luna prepare paper_16gb --output_dir data/corpus-16gb`" in error(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -22,16 +22,15 @@ from tests.support.preparing import Killed, command_line, contents, make_config,
 
 ROOT = Path(__file__).parents[3]
 PLAN, JOB, MERGE = ({"num_jobs": 2} | step for step in ({"plan": True}, {"job": 0}, {"merge": True}))
-one_job_or_two = pytest.mark.parametrize("num_jobs", [None, 2])
 
 
 @pytest.mark.parametrize(
     ("num_jobs", "options"),
     [
         (None, {}),
-        (2, {}),
         (2, {"deduplicate": True}),
         pytest.param(None, {"deduplicate": True}, marks=pytest.mark.slow),
+        pytest.param(2, {}, marks=pytest.mark.slow),
         pytest.param(None, {"num_proc": 2}, marks=pytest.mark.slow),
     ],
 )
@@ -63,7 +62,7 @@ def test_killed_after_the_manifest_was_written(faulty, faulty_complete, tmp_path
     assert contents(tmp_path / "out") == contents(faulty_complete)
 
 
-@pytest.mark.parametrize(("num_jobs", "writes"), [(None, 1), (2, 7)])  # to the disk: at the tokenizer, and of the tokens
+@pytest.mark.parametrize(("num_jobs", "writes"), [(None, 1), (2, 9)])  # to the disk: at the tokenizer, and of the tokens
 def test_disk_full_on_the_way(faulty, faulty_complete, tmp_path, monkeypatch, num_jobs, writes):
     fsync, left = os.fsync, iter(range(writes))
 
@@ -89,19 +88,16 @@ def test_too_little_disk(faulty, tmp_path, monkeypatch):
         prepare(make_config(tmp_path / "out", faulty, on_error="skip"))
 
 
-@one_job_or_two
-def test_on_error_may_become_skip_on_the_way(faulty, tmp_path, num_jobs):
-    *_, packing = steps(num_jobs)[:2]
-    if num_jobs:
-        prepare(make_config(tmp_path / "out", faulty, tokenizer_sample_mb=0.02, **PLAN))
+def test_on_error_may_become_skip_on_the_way(faulty, tmp_path):
+    options = {"tokenizer_sample_mb": 0.02}
     with pytest.raises(InputError, match=r"b\.jsonl:151 is not a JSON object but list: correct it, or"):
-        prepare(make_config(tmp_path / "out", faulty, tokenizer_sample_mb=0.02, **packing))
-    for output, jobs in (("out", num_jobs), ("whole", None)):
-        made = prepare_in_jobs(tmp_path / output, faulty, jobs, on_error="skip", tokenizer_sample_mb=0.02)
+        prepare(make_config(tmp_path / "out", faulty, **options))
+    for output in ("out", "whole"):
+        made = prepare(make_config(tmp_path / output, faulty, on_error="skip", **options))
         assert made["skipped"]["count"] == 2
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     with pytest.raises(InputError, match="was made with --on_error skip, and this is fail"):
-        prepare(make_config(tmp_path / "out", faulty, tokenizer_sample_mb=0.02))
+        prepare(make_config(tmp_path / "out", faulty, **options))
 
 
 def test_begun_anew_while_nothing_is_finished(corpus, tmp_path, complete, capsys):
