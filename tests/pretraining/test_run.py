@@ -29,6 +29,7 @@ from tests.support.pretraining import (
     NO_DROPOUT,
     error,
     exact_rows,
+    is_same_run,
     last_checkpoint,
     left_alive,
     pretrain,
@@ -171,29 +172,25 @@ def test_evaluation_may_read_a_part_of_the_validation_split(values, finished, tm
 # Exactness
 
 
-def check_division(values: dict, folder: Path, divisions: dict[str, tuple[int, int]], **changes) -> None:
+@pytest.mark.parametrize(
+    ("steps", "batch", "divisions"),
+    [
+        (20, 8, [(1, 8), (2, 2), (4, 1)]),
+        pytest.param(50, 32, [(1, 32), (1, 1), (8, 2)], marks=pytest.mark.slow),
+    ],
+)
+def test_processes_and_accumulation_never_change_the_curve(steps, batch, divisions, values, tmp_path):
     """Runs on (processes, sequences at a time) have the curve of the first, in float32 without dropout."""
-    changes |= {"model": values["model"] | NO_DROPOUT}
-    for name, (processes, micro_batch) in divisions.items():
-        recipe = write_recipe(values, folder / name, micro_batch_size=micro_batch, eval_micro_batch_size=3, **changes)
-        launch("pretrain", [recipe], processes)
-    reference, *others = (exact_rows(folder / name) for name in divisions)
-    assert len([row for row in reference if "loss" in row]) == changes["max_steps"]
+    changes = {"max_steps": steps, "warmup_steps": 10, "eval_steps": steps // 2, "save_steps": steps}
+    changes |= {"global_batch_size": batch, "eval_micro_batch_size": 3, "model": values["model"] | NO_DROPOUT}
+    runs = [tmp_path / f"{number}" for number in range(len(divisions))]
+    for run, (processes, micro_batch) in zip(runs, divisions, strict=True):
+        launch("pretrain", [write_recipe(values, run, micro_batch_size=micro_batch, **changes)], processes)
+    reference, *others = map(exact_rows, runs)
+    assert len([row for row in reference if "loss" in row]) == steps
     for rows in others:
         for expected, row in zip(reference, rows, strict=True):
             assert row == pytest.approx(expected, rel=1e-5)
-
-
-def test_processes_and_accumulation_never_change_the_curve(values, tmp_path):
-    divisions = {"one": (1, 8), "two": (2, 2), "four": (4, 1)}
-    check_division(values, tmp_path, divisions, max_steps=20, warmup_steps=10, eval_steps=10, save_steps=20)
-
-
-@pytest.mark.slow
-def test_fifty_steps_and_eight_processes_never_change_the_curve(values, tmp_path):
-    divisions = {"one": (1, 32), "singly": (1, 1), "eight": (8, 2)}
-    steps = {"max_steps": 50, "warmup_steps": 10, "eval_steps": 25, "save_steps": 50}
-    check_division(values, tmp_path, divisions, global_batch_size=32, **steps)
 
 
 def check_kills(values: dict, folder: Path, moments: list, processes: int = 2, engine: str = "ddp") -> None:
@@ -207,8 +204,7 @@ def check_kills(values: dict, folder: Path, moments: list, processes: int = 2, e
         for checkpoint in ckpt.checkpoints(folder / "broken" / "checkpoints"):
             ckpt.verify_checkpoint(checkpoint)
     launch("pretrain", [broken], processes, engine)
-    assert exact_rows(folder / "broken") == exact_rows(folder / "whole")
-    assert weights(folder / "broken") == weights(folder / "whole")
+    assert is_same_run(folder / "broken", folder / "whole")
     assert not list((folder / "broken" / "checkpoints").glob(".*"))
 
 
@@ -231,8 +227,7 @@ def test_a_signal_to_one_process_saves_on_all_and_the_next_run_goes_on(values, t
     assert last_checkpoint(tmp_path / "run") == 3 == exact_rows(tmp_path / "run")[-1]["step"]
     for path in (recipe, whole):
         launch("pretrain", [path], 2)
-    assert exact_rows(tmp_path / "run") == exact_rows(tmp_path / "whole")
-    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    assert is_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_a_resumed_run_may_change_how_it_divides_the_batch_and_says_so(stopped, finished, recipe_file, capfd):
@@ -250,8 +245,7 @@ def test_a_clock_that_jumps_changes_nothing(values, finished, tmp_path, monkeypa
     jumps, real = iter(range(10**9)), __import__("time").time
     monkeypatch.setattr("time.time", lambda: real() + (next(jumps) % 4 - 2) * 1e6)
     assert pretrain(write_recipe(values, tmp_path / "jumped")) == 0
-    assert exact_rows(tmp_path / "jumped") == exact_rows(finished)
-    assert weights(tmp_path / "jumped") == weights(finished)
+    assert is_same_run(tmp_path / "jumped", finished)
     assert all(row["tokens_per_second"] > 0 for row in read_metrics(tmp_path / "jumped" / "metrics.jsonl") if "loss" in row)
 
 
@@ -344,8 +338,7 @@ def test_ranks_that_are_forked_run_as_under_torchrun(engine, values, tmp_path, t
     forked, launched = (write_recipe(values, tmp_path / name) for name in ("forked", "launched"))
     launch("pretrain", [forked], 2, engine)
     assert torchrun(engine, launched).wait() == 0
-    assert exact_rows(tmp_path / "forked") == exact_rows(tmp_path / "launched")
-    assert weights(tmp_path / "forked") == weights(tmp_path / "launched")
+    assert is_same_run(tmp_path / "forked", tmp_path / "launched")
 
 
 @pytest.mark.slow

@@ -80,23 +80,15 @@ def test_a_changed_dataset_is_refused_on_resume(stopped, recipe_file, prepared, 
     assert "is not the one that the run in" in error(capsys.readouterr().err)
 
 
-@pytest.mark.parametrize(("split", "damage"), [("train", "bit"), ("validation", "missing")])
-def test_a_damaged_dataset_is_refused_by_file(split, damage, prepared, recipe_file, tmp_path, capfd):
-    dataset = tmp_path / "dataset"
-    shutil.copytree(prepared, dataset)
-    manifest = json.loads((dataset / "manifest.json").read_text())
-    shard = dataset / split / manifest["splits"][split]["shards"][-1]["file"]
-    if damage == "missing":
-        shard.unlink()
-    else:
-        content = bytearray(shard.read_bytes())
-        content[len(content) // 2] ^= 4
-        shard.write_bytes(content)
+def test_a_damaged_dataset_is_refused_by_file(prepared, recipe_file, tmp_path, capfd):
+    dataset = shutil.copytree(prepared, tmp_path / "dataset")
+    shard = dataset / "train" / "data-00000.arrow"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 4
+    shard.write_bytes(content)
     assert pretrain(recipe_file, "--dataset", dataset) == 2
-    sentence = error(capfd.readouterr().err)
-    assert sentence.startswith(
-        f"error: {shard} is missing or not as it was prepared (its SHA-256 is another): copy it again"
-    )
+    sentence = f"error: {shard} is missing or not as it was prepared (its SHA-256 is another): copy it again"
+    assert error(capfd.readouterr().err).startswith(sentence)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
