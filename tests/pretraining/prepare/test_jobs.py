@@ -224,14 +224,18 @@ def _do(output, source, **step):
     return prepare(make_config(output, source, **({"num_jobs": 2, "on_error": "skip"} | step)))
 
 
-def _edit(path, *change):
-    """Change a value of a JSON file: its keys one below the other, and the new one."""
-    document = below = json.loads(path.read_text())
-    *keys, last, value = change
-    for key in keys:
-        below = below[key]
-    below[last] = value
-    path.write_text(json.dumps(document))
+def _edit(*change):
+    """A function that changes a value of a JSON file: its keys one below the other, and the new one."""
+
+    def edit(path):
+        document = below = json.loads(path.read_text())
+        *keys, last, value = change
+        for key in keys:
+            below = below[key]
+        below[last] = value
+        path.write_text(json.dumps(document))
+
+    return edit
 
 
 def _flip_bit(path):
@@ -240,59 +244,37 @@ def _flip_bit(path):
     path.write_bytes(data)
 
 
-def _job(output, number):
-    return output / "jobs" / f"{number:05d}"
+def _put_first_job(path):
+    shutil.copytree(path.with_name("00000"), path, dirs_exist_ok=True)
 
 
-HARMS = {
-    "not begun": (lambda out: shutil.rmtree(_job(out, 1)), r"out: 1 of 2 jobs are not complete; run --job 1 first\."),
-    "not finished": (
-        lambda out: [(_job(out, i) / "result.json").unlink() for i in range(2)],
-        r"out: 2 of 2 jobs are not complete; run --job 0,1 first\.",
-    ),
-    "bit flipped": (
-        lambda out: _flip_bit(_job(out, 1) / "train.tokens"),
-        r"jobs/00001/train\.tokens is damaged: delete .*/jobs/00001 and run --job 1 again\.",
-    ),
-    "missing stream": (lambda out: (_job(out, 0) / "train.tokens").unlink(), r"jobs/00000/train\.tokens is damaged"),
-    "changed counts": (
-        lambda out: _edit(_job(out, 0) / "result.json", "counts", 0, "left_out", 9),
-        r"jobs/00000/result\.json is damaged",
-    ),
-    "other input": (
-        lambda out: _edit(out / "plan.json", "inputs", 0, 3, "later"),
-        r"jobs/00000 was made with another input: delete it and run --job 0 again\.",
-    ),
-    "other settings": (
-        lambda out: _edit(_job(out, 1) / "result.json", "made_from", "settings", "seed", 9),
-        r"jobs/00001 was made with another settings: delete it and run --job 1 again\.",
-    ),
-    "swapped jobs": (
-        lambda out: shutil.copytree(_job(out, 0), _job(out, 1), dirs_exist_ok=True),
-        r"jobs/00001 was made with another number: delete it",
-    ),
-    "other tokenizer": (
-        lambda out: _flip_bit(out / "tokenizer" / "tokenizer.json"),
-        r"tokenizer/tokenizer\.json is not as the interrupted run left it",
-    ),
-    "no plan": (
-        lambda out: (out / "plan.json").unlink(),
-        r"out: there is no plan; run the same command with --plan in place of --job or --merge\.",
-    ),
-    "plan without tokenizer": (
-        lambda out: _edit(out / "plan.json", "tokenizer_sha256", None),
-        r"out: the plan has no tokenizer yet; wait for the run with --plan, or run it again\.",
-    ),
-    "plan of another version": (
-        lambda out: _edit(out / "plan.json", "tokenizers_version", "0.0.1"),
-        r"out was made with tokenizers 0\.0\.1, and this is .*: use the old value, another folder, or delete this one\.",
-    ),
-}
+ZERO, ONE, TOKENIZER = "jobs/00000", "jobs/00001", "tokenizer/tokenizer.json"
 
 
-@pytest.mark.parametrize(("harm", "message"), HARMS.values(), ids=HARMS)
-def test_merge_refuses(output, faulty, harm, message):
-    harm(output)
+@pytest.mark.parametrize(
+    ("pattern", "harm", "message"),
+    [
+        (ONE, shutil.rmtree, "out: 1 of 2 jobs are not complete; run --job 1 first."),
+        ("jobs/*/result.json", Path.unlink, "out: 2 of 2 jobs are not complete; run --job 0,1 first."),
+        (f"{ONE}/train.tokens", _flip_bit, f"{ONE}/train.tokens is damaged: delete .*/{ONE} and run --job 1 again."),
+        (f"{ZERO}/train.tokens", Path.unlink, f"{ZERO}/train.tokens is damaged"),
+        (f"{ZERO}/result.json", _edit("counts", 0, "left_out", 9), f"{ZERO}/result.json is damaged"),
+        ("plan.json", _edit("inputs", 0, 3, "later"), f"{ZERO} was made with another input: delete it and run --job 0"),
+        (f"{ONE}/result.json", _edit("made_from", "settings", "seed", 9), f"{ONE} was made with another settings: delete"),
+        (ONE, _put_first_job, f"{ONE} was made with another number: delete it and run --job 1 again."),
+        (TOKENIZER, _flip_bit, f"{TOKENIZER} is not as the interrupted run left it"),
+        ("plan.json", Path.unlink, "out: there is no plan; run the same command with --plan in place of --job or --merge."),
+        (
+            "plan.json",
+            _edit("tokenizer_sha256", None),
+            "the plan has no tokenizer yet; wait for the run with --plan, or run",
+        ),
+        ("plan.json", _edit("tokenizers_version", "0.1"), "out was made with tokenizers 0.1, and this is .*: use the old"),
+    ],
+)
+def test_merge_refuses(output, faulty, pattern, harm, message):
+    for path in sorted(output.glob(pattern)):
+        harm(path)
     with pytest.raises(InputError, match=message):
         _do(output, faulty, merge=True)
     assert not (output / "manifest.json").exists()
