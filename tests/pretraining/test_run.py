@@ -266,7 +266,8 @@ def test_a_number_that_is_none_ends_all_and_keeps_the_last_checkpoint(processes,
     assert f"The {what} is nan at step 6" in text and "the last good checkpoint is" in text and "step-00000004" in text
     assert [row["step"] for row in exact_rows(tmp_path / "run") if "loss" in row] == [1, 2, 3, 4, 5]
     assert last_checkpoint(tmp_path / "run") == 4
-    launch("pretrain", [recipe_file], processes)
+    if processes == 2:
+        launch("pretrain", [recipe_file], processes)
 
 
 @pytest.mark.parametrize("fault", [faults.run_out_of_memory, lambda run: torch.empty(2**55)], ids=["GPU", "CPU, real"])

@@ -14,6 +14,8 @@ import yaml
 
 from luna_tools.files import hold_lock
 from pretraining import checkpoint as ckpt
+from pretraining.recipe import Recipe
+from pretraining.start import allowed_changes
 from tests.support import faults
 from tests.support.pretraining import error, pretrain, write_recipe
 from tests.support.ranks import launch
@@ -132,24 +134,18 @@ def test_a_checkpoint_without_a_file_ends_all_ranks_with_one_sentence(name, fini
 # What is no obstacle
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda run: (run / ".lock").write_text("4242", encoding="utf-8"),
-        *(
-            lambda run, copy=copy: (run / "recipe.yaml").write_text(copy, encoding="utf-8")
-            for copy in ("", "[]", "{", "seed: 0")
-        ),
-        lambda run: change_state(run, lambda state: state["recipe"].pop("objective")),
-    ],
-    ids=["lock of a dead run", "empty copy", "list as copy", "half a copy", "old copy", "checkpoint without a field"],
-)
-def test_what_is_no_obstacle(change, stopped, recipe_file):
-    change(stopped)
-    assert pretrain(recipe_file) == 0
-
-
-def test_a_run_may_be_finished_from_the_recipe_that_it_left(stopped, values):
+def test_what_is_no_obstacle(stopped, values):
+    """A dead run's lock, a damaged copy of the recipe, that copy as the recipe, and the state of an earlier version."""
     left = yaml.safe_load((stopped / "recipe.yaml").read_text())
     assert left["model"] == values["model"]
+    (stopped / ".lock").write_text("4242", encoding="utf-8")
+    (stopped / "recipe.yaml").write_text("{", encoding="utf-8")
+    change_state(stopped, lambda state: state["recipe"].pop("objective"))
     assert pretrain(write_recipe(left, stopped)) == 0
+
+
+@pytest.mark.parametrize("copy", ["", "[]", "{", "seed: 0"], ids=["empty", "a list", "half a copy", "an old copy"])
+def test_a_copy_that_tells_nothing_is_no_obstacle(copy, recipe_values, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text(copy, encoding="utf-8")
+    assert allowed_changes(Recipe(**recipe_values)) == []
