@@ -17,7 +17,7 @@ from pretraining.prepare.config import PrepareConfig
 from pretraining.prepare.documents import check_sources
 from pretraining.prepare.packing import SplitWriter, count_tokens, write_dataset_files
 from pretraining.prepare.progress import progress_bar
-from pretraining.prepare.sources import Input, Part
+from pretraining.prepare.sources import Input
 from pretraining.prepare.state import LOCK, remove_unfinished
 from pretraining.prepare.work import MAX_NAMES, vocab_size_of
 
@@ -46,24 +46,23 @@ def finish(
     config: PrepareConfig,
     inputs: list[Input],
     ignored: list[str],
-    parts: list[Part],
-    counts: list[dict],
+    counted: list[tuple[Input, dict]],
     tokenizer,
     writers: dict[str, SplitWriter],
     output: Path,
 ) -> dict:
-    """End the shards of all parts, of which the counts are given, and write what describes them, the manifest last."""
+    """End the shards of all parts, `counted` with the inputs that they are of, and write what describes them."""
     dropped = {split: writer.finish() for split, writer in writers.items()}
     documents_of = dict.fromkeys(((one.source, one.path) for one in inputs), 0)  # of all repetitions of an input
     with_text = set()
-    for one, of in ((inputs[part.input], of) for part, of in zip(parts, counts, strict=True)):
+    for one, of in counted:
         documents = sum(of["documents"].values())
         documents_of[one.source, one.path] += documents
         if documents or of["left_out"] or of["duplicates"]:
             with_text.add(one.source)
     check_sources(config, with_text)
     _check_enough_text(config, writers, dropped)
-    totals = add_up(counts)
+    totals = add_up([of for _, of in counted])
     skipped = totals["skipped"]
     splits = {}
     for split, writer in writers.items():

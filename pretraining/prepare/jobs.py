@@ -257,8 +257,8 @@ def merge(config: PrepareConfig, output: Path) -> dict:
                     writers[split].add(chunk, documents)
                     documents = 0  # all are counted with the first chunk
                     bar.update(len(chunk))
-        parts, counts = [piece.part for piece in pieces], [piece.counts for piece in pieces]
-        return finish(config, inputs, plan["ignored"], parts, counts, tokenizer, writers, output)
+        counted = [(inputs[piece.part.input], piece.counts) for piece in pieces]
+        return finish(config, inputs, plan["ignored"], counted, tokenizer, writers, output)
     finally:
         for writer in writers.values():
             writer.close()

@@ -59,7 +59,7 @@ def test_docstrings_of_python(tmp_path, monkeypatch):
     }
     files |= {"same": '"""One."""\nasync def g():\n  " "', "test/left_out": '"""Four."""', "half": r"'\ud800'"}
     docs = _standard_library(tmp_path, monkeypatch, **files)
-    assert docs == (("package", "", "One."), ("package.part", "A.f", "Two\n\nthree."))
+    assert docs == (("package", "One."), ("package.part", "Two\n\nthree."))
     with pytest.raises(InputError, match=r"^--sources python-docs: cannot read .*broken\.py \(invalid syntax"):
         _standard_library(tmp_path, monkeypatch, broken="def")
 
