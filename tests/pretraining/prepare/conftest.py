@@ -17,7 +17,8 @@ from tests.support.preparing import MODULES, docstrings, make_config, write_rows
 
 @pytest.fixture(scope="session")
 def texts():
-    distinct = dict.fromkeys(" ".join(text.split()) for module in MODULES for text in docstrings(module))
+    modules = (*MODULES, "asyncio", "os", "typing")
+    distinct = dict.fromkeys(" ".join(text.split()) for module in modules for text in docstrings(module))
     return list(distinct)[:400]
 
 
