@@ -24,7 +24,6 @@ from pretraining.prepare import readers, slices
 from pretraining.prepare.readers import Fault, FinalFault, no_text, read_input
 from pretraining.prepare.slices import Slice, cut_up
 from pretraining.prepare.sources import Part, divide, find_inputs, measure_input
-from tests.support.preparing import write_rows
 
 TEXTS = ["One document.\nOf two lines.", "Zwei: äöü 漢字", "three"]
 ROWS = [{"id": i, "text": text} for i, text in enumerate(TEXTS)]
@@ -239,9 +238,9 @@ def test_memory_does_not_grow_with_a_document(tmp_path):
 
 @pytest.fixture
 def hub(tmp_path):
-    for file, rows in enumerate([3, 0, 1, 5]):
-        texts = [None if (file, i) == (3, 2) else f"{file} {i}" for i in range(rows)]
-        write_rows(tmp_path / f"train-{file}.jsonl", texts)
+    for file, count in enumerate([3, 0, 1, 5]):
+        rows = [{"text": None if (file, i) == (3, 2) else f"{file} {i}", "number": i} for i in range(count)]
+        (tmp_path / f"train-{file}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "test.jsonl").write_text('{"text": "test", "number": 1}')
     return f"hub:{tmp_path}"
 
