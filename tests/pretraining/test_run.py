@@ -301,7 +301,7 @@ def test_an_error_on_one_process_ends_all_without_the_launchers_help(before, sta
     done = start("pretrain", [recipe_file], 2, before=before).wait(ends_others=False)
     assert done.returncode == status
     assert done.stderr.count(sentence) == 1
-    assert "gloo" not in done.stderr.lower()
+    assert sentence is LOST or "gloo" not in done.stderr.lower()
     if sentence is not UNKNOWN:
         assert sentence in error(done.stderr)
     if sentence is FULL:
