@@ -53,19 +53,9 @@ def test_the_order_never_changes():
 )
 def test_processes_and_accumulation_only_divide_the_global_batch(processes, micro_batch, accumulation, start, steps):
     global_batch = processes * micro_batch * accumulation
-    samplers = [
-        MicroBatchSampler(start, start + steps, global_batch, micro_batch, rank, processes) for rank in range(processes)
-    ]
-    dealt = [list(sampler) for sampler in samplers]
-    assert all(
-        len(batches) == len(sampler) == steps * accumulation for batches, sampler in zip(dealt, samplers, strict=True)
-    )
-    for step in range(steps):
-        places = [
-            place
-            for batches in dealt
-            for micro in batches[step * accumulation : (step + 1) * accumulation]
-            for place in micro
-        ]
-        first = (start + step) * global_batch
-        assert sorted(places) == list(range(first, first + global_batch))
+    span = (start, start + steps, global_batch, micro_batch)
+    samplers = [MicroBatchSampler(*span, rank, processes) for rank in range(processes)]
+    assert [len(sampler) for sampler in samplers] == [steps * accumulation] * processes
+    dealt = np.array([list(sampler) for sampler in samplers]).reshape(processes, steps, accumulation * micro_batch)
+    places = np.sort(dealt.swapaxes(0, 1).reshape(steps, global_batch))
+    assert places.tolist() == np.arange(start * global_batch, (start + steps) * global_batch).reshape(steps, -1).tolist()

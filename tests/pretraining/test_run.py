@@ -44,6 +44,8 @@ from tests.support.ranks import launch, start
 
 def test_a_run_leaves_what_a_user_needs(recipe_file, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(metrics, "SECONDS_BETWEEN_LINES", 0)
+    real = MaskedLMDataset.__getitems__
+    monkeypatch.setattr(MaskedLMDataset, "__getitems__", lambda self, places: (time.sleep(0.02), real(self, places))[1])
     argv = [recipe_file, *"--report_to tensorboard --profile_step 3 --peak_tflops 0.1".split()]
     assert pretrain(*argv) == 0
     output = tmp_path / "run"
@@ -51,6 +53,8 @@ def test_a_run_leaves_what_a_user_needs(recipe_file, tmp_path, capfd, monkeypatc
     assert "\r" not in shown and "█" not in shown and "%|" not in shown, "a log has no bars"
     line = r"^step (\d) of 8: loss \d\.\d{3}, lr \d\.\de-\d\d, [\d,]+ tokens/s, [\d:]+ left$"
     assert re.findall(line, shown, re.MULTILINE) == [str(step) for step in range(1, 9)]
+    waits = re.findall(r"warning: up to step \d+, (\d+)% of the time went into waiting for data", shown)
+    assert len(waits) == 1 and int(waits[0]) > 5
     trace = json.loads((output / "profile" / "rank-0.json").read_text())
     assert sum(event.get("name", "").startswith("Optimizer.step") for event in trace["traceEvents"]) == 3
     results = json.loads((output / "results.json").read_text())

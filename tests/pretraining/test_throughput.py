@@ -2,18 +2,14 @@
 # Licensed under the Apache License, Version 2.0.
 """Speeds by a clock that the test turns, and a real trace."""
 
-import re
-import time
 from pathlib import Path
 
 import pytest
 
 from pretraining import throughput
 from pretraining.cluster import flops_per_sequence
-from pretraining.data import MaskedLMDataset
 from pretraining.model import model_config
 from pretraining.recipe import Recipe
-from tests.support.pretraining import pretrain
 
 
 @pytest.fixture
@@ -45,14 +41,6 @@ def test_figures_are_those_of_the_clock(recipe_values, clock):
     counted.data_is_there()
     counted.end_step()
     assert counted.figures()["data_wait"] == 1
-
-
-def test_a_run_that_waits_for_data_says_so_once(recipe_file, capfd, monkeypatch):
-    real = MaskedLMDataset.__getitems__
-    monkeypatch.setattr(MaskedLMDataset, "__getitems__", lambda self, places: (time.sleep(0.02), real(self, places))[1])
-    assert pretrain(recipe_file) == 0
-    found = re.findall(r"warning: up to step \d+, (\d+)% of the time went into waiting for data", capfd.readouterr().err)
-    assert len(found) == 1 and int(found[0]) > 5
 
 
 def test_a_run_that_ends_early_keeps_its_trace(recipe_values, tmp_path):
