@@ -98,7 +98,7 @@ OPTIONS = {
     "weights": st.none() | st.tuples(*[st.sampled_from([0.5, 1.0, 1.5, 2.0])] * 2).map(list),
     "deduplicate": st.booleans(),
     "on_error": st.sampled_from(["skip", "skip", "fail"]),
-    "shard_size_mb": st.sampled_from([1e-5, 1e-4]),
+    "shard_size_mb": st.sampled_from([1e-4, 1e-3]),
 }
 ANY = {
     "files": st.lists(FILES, min_size=1, max_size=5),
