@@ -35,8 +35,6 @@ def list_inputs(config: PrepareConfig, output: Path) -> tuple[list[Input], list[
             raise InputError(f"--sources {source}: it holds no file of a known kind ({', '.join(EXTENSIONS)}).")
         inputs.append(found)
         ignored += [os.path.join(source, path) for path in unknown]
-    if ignored:
-        print(f"Ignored {len(ignored)} files of other kinds, first {ignored[0]}.")
     weights = config.weights or [1] * len(inputs)
     listed = []
     for repeat in range(ceil(max(weights))):

@@ -6,57 +6,30 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from luna_tools.errors import InputError
 from luna_tools.files import sha256, write_json
-from pretraining.dataset_format import FORMAT_VERSION, MANIFEST, SPLITS, TOKEN_COUNTS, TOKENIZER, TRAIN, VALIDATION
+from pretraining.dataset_format import FORMAT_VERSION, MANIFEST, TOKEN_COUNTS, TOKENIZER, TRAIN, VALIDATION
 from pretraining.prepare.config import PrepareConfig
 from pretraining.prepare.documents import check_sources
 from pretraining.prepare.packing import SplitWriter, count_tokens, write_dataset_files
 from pretraining.prepare.progress import progress_bar
-from pretraining.prepare.sources import Input, Part
+from pretraining.prepare.sources import Input
 from pretraining.prepare.state import LOCK, remove_unfinished
 from pretraining.prepare.work import MAX_NAMES, vocab_size_of
 
 
-@dataclass
-class Totals:
-    """What is told of all parts together; `documents` is per input."""
-
-    documents: list[int]
-    text_bytes: dict[str, int]
-    empty_documents: int
-    left_out: int
-    duplicates: int
-    skipped: dict
-    with_text: set[str]  # sources
+def add_up(values: list) -> int | list | dict:
+    """Add up numbers or lists, or dictionaries of such, key by key."""
+    if isinstance(values[0], dict):
+        return {key: add_up([value[key] for value in values]) for key in values[0]}
+    return sum(values[1:], values[0])
 
 
-def sum_up(inputs: list[Input], parts: list[Part], all_counts: list[dict]) -> Totals:
-    """Add up the counts of all parts."""
-    totals = Totals([0] * len(inputs), dict.fromkeys(SPLITS, 0), 0, 0, 0, {"count": 0, "first": []}, set())
-    for part, counts in zip(parts, all_counts, strict=True):
-        documents = sum(counts["documents"].values())
-        totals.documents[part.input] += documents
-        for split in SPLITS:
-            totals.text_bytes[split] += counts["text_bytes"][split]
-        totals.empty_documents += counts["empty_documents"]
-        totals.left_out += counts["left_out"]
-        totals.duplicates += counts["duplicates"]
-        totals.skipped["count"] += counts["skipped"]["count"]
-        totals.skipped["first"] += counts["skipped"]["first"]
-        if documents or counts["left_out"] or counts["duplicates"]:
-            totals.with_text.add(inputs[part.input].source)
-    del totals.skipped["first"][MAX_NAMES:]
-    return totals
-
-
-def _check_enough_text(config: PrepareConfig, totals: Totals, writers: dict[str, SplitWriter], dropped: dict) -> None:
-    check_sources(config, totals.with_text)
+def _check_enough_text(config: PrepareConfig, writers: dict[str, SplitWriter], dropped: dict[str, int]) -> None:
     length = f"--sequence_length {config.sequence_length}"
     if writers[TRAIN].rows == 0:
         raise InputError(
@@ -73,14 +46,24 @@ def finish(
     config: PrepareConfig,
     inputs: list[Input],
     ignored: list[str],
-    totals: Totals,
+    counted: list[tuple[Input, dict]],
     tokenizer,
     writers: dict[str, SplitWriter],
-    dropped: dict[str, int],
     output: Path,
 ) -> dict:
-    """Write what describes the finished shards, the manifest last."""
-    _check_enough_text(config, totals, writers, dropped)
+    """End the shards of all parts, `counted` with the inputs that they are of, and write what describes them."""
+    dropped = {split: writer.finish() for split, writer in writers.items()}
+    documents_of = dict.fromkeys(((one.source, one.path) for one in inputs), 0)  # of all repetitions of an input
+    with_text = set()
+    for one, of in counted:
+        documents = sum(of["documents"].values())
+        documents_of[one.source, one.path] += documents
+        if documents or of["left_out"] or of["duplicates"]:
+            with_text.add(one.source)
+    check_sources(config, with_text)
+    _check_enough_text(config, writers, dropped)
+    totals = add_up([of for _, of in counted])
+    skipped = totals["skipped"]
     splits = {}
     for split, writer in writers.items():
         shards = [
@@ -89,7 +72,7 @@ def finish(
         ]
         splits[split] = {
             "documents": writer.documents,
-            "text_bytes": totals.text_bytes[split],
+            "text_bytes": totals["text_bytes"][split],
             "tokens": writer.rows * (config.sequence_length - 2) + dropped[split],
             "rows": writer.rows,
             "dropped_tokens": dropped[split],
@@ -101,9 +84,6 @@ def finish(
     vocab_size = vocab_size_of(tokenizer)
     np.save(output / TOKEN_COUNTS, count_tokens([train.folder / shard["file"] for shard in train.shards], vocab_size))
 
-    documents_of = dict.fromkeys(((one.source, one.path) for one in inputs), 0)  # of all repetitions of an input
-    for one, documents in zip(inputs, totals.documents, strict=True):
-        documents_of[one.source, one.path] += documents
     sources = []
     for source in config.sources:
         files = [
@@ -121,10 +101,10 @@ def finish(
         "seed": config.seed,
         "tokenizer_sha256": sha256(output / TOKENIZER / "tokenizer.json"),
         "splits": splits,
-        "empty_documents": totals.empty_documents,
-        **({"left_out_documents": totals.left_out} if config.weights else {}),
-        **({"duplicate_documents": totals.duplicates} if config.deduplicate else {}),
-        "skipped": totals.skipped,
+        "empty_documents": totals["empty_documents"],
+        **({"left_out_documents": totals["left_out"]} if config.weights else {}),
+        **({"duplicate_documents": totals["duplicates"]} if config.deduplicate else {}),
+        "skipped": {"count": skipped["count"], "first": skipped["first"][:MAX_NAMES]},
         "ignored": {"count": len(ignored), "first": ignored[:MAX_NAMES]},
         "sources": sources,
         "settings": config.settings(),

@@ -1,6 +1,6 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""The work divided among several jobs: a plan with the tokenizer, the jobs, and the merge.
+"""The work in steps: a plan with the tokenizer, one job or several that divide the work, and the merge.
 
 A job tokenises a contiguous share of the inputs into streams, and the merge packs the streams one after the other:
 the rows are those of one job, since packing depends on nothing but the order of the tokens.
@@ -9,19 +9,21 @@ the rows are those of one job, since packing depends on nothing but the order of
 import hashlib
 import importlib.metadata
 import json
+import shutil
+from collections.abc import Iterator
 from dataclasses import astuple, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from luna_tools.errors import InputError
 from luna_tools.files import sha256, write_json
 from pretraining.dataset_format import SPLITS, TOKENIZER
 from pretraining.prepare.config import PrepareConfig
 from pretraining.prepare.documents import list_inputs, unreadable
-from pretraining.prepare.finish import finish, sum_up
+from pretraining.prepare.finish import finish
 from pretraining.prepare.hub import HUB_PREFIX
 from pretraining.prepare.packing import SplitWriter
 from pretraining.prepare.progress import progress_bar
@@ -33,55 +35,75 @@ from pretraining.prepare.state import (
     PROGRESS,
     WORK_VERSION,
     difference_from,
-    first_change,
-    left_as_it_was,
     locked,
-    new_progress,
     read_json,
     refuse_difference,
     require_empty,
 )
-from pretraining.prepare.streams import DocumentLog, Records, StreamWriter, find_duplicates, kept_runs, read_stream
-from pretraining.prepare.tokenizer import row_end_id
+from pretraining.prepare.streams import Records, find_duplicates, kept_runs, read_stream
+from pretraining.prepare.tokenizer import row_end_id, row_start_id
 from pretraining.prepare.work import (
-    Packing,
+    LOG,
+    Share,
     check_disk_space,
     dtype_of,
     load_made_tokenizer,
     make_tokenizer,
-    make_writers,
     used_splits,
 )
 
 RESULT = "result.json"  # of a job, written last
-LOG = "documents.log"
+
+
+def prepare_alone(config: PrepareConfig, output: Path) -> dict:
+    """Do all steps, with one job, or go on where an earlier run of this was interrupted; return the manifest."""
+    alone = replace(config, num_jobs=1, job=0)
+    plan = read_json(output / PLAN, WORK_VERSION)
+    if plan is not None:
+        if (num_jobs := plan["settings"]["num_jobs"]) > 1:
+            raise InputError(
+                f"{output} is prepared by several jobs: add --num_jobs {num_jobs} and --plan, --job or --merge, or use "
+                "another folder."
+            )
+        difference = _difference_from_plan(alone, plan) or _other_input(alone, plan, output)
+        done = sum(path.stat().st_size for path in output.glob(f"{JOBS}/*/*.tokens"))
+        if difference is None:
+            print(f"Going on with the interrupted run in {output}.")
+        elif done < plan["settings"]["shard_size_mb"] * 1e6:
+            print(f"{output} {difference}; less than a shard is done, so it is begun anew.")
+            for name in (JOBS, *SPLITS):
+                shutil.rmtree(output / name, ignore_errors=True)
+            write_json(output / PLAN, plan | {"tokenizer_sha256": None}, indent=None)
+    make_plan(alone, output)
+    run_job(alone, output)
+    return merge(alone, output)
 
 
 def make_plan(config: PrepareConfig, output: Path) -> dict:
     """Divide the work and make the tokenizer; with the tokenizer's checksum in it, the plan is complete."""
     plan = read_json(output / PLAN, WORK_VERSION)
     if plan is None:
-        if (output / PROGRESS).exists():
-            raise InputError(f"{output} was begun as one job: leave out --num_jobs, use another folder, or delete it.")
         require_empty(output)
     else:
         difference = _difference_from_plan(config, plan)
         if difference is None and plan["tokenizer_sha256"] is not None:
-            print(f"{output} is planned already, with these settings.")
+            if config.plan:
+                print(f"{output} is planned already, with these settings.")
             return plan
         if (output / JOBS).exists():
             refuse_difference(difference, output)
     inputs, ignored = list_inputs(config, output)
+    if ignored:
+        print(f"Ignored {len(ignored)} files of other kinds, first {ignored[0]}.")
     measuring = progress_bar("Measuring", "input", over=inputs)
     measures = [measure_input(one, config.document_separator) for one in measuring]
     inputs = [replace(one, version=version) for one, (_, _, version) in zip(inputs, measures, strict=True)]
     measures = [(units, int(size * one.share)) for one, (units, size, _) in zip(inputs, measures, strict=True)]
-    check_disk_space(config, inputs, 0, output, copies=2)  # the streams and, while they are merged, the dataset
+    check_disk_space(config, inputs, output)
     plan = {
         "format_version": WORK_VERSION,
-        "settings": config.settings(),
+        "settings": _settings(config),
         "skipped": {"count": 0},
-        "num_jobs": config.num_jobs,
         "tokenizer_sha256": None,
         "tokenizers_version": importlib.metadata.version("tokenizers"),
         "text_bytes": sum(size for _, size in measures),  # about
@@ -92,14 +114,17 @@ def make_plan(config: PrepareConfig, output: Path) -> dict:
     write_json(output / PLAN, plan, indent=None)
     plan["tokenizer_sha256"] = make_tokenizer(config, inputs, output)
     write_json(output / PLAN, plan, indent=None)
-    print(f"{output} is planned: now run --job 0 to {config.num_jobs - 1}, together or one by one, and then --merge.")
+    if config.plan:
+        print(f"{output} is planned: now run --job 0 to {config.num_jobs - 1}, together or one by one, and then --merge.")
     return plan
 
 
+def _settings(config: PrepareConfig) -> dict:
+    return config.settings() | {"num_jobs": config.num_jobs}
+
+
 def _difference_from_plan(config: PrepareConfig, plan: dict) -> str | None:
-    difference = difference_from(config, plan)
-    if difference is None and plan["num_jobs"] != config.num_jobs:
-        difference = f"was made with --num_jobs {plan['num_jobs']}, and this is {config.num_jobs}"
+    difference = difference_from(_settings(config), plan)
     installed = importlib.metadata.version("tokenizers")
     if difference is None and plan["tokenizers_version"] != installed:
         difference = f"was made with tokenizers {plan['tokenizers_version']}, and this is {installed}"
@@ -120,7 +145,8 @@ def run_job(config: PrepareConfig, output: Path) -> dict:
     """Tokenise one share of the work; return the job's result.json."""
     plan = _read_plan(config, output)
     inputs = [Input(*one) for one in plan["inputs"]]
-    _check_inputs(config, inputs, output)
+    if (difference := _other_input(config, plan, output)) is not None:
+        raise InputError(f"{output} {difference}: bring it back, or plan in another folder.")
     tokenizer = load_made_tokenizer(plan["tokenizer_sha256"], output)
     folder = _job_folder(output, config.job)
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,12 +158,19 @@ def run_job(config: PrepareConfig, output: Path) -> dict:
             return result
         progress = read_json(folder / PROGRESS, WORK_VERSION)
         if progress is None:
-            progress = new_progress() | {"made_from": _origin(plan, config.job)}
+            progress = {
+                "format_version": WORK_VERSION,
+                "made_from": _origin(plan, config.job),
+                "position": [0, 0],  # part, items of it that are done
+                "counts": [],  # of each part that is begun
+                "files": {},  # the states of those that are written
+            }
             write_json(folder / PROGRESS, progress, indent=None)
         else:
             _check_origin(progress, plan, config.job, output)
-        parts = [Part(*part) for part in plan["jobs"][config.job]]
-        files = _write_streams(config, inputs, parts, progress, plan, tokenizer, output)
+        title = f"Job {config.job} of {config.num_jobs}" if config.num_jobs > 1 else "Tokenising"
+        share = Share(config, inputs, [Part(*part) for part in plan["jobs"][config.job]], progress, folder)
+        files = share.write_streams(tokenizer, output / TOKENIZER, title, plan["text_bytes"] // config.num_jobs)
         result = {
             "format_version": WORK_VERSION,
             "made_from": progress["made_from"],
@@ -148,35 +181,9 @@ def run_job(config: PrepareConfig, output: Path) -> dict:
         (folder / PROGRESS).unlink()
     documents = sum(sum(counts["documents"].values()) for counts in progress["counts"])
     size = sum(file["bytes"] for file in result["files"].values())
-    print(f"Job {config.job} of {config.num_jobs} is complete: {documents:,} documents, {size / 1e6:,.1f} MB.")
+    if config.num_jobs > 1:
+        print(f"Job {config.job} of {config.num_jobs} is complete: {documents:,} documents, {size / 1e6:,.1f} MB.")
     return result
-
-
-def _write_streams(
-    config: PrepareConfig, inputs: list[Input], parts: list[Part], progress: dict, plan: dict, tokenizer, output: Path
-) -> list[Path]:
-    """Write the token streams of a job, and its document log where duplicates are to be found; return the files."""
-    folder = _job_folder(output, config.job)
-    written, log = [], None
-    try:
-        with left_as_it_was(folder):
-            for split in used_splits(config):
-                path, state = folder / f"{split}.tokens", progress["splits"][split]
-                checkpoint_bytes = config.shard_size_mb * 1e6
-                written.append(StreamWriter(path, row_end_id(tokenizer), dtype_of(tokenizer), checkpoint_bytes, state))
-            writers = dict(zip(used_splits(config), written, strict=True))
-            if config.deduplicate:
-                log = DocumentLog(folder / LOG, progress["log"])
-                written.append(log)
-        packing = Packing(config, inputs, parts, progress, folder / PROGRESS, writers, log)
-        total = plan["text_bytes"] // config.num_jobs
-        packing.run(output / TOKENIZER, f"Job {config.job} of {config.num_jobs}", total)
-        for one in written:
-            one.checkpoint()
-        return [one.path for one in written]
-    finally:
-        for one in written:
-            one.close()
 
 
 def _job_folder(output: Path, job: int) -> Path:
@@ -192,7 +199,6 @@ def _origin(plan: dict, job: int) -> dict:
     settings = {name: value for name, value in plan["settings"].items() if name != "on_error"}  # may become skip
     return {
         "number": job,
-        "number of jobs": plan["num_jobs"],
         "settings": settings,
         "input": _sha256_of(plan["inputs"]),
         "tokenizer": plan["tokenizer_sha256"],
@@ -206,15 +212,15 @@ def _check_origin(made: dict, plan: dict, job: int, output: Path) -> None:
             raise InputError(f"{folder} was made with another {name}: delete it and run --job {job} again.")
 
 
-def _check_inputs(config: PrepareConfig, planned: list[Input], output: Path) -> None:
+def _other_input(config: PrepareConfig, plan: dict, output: Path) -> str | None:
+    """Return how the input differs from the planned one, in words, or None."""
+    planned = [Input(*one) for one in plan["inputs"]]
     versions = {one.source: one.version for one in planned if one.source.startswith(HUB_PREFIX)}  # known once opened
-    inputs, _ = list_inputs(config, output)
-    inputs = [replace(one, version=versions.get(one.source, one.version)) for one in inputs]
-    if inputs != planned:
-        change = first_change([astuple(one) for one in planned], [astuple(one) for one in inputs])
-        raise InputError(
-            f"{output} was planned with other input (first change: {change}): bring it back, or plan in another folder."
-        )
+    inputs = [replace(one, version=versions.get(one.source, one.version)) for one in list_inputs(config, output)[0]]
+    if inputs == planned:
+        return None
+    before, after = next(pair for pair in zip_longest(planned, inputs) if pair[0] != pair[1])
+    return f"was planned with other input (first change: {(after or before).name})"
 
 
 class _Piece(NamedTuple):
@@ -238,31 +244,29 @@ def merge(config: PrepareConfig, output: Path) -> dict:
     tokenizer = load_made_tokenizer(plan["tokenizer_sha256"], output)
     pieces = _find_pieces(config, inputs, plan, _read_results(plan, output), output)
     is_duplicate = find_duplicates([piece.records for piece in pieces]) if config.deduplicate else None
-    writers = make_writers(config, tokenizer, dict.fromkeys(SPLITS), output)
+    ids, dtype = (row_start_id(tokenizer), row_end_id(tokenizer)), dtype_of(tokenizer)
+    writers = {
+        split: SplitWriter(output / split, config.sequence_length, *ids, dtype, config.shard_size_mb * 1e6)
+        for split in used_splits(config)
+    }
     total = sum(piece.counts["tokens"][split] for piece in pieces for split in writers)
     try:
         with progress_bar("Merging", "token", total) as bar:
-            place = 0
-            for piece in pieces:
-                if is_duplicate is None:
-                    for split, writer in writers.items():
-                        span = piece.first_token[split], piece.counts["tokens"][split], piece.counts["documents"][split]
-                        _copy(piece.folder, split, writer, *span, bar)
-                else:
-                    documents = piece.records.count
-                    _copy_distinct(piece, is_duplicate[place : place + documents], writers, bar)
-                    place += documents
-        dropped = {split: writer.finish() for split, writer in writers.items()}
+            for folder, split, first_token, tokens, documents in _runs(pieces, is_duplicate, list(writers)):
+                for chunk in read_stream(folder / f"{split}.tokens", dtype, first_token, tokens):
+                    writers[split].add(chunk, documents)
+                    documents = 0  # all are counted with the first chunk
+                    bar.update(len(chunk))
+        counted = [(inputs[piece.part.input], piece.counts) for piece in pieces]
+        return finish(config, inputs, plan["ignored"], counted, tokenizer, writers, output)
     finally:
         for writer in writers.values():
             writer.close()
-    totals = sum_up(inputs, [piece.part for piece in pieces], [piece.counts for piece in pieces])
-    return finish(config, inputs, plan["ignored"], totals, tokenizer, writers, dropped, output)
 
 
 def _read_results(plan: dict, output: Path) -> list[dict]:
     """Return the results of all jobs, whole and of this plan."""
-    results = [read_json(_job_folder(output, job) / RESULT, WORK_VERSION) for job in range(plan["num_jobs"])]
+    results = [read_json(_job_folder(output, job) / RESULT, WORK_VERSION) for job in range(len(plan["jobs"]))]
     missing = [str(job) for job, result in enumerate(results) if result is None]
     if missing:
         raise InputError(
@@ -314,26 +318,30 @@ def _find_pieces(config: PrepareConfig, inputs: list[Input], plan: dict, results
     return pieces
 
 
-def _copy(folder: Path, split: str, writer: SplitWriter, first_token: int, tokens: int, documents: int, bar: tqdm) -> None:
-    for chunk in read_stream(folder / f"{split}.tokens", writer.dtype, first_token, tokens):
-        writer.add_stream(chunk, documents)
-        documents = 0  # all are counted with the first chunk
-        bar.update(len(chunk))
+def _runs(
+    pieces: list[_Piece], is_duplicate: np.ndarray | None, splits: list[str]
+) -> Iterator[tuple[Path, str, int, int, int]]:
+    """Find what to copy, and take the duplicates from the counts.
 
-
-def _copy_distinct(piece: _Piece, is_duplicate: np.ndarray, writers: dict[str, SplitWriter], bar: tqdm) -> None:
-    """Copy the documents that are no duplicates, and take the others from the counts."""
-    counts, first_token, place = piece.counts, dict(piece.first_token), 0
-    for records in piece.records.read():
-        duplicate = is_duplicate[place : place + len(records)]
-        place += len(records)
-        for split, writer in writers.items():
-            mine = records["split"] == SPLITS.index(split)
-            for start, tokens, documents in kept_runs(records["tokens"][mine], ~duplicate[mine]):
-                _copy(piece.folder, split, writer, first_token[split] + start, tokens, documents, bar)
-            first_token[split] += int(records["tokens"][mine].sum())
-            dropped = records[mine & duplicate]
-            counts["documents"][split] -= len(dropped)
-            counts["text_bytes"][split] -= int(dropped["text_bytes"].sum())
-            counts["duplicates"] += len(dropped)
-            bar.update(int(dropped["tokens"].sum()))
+    Yields:
+        The folder, the split, the first token, the number of tokens and that of documents.
+    """
+    place = 0
+    for piece in pieces:
+        folder, counts, first_token = piece.folder, piece.counts, dict(piece.first_token)
+        if is_duplicate is None:
+            for split in splits:
+                yield folder, split, first_token[split], counts["tokens"][split], counts["documents"][split]
+            continue
+        for records in piece.records.read():
+            duplicate = is_duplicate[place : place + len(records)]
+            place += len(records)
+            for split in splits:
+                mine = records["split"] == SPLITS.index(split)
+                for start, tokens, documents in kept_runs(records["tokens"][mine], ~duplicate[mine]):
+                    yield folder, split, first_token[split] + start, tokens, documents
+                first_token[split] += int(records["tokens"][mine].sum())
+                dropped = records[mine & duplicate]
+                counts["documents"][split] -= len(dropped)
+                counts["text_bytes"][split] -= int(dropped["text_bytes"].sum())
+                counts["duplicates"] += len(dropped)

@@ -2,13 +2,12 @@
 # Licensed under the Apache License, Version 2.0.
 """Packing documents into rows of one length and writing them as arrow shards.
 
-A shard is an arrow stream: a schema message, one message per batch of rows, and an end mark. The messages are
-appended to the file one by one, so a writer can go on at any message of a file that was cut short.
+A shard is an arrow stream: a schema message, one message per batch of rows, and an end mark.
 """
 
-import base64
 import json
 import os
+import shutil
 from pathlib import Path
 
 import datasets
@@ -29,27 +28,14 @@ class SplitWriter:
     The last, partial block is dropped.
 
     Args:
-        folder: where the shards go; made if missing.
+        folder: where the shards go; emptied first.
         sequence_length: the length of a row.
         start_id, end_id: the ids that start and end a row; `end_id` also stands between documents.
         dtype: the integer type of the stored ids.
         shard_bytes: the size of a shard, about; at least one row.
-        state: what `checkpoint` returned, to go on from there; anything written after it is removed.
-
-    Raises:
-        FileNotFoundError: a shard that the state speaks of is not there as it was.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        sequence_length: int,
-        start_id: int,
-        end_id: int,
-        dtype: np.dtype,
-        shard_bytes: float,
-        state: dict | None = None,
-    ):
+    def __init__(self, folder: Path, sequence_length: int, start_id: int, end_id: int, dtype: np.dtype, shard_bytes: float):
         self.folder = folder
         self.sequence_length = sequence_length
         self.start_id = start_id
@@ -59,57 +45,18 @@ class SplitWriter:
         self._rows_per_shard = max(1, int(shard_bytes // row_bytes))
         self._rows_per_batch = min(self._rows_per_shard, max(1, BATCH_BYTES // row_bytes))
         self._schema = _features(sequence_length, self.dtype).arrow_schema
-        folder.mkdir(exist_ok=True)
-
-        state = state or {"documents": 0, "rows": 0, "shards": [], "open_rows": 0, "open_bytes": 0, "pending": ""}
-        self.documents = state["documents"]
-        self.rows = state["rows"]  # written
-        self.shards: list[dict] = list(state["shards"])  # finished: file, rows, bytes
-        self._shards_at_checkpoint = len(self.shards)
-        self._open_rows = state["open_rows"]
+        shutil.rmtree(folder, ignore_errors=True)  # of a merge that was interrupted
+        folder.mkdir()
+        self.documents = self.rows = self._open_rows = 0
+        self.shards: list[dict] = []  # finished: file, rows, bytes
         self._file = None
-        pending = np.frombuffer(base64.b64decode(state["pending"]), dtype=self.dtype)
-        self._pending = [pending]  # not yet written
-        self._pending_tokens = len(pending)
-        self._restore(state["open_bytes"])
-
-    @property
-    def due(self) -> bool:
-        """Tell whether a shard was finished since the last checkpoint."""
-        return len(self.shards) > self._shards_at_checkpoint
-
-    def _restore(self, open_bytes: int) -> None:
-        for shard in self.shards:
-            path = self.folder / shard["file"]
-            if not path.is_file() or path.stat().st_size != shard["bytes"]:
-                raise FileNotFoundError(path)
-        keep = {shard["file"] for shard in self.shards}
-        if open_bytes:
-            path = self.folder / self._shard_name()
-            if not path.is_file() or path.stat().st_size < open_bytes:
-                raise FileNotFoundError(path)
-            keep.add(path.name)
-            os.truncate(path, open_bytes)
-            self._file = open(path, "ab")
-        for path in self.folder.iterdir():
-            if path.name not in keep:
-                path.unlink()
+        self._pending = [np.empty(0, dtype=self.dtype)]  # not yet written
+        self._pending_tokens = 0
 
     def _shard_name(self) -> str:
         return f"data-{len(self.shards):05d}.arrow"
 
-    def add(self, tokens: np.ndarray, starts_document: bool) -> None:
-        """Append a document, or with `starts_document` false the next part of the last one."""
-        if starts_document:
-            if self.documents:
-                self._pending.append(np.array([self.end_id], dtype=self.dtype))
-                self._pending_tokens += 1
-            self.documents += 1
-        self._pending.append(tokens.astype(self.dtype))
-        self._pending_tokens += len(tokens)
-        self._write_rows(self._rows_per_batch)
-
-    def add_stream(self, tokens: np.ndarray, documents: int) -> None:
+    def add(self, tokens: np.ndarray, documents: int) -> None:
         """Append tokens in which `documents` documents start, each after an `end_id`.
 
         With documents, the tokens start with one; without, they are the next part of what was added last.
@@ -150,29 +97,12 @@ class SplitWriter:
 
     def _finish_shard(self) -> None:
         self._file.write(END_OF_STREAM)
-        self._sync()
+        self._file.flush()
+        os.fsync(self._file.fileno())
         self.shards.append({"file": self._shard_name(), "rows": self._open_rows, "bytes": self._file.tell()})
         self._file.close()
         self._file = None
         self._open_rows = 0
-
-    def _sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def checkpoint(self) -> dict:
-        """Make what is written safe on disk and returns the state, fit for JSON, to go on from."""
-        if self._file is not None:
-            self._sync()
-        self._shards_at_checkpoint = len(self.shards)
-        return {
-            "documents": self.documents,
-            "rows": self.rows,
-            "shards": list(self.shards),
-            "open_rows": self._open_rows,
-            "open_bytes": self._file.tell() if self._file is not None else 0,
-            "pending": base64.b64encode(np.concatenate(self._pending).tobytes()).decode("ascii"),
-        }
 
     def finish(self) -> int:
         """Write the last rows, end the last shard and return the number of tokens dropped."""

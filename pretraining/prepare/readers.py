@@ -100,26 +100,19 @@ def _read_file(
         elif plain_path.endswith(tuple(CSV)):
             with _open(path) as stream:
                 yield from _read_csv(stream, path, text_column, CSV[os.path.splitext(plain_path)[1]])
-        elif plain_path.endswith(".jsonl"):
-            start, stop = _documents_at(path, units, "line")
-            with _open(path) if stop is None else _open_range(path, start, stop) as stream:
-                yield from _read_jsonl(stream, path, text_column, start)
         else:
-            start, stop = _documents_at(path, units, document_separator)
+            is_rows = plain_path.endswith(".jsonl")
+            separator = "line" if is_rows else document_separator
+            start, stop = (_document_start(path, offset, separator) for offset in units) if units else (0, None)
             with _open(path) if stop is None else _open_range(path, start, stop) as stream:
-                yield from slices(_plain_text(stream, document_separator, start))
+                if is_rows:
+                    yield from _read_jsonl(stream, path, text_column, start)
+                else:
+                    yield from slices(_plain_text(stream, document_separator, start))
     except UnicodeDecodeError as error:
         yield FinalFault(f"{path}:{_line_that_does_not_decode(path)}", f"is not UTF-8 ({error.reason})")
     except READ_ERRORS as error:
         yield FinalFault(path, f"cannot be read ({first_sentence(getattr(error, 'strerror', None) or error)})")
-
-
-def _documents_at(path: str, units: tuple[int, int] | None, separator: str) -> tuple[int, int | None]:
-    """Return the byte range of the documents that start in a byte range; None for the end stands for that of the file."""
-    if units is None:
-        return 0, None
-    start, stop = (_document_start(path, offset, separator) for offset in units)
-    return start, stop
 
 
 def _document_start(path: str, offset: int, separator: str) -> int:
@@ -327,66 +320,56 @@ def _open(path: str) -> BinaryIO:
     if path.endswith(".gz"):
         return gzip.open(path, "rb")
     if path.endswith(".zst"):
-        return io.BufferedReader(_ZstdFile(path), 2**17)
+        return io.BufferedReader(_Chunks(_zstd_chunks(path)), 2**17)
     return open(path, "rb")
 
 
 def _open_range(path: str, start: int, stop: int) -> BinaryIO:
-    return io.BufferedReader(_ByteRange(path, start, stop), 2**17)
+    return io.BufferedReader(_Chunks(_range_chunks(path, start, stop)), 2**17)
 
 
-class _ByteRange(io.RawIOBase):
-    """Read the bytes of a file from `start` to before `stop`."""
-
-    def __init__(self, path: str, start: int, stop: int):
-        self._file = open(path, "rb", buffering=0)
-        self._file.seek(start)
-        self._left = stop - start
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        count = self._file.readinto(memoryview(buffer)[: self._left])
-        self._left -= count
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
+def _range_chunks(path: str, start: int, stop: int) -> Iterator[bytes]:
+    with open(path, "rb") as file:
+        file.seek(start)
+        while chunk := file.read(min(2**17, stop - start)):
+            yield chunk
+            start += len(chunk)
 
 
-class _ZstdFile(io.RawIOBase):
-    """Read .zst, one or more frames; unlike zstandard's own reader it raises when the file ends inside a frame."""
+def _zstd_chunks(path: str) -> Iterator[bytes]:
+    """Decompress one or more frames; unlike zstandard's own reader, raise when the file ends inside a frame."""
+    decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW)
+    frame = None
+    with open(path, "rb") as file:
+        while compressed := file.read(2**13):
+            while compressed:
+                frame = decompressor.decompressobj() if frame is None else frame
+                yield frame.decompress(compressed)
+                compressed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame is not None:
+        raise EOFError("the file ends inside a zstd frame")
 
-    def __init__(self, path: str):
-        self._file = open(path, "rb")
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW)
-        self._frame = None
-        self._compressed = b""
-        self._plain = memoryview(b"")
+
+class _Chunks(io.RawIOBase):
+    """Read chunks of bytes as a file."""
+
+    def __init__(self, chunks: Iterator[bytes]):
+        self._chunks = chunks
+        self._left = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
-        while not self._plain:
-            self._compressed = self._compressed or self._file.read(2**13)
-            if not self._compressed:
-                if self._frame is not None:
-                    raise EOFError("the file ends inside a zstd frame")
+        while not self._left:
+            if (chunk := next(self._chunks, None)) is None:
                 return 0
-            if self._frame is None:
-                self._frame = self._decompressor.decompressobj()
-            self._plain = memoryview(self._frame.decompress(self._compressed))
-            self._compressed = b""
-            if self._frame.eof:
-                self._compressed, self._frame = self._frame.unused_data, None
-        count = min(len(buffer), len(self._plain))
-        buffer[:count] = self._plain[:count]
-        self._plain = self._plain[count:]
+            self._left = memoryview(chunk)
+        count = min(len(buffer), len(self._left))
+        buffer[:count] = self._left[:count]
+        self._left = self._left[count:]
         return count
 
     def close(self) -> None:
-        self._file.close()
+        self._chunks.close()
         super().close()

@@ -3,13 +3,12 @@
 """Turn text into a tokenizer and a packed masked-LM dataset on disk: `luna prepare`. See docs/prepare.md.
 
 A byte-level BPE is trained on the training documents (or an existing tokenizer is taken), the documents' tokens are packed
-into rows of one length, and these are written as arrow shards. One job does it all (`one_job`), or several divide the work
-(`jobs`); both share the reading (`sources`, `readers`, `documents`), the tokens (`encoding`, `packing`, `work`), what an
-interrupted run goes on from (`state`) and the end (`finish`). The bytes are the same each way.
+into rows of one length, and these are written as arrow shards. One job or several (`jobs`) read (`sources`, `readers`,
+`documents`) and tokenise (`work`, `encoding`) into `streams`, and the merge cuts these into rows (`packing`, `finish`); an
+interrupted run goes on from what it left (`state`). The bytes are the same for any number of jobs.
 """
 
 import errno
-from dataclasses import replace
 from pathlib import Path
 
 from luna_tools.errors import InputError
@@ -50,8 +49,7 @@ def prepare(config: PrepareConfig) -> dict:
         InputError: an option, an input or the output folder cannot be used.
     """
     # Here, not above: a mistake on the command line is told before seconds of imports.
-    from pretraining.prepare.jobs import make_plan, merge, run_job
-    from pretraining.prepare.one_job import prepare_in_one_job
+    from pretraining.prepare.jobs import make_plan, merge, prepare_alone, run_job
     from pretraining.prepare.state import difference_from, locked, read_json, refuse_difference, remove_unfinished
 
     output = Path(config.output_dir)
@@ -59,7 +57,7 @@ def prepare(config: PrepareConfig) -> dict:
         output.mkdir(parents=True, exist_ok=True)
         manifest = read_json(output / MANIFEST, FORMAT_VERSION)
         if manifest is not None:
-            refuse_difference(difference_from(config, manifest), output)
+            refuse_difference(difference_from(config.settings(), manifest), output)
             remove_unfinished(output)  # what a kill after the manifest was written left
             print(f"{output} is complete already, with these settings: nothing to do.")
             return manifest
@@ -70,12 +68,7 @@ def prepare(config: PrepareConfig) -> dict:
                 return make_plan(config, output)
             if config.merge:
                 return merge(config, output)
-            if config.deduplicate:  # duplicates are left out while merging
-                alone = replace(config, num_jobs=1, job=0)
-                make_plan(alone, output)
-                run_job(alone, output)
-                return merge(alone, output)
-            return prepare_in_one_job(config, output)
+            return prepare_alone(config, output)
     except OSError as error:
         # Reading faults are handled where they arise; what comes here is the output folder's.
         remedy = "choose a folder that can be written to"

@@ -95,18 +95,18 @@ def find_inputs(source: str) -> tuple[list[Input], list[str]]:
             f"--sources {source}: no such file or folder; give an existing one, {PYTHON_DOCS}, or "
             f"{HUB_PREFIX}NAME[:CONFIG[:SPLIT]]."
         )
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"--sources {source}: cannot list {error.filename} ({error.strerror}); make it readable.")
+
     paths = []
     with progress_bar(f"Listing {source}", "file") as bar:
-        for folder, _, names in os.walk(source, onerror=functools.partial(_unreadable_folder, source)):
+        for folder, _, names in os.walk(source, onerror=refuse):
             paths += [Path(folder, name).relative_to(source).as_posix() for name in names]
             bar.update(len(names))
     paths.sort()
     inputs = [_file_input(source, path) for path in paths if path.endswith(EXTENSIONS)]
     return inputs, [path for path in paths if not path.endswith(EXTENSIONS)]
-
-
-def _unreadable_folder(source: str, error: OSError) -> None:
-    raise InputError(f"--sources {source}: cannot list {error.filename} ({error.strerror}); make it readable.")
 
 
 def _file_input(source: str, path: str) -> Input:
@@ -174,10 +174,9 @@ def divide(measures: list[tuple[int, int]], num_jobs: int) -> list[list[Part]]:
 
 
 class Docstring(NamedTuple):
-    """A docstring and where it stands: `module` is dotted, `name` is dotted inside it ("" for the module's own)."""
+    """A docstring and the dotted name of the module that it stands in."""
 
     module: str
-    name: str
     text: str
 
 
@@ -204,19 +203,16 @@ def python_docs() -> tuple[Docstring, ...]:
         except (SyntaxError, ValueError, OSError) as error:
             raise InputError(f"--sources {PYTHON_DOCS}: cannot read {path} ({error}).") from error
         parts = relative.parts[:-1] if relative.name == "__init__" else relative.parts
-        for name, node in _definitions(tree, ""):
+        for node in _definitions(tree):
             text = ast.get_docstring(node, clean=False)
             text = inspect.cleandoc(text) if text else ""
             if text.strip() and text not in docs and is_unicode(text):
-                docs[text] = Docstring(".".join(parts), name, text)
+                docs[text] = Docstring(".".join(parts), text)
     return tuple(docs.values())
 
 
-def _definitions(node: ast.AST, name: str) -> Iterator[tuple[str, ast.AST]]:
+def _definitions(node: ast.AST) -> Iterator[ast.AST]:
     if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-        yield name, node
+        yield node
     for child in ast.iter_child_nodes(node):
-        below = name
-        if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            below = f"{name}.{child.name}" if name else child.name
-        yield from _definitions(child, below)
+        yield from _definitions(child)

@@ -7,18 +7,15 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import zip_longest
 from pathlib import Path
 
 from luna_tools.errors import InputError
 from luna_tools.files import hold_lock
-from pretraining.dataset_format import SPLITS
-from pretraining.prepare.config import PrepareConfig
 
-WORK_VERSION = 3  # of the files of unfinished work
-PROGRESS = "progress.json"  # where an interrupted run goes on; removed at the end
+WORK_VERSION = 4  # of the files of unfinished work
 PLAN = "plan.json"  # how the work is divided among jobs
 JOBS = "jobs"  # a folder for each; it and the plan are removed at the end
+PROGRESS = "progress.json"  # of a job that is not complete
 LOCK = ".lock"
 
 
@@ -58,9 +55,8 @@ def read_json(path: Path, version: int) -> dict | None:
     return value
 
 
-def difference_from(config: PrepareConfig, earlier: dict) -> str | None:
-    """Return what an earlier run (its manifest, progress or plan) and this one differ in, in words, or None."""
-    settings = config.settings()
+def difference_from(settings: dict, earlier: dict) -> str | None:
+    """Return what an earlier run (its manifest or plan) and this one differ in, in words, or None."""
     for name in settings | earlier["settings"]:
         old, new = (values.get(name) for values in (earlier["settings"], settings))
         if old != new and not (name == "on_error" and earlier["skipped"]["count"] == 0):
@@ -77,35 +73,16 @@ def refuse_difference(difference: str | None, output: Path) -> None:
 
 def require_empty(output: Path) -> None:
     """Raise InputError where a folder to begin in holds something."""
-    names = set(os.listdir(output)) - {LOCK, f"{PROGRESS}.tmp", f"{PLAN}.tmp"}
+    names = set(os.listdir(output)) - {LOCK, f"{PLAN}.tmp"}
     if names:
         raise InputError(
             f"{output}: the folder is not empty ({min(names)}) and not from an earlier run; choose another one."
         )
 
 
-def first_change(old: list[list], new: list[list]) -> str:
-    """Name the first input in which two lists differ."""
-    before, after = next(pair for pair in zip_longest(old, new) if pair[0] != pair[1])
-    return os.path.join(*(after or before)[:2])
-
-
-def new_progress() -> dict:
-    """Return the progress, fit for JSON, of work that is not begun."""
-    return {
-        "format_version": WORK_VERSION,
-        "position": [0, 0],  # part, items of it that are done
-        "counts": [],  # of each part that is begun
-        "skipped": {"count": 0},  # in all parts
-        "splits": dict.fromkeys(SPLITS),
-        "log": None,
-    }
-
-
 def remove_unfinished(output: Path) -> None:
     """Remove what is of no use beside a finished dataset."""
-    for name in (PROGRESS, PLAN):
-        (output / name).unlink(missing_ok=True)
+    (output / PLAN).unlink(missing_ok=True)
     shutil.rmtree(output / JOBS, ignore_errors=True)
 
 

@@ -23,11 +23,18 @@ CHUNK = 2**20  # records or tokens that are read at a time
 HASHES_PER_PASS = 2**22  # to find duplicates, about 70 bytes of memory for each
 
 
-class _AppendedFile:
-    """A file that grows, and that can be cut back to a checkpoint."""
+class AppendedFile:
+    """A file that grows, and that can be cut back to a checkpoint.
 
-    def __init__(self, path: Path, state: dict | None):
-        """Open the file anew, or as it was at the checkpoint; raise FileNotFoundError where it is shorter than then."""
+    Args:
+        path: the file.
+        state: what `checkpoint` returned, to go on from there.
+
+    Raises:
+        FileNotFoundError: the file is shorter than at the checkpoint.
+    """
+
+    def __init__(self, path: Path, state: dict | None = None):
         size = state["bytes"] if state else 0
         if state and (not path.is_file() or path.stat().st_size < size):
             raise FileNotFoundError(path)
@@ -51,26 +58,13 @@ class _AppendedFile:
         self._file.close()
 
 
-class StreamWriter(_AppendedFile):
-    """Writes the token stream of one split.
+class StreamWriter(AppendedFile):
+    """Writes the token stream of one split, of integers of `dtype` with `end_id` before every document."""
 
-    Args:
-        path: the file.
-        end_id: the id that stands before every document.
-        dtype: the integer type of the stored ids.
-        checkpoint_bytes: what may be written before a checkpoint is due.
-        state: what `checkpoint` returned, to go on from there.
-
-    Raises:
-        FileNotFoundError: the file is not there as the state tells.
-    """
-
-    def __init__(self, path: Path, end_id: int, dtype: np.dtype, checkpoint_bytes: float, state: dict | None = None):
+    def __init__(self, path: Path, state: dict | None, end_id: int, dtype: np.dtype):
         super().__init__(path, state)
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._separator = np.array([end_id], dtype=self._dtype).tobytes()
-        self._checkpoint_bytes = checkpoint_bytes
-        self._bytes_at_checkpoint = self.bytes
 
     def add(self, tokens: np.ndarray, starts_document: bool) -> None:
         """Append a document, or with `starts_document` false the next part of the last one."""
@@ -78,17 +72,8 @@ class StreamWriter(_AppendedFile):
             self.write(self._separator)
         self.write(tokens.astype(self._dtype).tobytes())
 
-    @property
-    def due(self) -> bool:
-        """Tell whether it is time for a checkpoint."""
-        return self.bytes - self._bytes_at_checkpoint >= self._checkpoint_bytes
 
-    def checkpoint(self) -> dict:
-        self._bytes_at_checkpoint = self.bytes
-        return super().checkpoint()
-
-
-class DocumentLog(_AppendedFile):
+class DocumentLog(AppendedFile):
     """Writes a record for every document: its split, tokens, bytes of text, and a hash of its text without white space
     around it. Documents of different `repeat` have different hashes: a weight above 1 repeats them on purpose.
     """
@@ -135,9 +120,7 @@ class Records(NamedTuple):
 
     def read(self) -> Iterator[np.ndarray]:
         """Yield the records in order, of type `RECORD`, up to `CHUNK` at a time."""
-        for start in range(0, self.count, CHUNK):
-            offset = (self.first + start) * RECORD.itemsize
-            yield np.fromfile(self.log, RECORD, min(CHUNK, self.count - start), offset=offset)
+        return read_stream(self.log, RECORD, self.first, self.count)
 
 
 def find_duplicates(documents: list[Records]) -> np.ndarray:
@@ -168,7 +151,7 @@ def find_duplicates(documents: list[Records]) -> np.ndarray:
 
 
 def read_stream(path: Path, dtype: np.dtype, first: int, count: int) -> Iterator[np.ndarray]:
-    """Yield `count` tokens of a stream from number `first` on, up to `CHUNK` at a time."""
+    """Yield `count` tokens or records of a file from number `first` on, up to `CHUNK` at a time."""
     dtype = np.dtype(dtype).newbyteorder("<")
     for start in range(0, count, CHUNK):
         yield np.fromfile(path, dtype, min(CHUNK, count - start), offset=(first + start) * dtype.itemsize)

@@ -1,8 +1,10 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""The work that one job and several share: the tokenizer, and the texts as tokens."""
+"""The tokenizer, and the texts as tokens."""
 
 import shutil
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,28 +16,27 @@ from pretraining.dataset_format import SPLITS, TOKENIZER
 from pretraining.prepare.config import PrepareConfig
 from pretraining.prepare.documents import LEFT_OUT, Item, batches, read_from, sample_text
 from pretraining.prepare.encoding import encode_in_order
-from pretraining.prepare.packing import SplitWriter
 from pretraining.prepare.progress import progress_bar
 from pretraining.prepare.readers import Fault, FinalFault
 from pretraining.prepare.sources import Input, Part
-from pretraining.prepare.state import left_as_it_was
+from pretraining.prepare.state import PROGRESS, left_as_it_was
 from pretraining.prepare.streams import DocumentLog, StreamWriter
-from pretraining.prepare.tokenizer import load_tokenizer, row_end_id, row_start_id, train_tokenizer
+from pretraining.prepare.tokenizer import load_tokenizer, row_end_id, train_tokenizer
 
+LOG = "documents.log"
 MAX_NAMES = 1000  # of skipped or ignored things in the manifest; all are counted
 MAX_BYTES_PER_TOKEN = 5  # text that packs denser than this is rare, so less disk than this implies is not enough
 
 
-def check_disk_space(config: PrepareConfig, inputs: list[Input], packed: int, output: Path, copies: int = 1) -> None:
-    """Raise InputError where the disk cannot hold what is still to be written, so many times."""
+def check_disk_space(config: PrepareConfig, inputs: list[Input], output: Path) -> None:
+    """Raise InputError where the disk cannot hold the token streams and, while they are merged, the dataset."""
     itemsize = 2 if config.vocab_size is None or config.vocab_size < 2**16 else 4
-    text = sum((one.size or 0) * one.share for one in inputs)
-    needed = copies * (text - packed) / MAX_BYTES_PER_TOKEN * itemsize
+    needed = 2 * sum((one.size or 0) * one.share for one in inputs) / MAX_BYTES_PER_TOKEN * itemsize
     free = shutil.disk_usage(output).free
     if needed > free:
         raise InputError(
-            f"{output}: the dataset takes at least {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free; free some "
-            "space or use another folder."
+            f"{output}: the token streams and the dataset take at least {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are "
+            "free; free some space or use another folder."
         )
 
 
@@ -81,64 +82,50 @@ def used_splits(config: PrepareConfig) -> tuple[str, ...]:
     return SPLITS if config.validation_fraction else SPLITS[:1]
 
 
-def make_writers(config: PrepareConfig, tokenizer, states: dict, output: Path) -> dict[str, SplitWriter]:
-    """Open the writers of the splits, anew or from the states of their checkpoints.
+@dataclass
+class Share:
+    """A share of the inputs on its way to token streams, from where its progress is; saved after about a shard's tokens."""
 
-    Raises:
-        InputError: a shard is not as a state tells.
-    """
-    with left_as_it_was(output):
-        return {
-            split: SplitWriter(
-                output / split,
-                config.sequence_length,
-                row_start_id(tokenizer),
-                row_end_id(tokenizer),
-                dtype_of(tokenizer),
-                config.shard_size_mb * 1e6,
-                states[split],
-            )
-            for split in used_splits(config)
-        }
+    config: PrepareConfig
+    inputs: list[Input]
+    """all of them"""
+    parts: list[Part]
+    """those of the share"""
+    progress: dict
+    """its position, counts and files; they are kept up to date"""
+    folder: Path
+    """of the progress, the streams and the log"""
 
+    def write_streams(self, tokenizer, tokenizer_folder: Path, title: str, total: int) -> list[Path]:
+        """Tokenise under a bar with this title that counts the `total` bytes of text; return the files.
 
-class Packing:
-    """Parts of the inputs on their way to tokens, from where the progress is; it is saved at every finished shard.
-
-    Args:
-        config, inputs, parts: the settings, all inputs, and the parts of them to tokenise.
-        progress: as of `new_progress`; it is kept up to date.
-        progress_file: where to save it.
-        writers: of the splits.
-        log: of the documents, where duplicates are to be found.
-    """
-
-    def __init__(
-        self,
-        config: PrepareConfig,
-        inputs: list[Input],
-        parts: list[Part],
-        progress: dict,
-        progress_file: Path,
-        writers: dict[str, SplitWriter] | dict[str, StreamWriter],
-        log: DocumentLog | None = None,
-    ):
-        self.config = config
-        self.inputs = inputs
-        self.parts = parts
-        self.progress = progress
-        self.progress_file = progress_file
-        self.writers = writers
-        self.log = log
+        Raises:
+            InputError: a file is not as the progress tells.
+        """
         # Names that are listed: so many of the first part, which a merge may drop, and so many of all others.
         self._names = [0, 0]
-        for number, counts in enumerate(progress["counts"]):
+        for number, counts in enumerate(self.progress["counts"]):
             self._names[number > 0] += len(counts["skipped"]["first"])
+        with ExitStack() as opened:
 
-    def run(self, tokenizer_folder: Path, title: str, total: int | None) -> None:
-        """Do all of it, under a bar with this title that counts the `total` bytes of text."""
+            def reopen(name: str, kind: type, *options):
+                file = kind(self.folder / name, self.progress["files"].get(name), *options)
+                return opened.enter_context(closing(file))
+
+            with left_as_it_was(self.folder):
+                ids = row_end_id(tokenizer), dtype_of(tokenizer)
+                self._writers = {split: reopen(f"{split}.tokens", StreamWriter, *ids) for split in used_splits(self.config)}
+                self._log = reopen(LOG, DocumentLog) if self.config.deduplicate else None
+            self._files = [*self._writers.values(), *([self._log] if self._log else [])]
+            self._saved_bytes = self._written_bytes()
+            self._tokenise(tokenizer_folder, title, total)
+            self._sync()
+        return [file.path for file in self._files]
+
+    def _tokenise(self, tokenizer_folder: Path, title: str, total: int) -> None:
         items = read_from(self.config, self.inputs, self.parts, self.progress["position"])
-        with progress_bar(title, "B", total, packed_bytes(self.progress)) as bar:
+        done = sum(sum(counts["text_bytes"].values()) for counts in self.progress["counts"])
+        with progress_bar(title, "B", total, done) as bar:
             for group, encoded in encode_in_order(batches(items), tokenizer_folder, self.config.num_proc):
                 tokens = iter(encoded)
                 for item in group:
@@ -153,12 +140,20 @@ class Packing:
                         self._count_once(item, "left_out")
         self._count_up_to(len(self.parts))  # in the last ones, no document may start
 
+    def _written_bytes(self) -> int:
+        return sum(writer.bytes for writer in self._writers.values())
+
+    def _sync(self) -> None:
+        self.progress["files"] = {file.path.name: file.checkpoint() for file in self._files}
+
     def _save_when_due(self, item: Item) -> None:
-        between_documents = isinstance(item.content, Fault) or item.content.first
-        if any(writer.due for writer in self.writers.values()) and (self.log is None or between_documents):
-            self.progress["splits"].update({split: writer.checkpoint() for split, writer in self.writers.items()})
-            self.progress["log"] = self.log.checkpoint() if self.log else None
-            write_json(self.progress_file, self.progress, indent=None)
+        if self._written_bytes() - self._saved_bytes < self.config.shard_size_mb * 1e6:
+            return
+        # The log's hash of a document that is begun cannot be kept.
+        if self._log is None or isinstance(item.content, Fault) or item.content.first:
+            self._sync()
+            self._saved_bytes = self._written_bytes()
+            write_json(self.folder / PROGRESS, self.progress, indent=None)
 
     def _count_up_to(self, parts: int) -> None:
         while len(self.progress["counts"]) < parts:
@@ -173,7 +168,6 @@ class Packing:
         counts["ended"] |= isinstance(item.content, FinalFault)
         if self.inputs[self.parts[item.part].input].repeat > 0:
             return
-        self.progress["skipped"]["count"] += 1
         counts["skipped"]["count"] += 1
         if self._names[item.part > 0] < MAX_NAMES:
             self._names[item.part > 0] += 1
@@ -189,10 +183,10 @@ class Packing:
         counts["documents"][item.split] += content.first
         counts["text_bytes"][item.split] += size
         counts["tokens"][item.split] += len(tokens) + content.first
-        self.writers[item.split].add(tokens, content.first)
-        if self.log is not None:
+        self._writers[item.split].add(tokens, content.first)
+        if self._log is not None:
             repeat = self.inputs[self.parts[item.part].input].repeat
-            self.log.add(content.text, len(tokens) + content.first, content.first, item.split, repeat)
+            self._log.add(content.text, len(tokens) + content.first, content.first, item.split, repeat)
         return size
 
 
@@ -207,8 +201,3 @@ def _new_counts() -> dict:
         "skipped": {"count": 0, "first": []},
         "ended": False,  # by a fault after which nothing of the input is read
     }
-
-
-def packed_bytes(progress: dict) -> int:
-    """Return the bytes of text that are done."""
-    return sum(sum(counts["text_bytes"].values()) for counts in progress["counts"])

@@ -2,7 +2,6 @@
 # Licensed under the Apache License, Version 2.0.
 """A small prepared dataset of real text, a recipe for a tiny model on it, and a finished run of it."""
 
-import inspect
 import os
 import subprocess
 import sys
@@ -13,13 +12,13 @@ import pytest
 import yaml
 from accelerate.state import AcceleratorState
 
-from pretraining.prepare.run import PrepareConfig, prepare
+from pretraining.prepare.run import prepare
+from tests.support.preparing import MODULES, docstrings, make_config
 from tests.support.pretraining import cut_back, pretrain, write_recipe
 from tests.support.ranks import FIXED, engine_variables
 
 VOCAB_SIZE = 600
 SEQUENCE_LENGTH = 32
-TEXT_MODULES = ("argparse", "collections", "datetime", "decimal", "functools", "inspect", "logging", "pathlib", "random")
 
 
 @pytest.fixture(autouse=True)
@@ -36,21 +35,10 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
     text = folder / "text"
     text.mkdir()
-    for name in TEXT_MODULES:
-        __import__(name)
-        documents = [inspect.getdoc(item) for _, item in sorted(vars(sys.modules[name]).items())]
-        (text / f"{name}.txt").write_text("\n\n".join(d for d in documents if d), encoding="utf-8")
-    prepare(
-        PrepareConfig(
-            output_dir=str(folder / "dataset"),
-            sources=[str(text)],
-            document_separator="blank_line",
-            vocab_size=VOCAB_SIZE,
-            sequence_length=SEQUENCE_LENGTH,
-            validation_fraction=0.1,
-            num_proc=1,
-        )
-    )
+    for name in MODULES:
+        (text / f"{name}.txt").write_text("\n\n".join(docstrings(name)), encoding="utf-8")
+    sizes = {"vocab_size": VOCAB_SIZE, "sequence_length": SEQUENCE_LENGTH, "shard_size_mb": 256}
+    prepare(make_config(folder / "dataset", text, validation_fraction=0.1, **sizes))
     return folder / "dataset"
 
 

@@ -45,29 +45,25 @@ def test_operations_of_roberta_grow_with_the_square_and_project_every_token(reci
 
 @pytest.mark.parametrize("engine", ENGINE_NAMES)
 def test_one_process_holds_all_and_sends_nothing(engine):
-    held = state_bytes(engine, 1000, 1)
-    assert held["weights"] == held["gradients"] == 4000
-    assert held["optimizer"] == (12000 if engine.startswith("zero") else 8000)
+    optimizer = 12000 if engine.startswith("zero") else 8000
+    assert state_bytes(engine, 1000, 1) == {"weights": 4000, "gradients": 4000, "optimizer": optimizer}
     assert bytes_sent(engine, 1000, 1, 4) == 0
 
 
-def test_each_engine_divides_what_it_says():
-    held = {engine: state_bytes(engine, 1000, 4) for engine in ENGINE_NAMES}
-    assert {engine: of["weights"] for engine, of in held.items()} == {
-        "ddp": 4000, "zero1": 4000, "zero2": 4000, "zero3": 1000, "fsdp2": 1000,
-    }  # fmt: skip
-    assert {engine: of["gradients"] for engine, of in held.items()} == {
-        "ddp": 8000, "zero1": 4000, "zero2": 1000, "zero3": 1000, "fsdp2": 4000,
-    }  # fmt: skip
-    assert {engine: of["optimizer"] for engine, of in held.items()} == {
-        "ddp": 8000, "zero1": 3000, "zero2": 3000, "zero3": 3000, "fsdp2": 2000,
-    }  # fmt: skip
-
-
-def test_rings_send_their_parts():
+@pytest.mark.parametrize(
+    ("engine", "weights", "gradients", "optimizer", "sent"),
+    [
+        ("ddp", 4000, 8000, 8000, 6000),
+        ("zero1", 4000, 4000, 3000, 6000),
+        ("zero2", 4000, 1000, 3000, 3 * 3000),
+        ("zero3", 1000, 1000, 3000, 6 * 3000),
+        ("fsdp2", 1000, 4000, 2000, 5 * 3000),
+    ],
+)
+def test_each_engine_divides_what_it_says(engine, weights, gradients, optimizer, sent):
     """4 processes, 1,000 parameters: an all-gather or reduce-scatter sends three parts of 1,000 bytes."""
-    sent = {engine: bytes_sent(engine, 1000, 4, micro_batches=2) for engine in ENGINE_NAMES}
-    assert sent == {"ddp": 6000, "fsdp2": 5 * 3000, "zero1": 6000, "zero2": 3 * 3000, "zero3": 6 * 3000}
+    assert state_bytes(engine, 1000, 4) == {"weights": weights, "gradients": gradients, "optimizer": optimizer}
+    assert bytes_sent(engine, 1000, 4, micro_batches=2) == sent
 
 
 def test_the_largest_world_divides_the_global_batch(recipe_values):

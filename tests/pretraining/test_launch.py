@@ -37,6 +37,7 @@ def test_accelerate_reads_it_and_the_program_finds_its_engine(path, tmp_path, mo
     machines, processes = SIZES[path.stem.split("_")[0]]
     config = load_config_from_file(str(path))
     assert (config.num_machines, config.num_processes) == (machines, processes)
+    DistributedType(yaml.safe_load(path.read_text())["distributed_type"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("accelerate.commands.launch.is_bf16_available", lambda *_: True)
     options = ["--config_file", str(path), "--machine_rank", "0", "-m", "pretraining.train", "quickstart"]
@@ -72,11 +73,6 @@ def test_deepspeed_reads_its_configuration(stage, monkeypatch):
     assert read.zero_config.stage == stage
 
 
-def test_distributed_types_are_those_that_accelerate_knows():
-    for path in CONFIGS:
-        DistributedType(yaml.safe_load(path.read_text())["distributed_type"])
-
-
 @pytest.mark.slow
 def test_accelerate_launches_a_configuration_from_another_folder(values, tmp_path):
     recipe = write_recipe(values, tmp_path / "run")
@@ -99,136 +95,119 @@ def test_accelerate_launches_a_configuration_from_another_folder(values, tmp_pat
 # Scripts
 
 
+class Cluster:
+    """Stand-ins for a cluster's commands, which write down how they were called, and one script that calls them."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.bin, self.log = folder, folder / "bin", folder / "calls"
+        self.bin.mkdir()
+        (folder / ".venv/bin").mkdir(parents=True)
+        (folder / ".venv/bin/activate").touch()
+        self.command("python", f'exec {sys.executable} "$@"')
+        self.command("scontrol", '[ "$1" = show ] && printf "n1\\nn2\\n" || true')
+        self.command("pdsh", 'bash -c "${@: -1}"')  # on this machine
+
+    def command(self, name: str, body: str) -> None:
+        (self.bin / name).write_text(f'#!/usr/bin/env bash\necho "{name} $*" >>{self.log}\n{body}\n')
+        (self.bin / name).chmod(0o755)
+
+    def calls(self, name: str) -> list[str]:
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line for line in lines if line.startswith(f"{name} ")]
+
+    def run(self, script: str, *arguments: str, terminated: bool = False) -> tuple[int, str]:
+        """Run a script to its end, by SIGTERM once a command has made the file `started`. Returns status and stderr."""
+        environment = os.environ | {"PATH": f"{self.bin}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+        environment |= {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NODEID": "1"}
+        command = ["bash", str(LAUNCH / script), *arguments]
+        started = subprocess.Popen(command, cwd=self.folder, env=environment, stderr=subprocess.PIPE, text=True)
+        while terminated and not (self.folder / "started").exists():
+            assert started.poll() is None, started.stderr.read()
+        if terminated:
+            started.terminate()
+        _, told = started.communicate(timeout=300)
+        return started.returncode, told
+
+
 @pytest.fixture
 def cluster(tmp_path):
-    """A folder of stand-ins for the cluster's commands, which write down how they were called."""
-    folder, log = tmp_path / "bin", tmp_path / "calls"
-    folder.mkdir()
-
-    def command(name, body):
-        (folder / name).write_text(f'#!/usr/bin/env bash\necho "{name} $*" >>{log}\n{body}\n')
-        (folder / name).chmod(0o755)
-
-    command("python", f'exec {sys.executable} "$@"')
-    command("scontrol", '[ "$1" = show ] && printf "n1\\nn2\\n" || true')
-    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    environment |= {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NODEID": "1"}
-
-    def run(script, *arguments):
-        started = subprocess.Popen(
-            ["bash", str(LAUNCH / script), *arguments], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
-        )
-        return started, log
-
-    return tmp_path, command, run
-
-
-def finish(started):
-    started.wait(timeout=300)
-    return started.returncode
+    return Cluster(tmp_path)
 
 
 RECIPE = "quickstart --output_dir runs/x --global_batch_size 256".split()
-CONFIG = "pretraining/launch/64gpu_ddp.yaml"
+SLURM = ("slurm.sh", "pretraining/launch/64gpu_ddp.yaml")
 
 
 @pytest.mark.slow
 def test_slurm_starts_one_launcher_a_node(cluster):
-    folder, command, run = cluster
-    command("srun", 'shift 4; exec "$@"')
-    command("accelerate", "exit 0")
-    started, log = run("slurm.sh", CONFIG, *RECIPE)
-    assert finish(started) == 0, started.stderr.read()
-    call = next(line for line in log.read_text().splitlines() if line.startswith("accelerate"))
-    expected = f"accelerate launch --config_file {CONFIG} --num_machines 2 --num_processes 16 --machine_rank 1 "
+    cluster.command("srun", 'shift 4; exec "$@"')
+    cluster.command("accelerate", "exit 0")
+    status, told = cluster.run(*SLURM, *RECIPE)
+    assert status == 0, told
+    expected = f"accelerate launch --config_file {SLURM[1]} --num_machines 2 --num_processes 16 --machine_rank 1 "
     expected += "--main_process_ip n1 --main_process_port 29400 --tee 3 --log_dir logs/7/0/node-1 "
-    assert call == f"{expected}-m pretraining.train {' '.join(RECIPE)}"
-    assert "requeue" not in log.read_text()
+    assert cluster.calls("accelerate")[0] == f"{expected}-m pretraining.train {' '.join(RECIPE)}"
+    assert "scontrol requeue 7" not in cluster.calls("scontrol")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("progress", [True, False])
 def test_slurm_queues_again_only_what_made_progress(cluster, progress):
-    folder, command, run = cluster
-    command("srun", f"{'mkdir -p runs/x/checkpoints/step-00000001; ' if progress else ''}exit 1")
-    started, log = run("slurm.sh", CONFIG, *RECIPE)
-    assert finish(started) == 1
-    assert ("scontrol requeue 7" in log.read_text()) == progress
+    cluster.command("srun", f"{'mkdir -p runs/x/checkpoints/step-00000001; ' if progress else ''}exit 1")
+    assert cluster.run(*SLURM, *RECIPE)[0] == 1
+    assert ("scontrol requeue 7" in cluster.calls("scontrol")) == progress
 
 
 @pytest.mark.slow
 def test_slurm_passes_the_signal_on_and_waits_for_the_checkpoint(cluster):
-    folder, command, run = cluster
     saved = "sleep 1; mkdir -p runs/x/checkpoints/step-00000002; exit 143"
-    command("srun", f"trap '{saved}' TERM; touch started; while true; do sleep 0.1; done")
-    started, log = run("slurm.sh", CONFIG, *RECIPE)
-    while not (folder / "started").exists():
-        assert started.poll() is None, started.stderr.read()
-    started.terminate()
-    assert finish(started) == 143
-    assert (folder / "runs/x/checkpoints/step-00000002").exists()
-    assert "scontrol requeue 7" in log.read_text()
+    cluster.command("srun", f"trap '{saved}' TERM; touch started; while true; do sleep 0.1; done")
+    assert cluster.run(*SLURM, *RECIPE, terminated=True)[0] == 143
+    assert (cluster.folder / "runs/x/checkpoints/step-00000002").exists()
+    assert "scontrol requeue 7" in cluster.calls("scontrol")
 
 
 @pytest.mark.slow
 def test_slurm_says_what_is_wrong_with_the_recipe_before_it_starts(cluster):
-    folder, command, run = cluster
-    command("srun", "exit 0")
-    started, log = run("slurm.sh", CONFIG, "no_such_recipe")
-    assert finish(started) == 2
-    assert started.stderr.read().startswith("error: There is no recipe 'no_such_recipe'")
-    assert "srun" not in log.read_text()
+    cluster.command("srun", "exit 0")
+    status, told = cluster.run(*SLURM, "no_such_recipe")
+    assert status == 2
+    assert told.startswith("error: There is no recipe 'no_such_recipe'")
+    assert not cluster.calls("srun")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("engine", "environment"), [("ddp", ""), ("zero2", "ACCELERATE_USE_DEEPSPEED=true")])
 def test_pdsh_starts_torchrun_on_all_nodes_and_again_after_a_failure(cluster, engine, environment):
-    folder, command, run = cluster
-    (folder / ".venv/bin").mkdir(parents=True)
-    (folder / ".venv/bin/activate").touch()
-    command("pdsh", 'bash -c "${@: -1}"')  # on this machine
-    command(
-        "torchrun", "[ -e runs/x/checkpoints/step-00000002 ] && exit 0; mkdir -p runs/x/checkpoints/step-00000002; exit 1"
-    )
-    started, log = run("pdsh.sh", "n1,n2", engine, *RECIPE)
-    assert finish(started) == 0, started.stderr.read()
-    calls = [line for line in log.read_text().splitlines() if line.startswith("torchrun")]
+    saved = "runs/x/checkpoints/step-00000002"
+    cluster.command("torchrun", f"[ -e {saved} ] && exit 0; mkdir -p {saved}; exit 1")
+    status, told = cluster.run("pdsh.sh", "n1,n2", engine, *RECIPE)
+    assert status == 0, told
+    calls = cluster.calls("torchrun")
     assert len(calls) == 2
     for attempt, call in enumerate(calls):
         assert "--nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint n1:29400" in call
         assert f"--rdzv_id luna-{attempt} " in call and f"--log-dir logs/pdsh/{attempt}/" in call
         assert call.endswith(f"-m pretraining.train {' '.join(RECIPE)}")
-    started_by = [line for line in log.read_text().splitlines() if line.startswith("pdsh")]
-    assert all("-S -w n1,n2" in line and environment in line for line in started_by)
+    assert all("-S -w n1,n2" in line and environment in line for line in cluster.calls("pdsh"))
 
 
 @pytest.mark.slow
 def test_pdsh_gives_up_without_a_new_checkpoint_and_passes_signals_on(cluster):
-    folder, command, run = cluster
-    (folder / ".venv/bin").mkdir(parents=True)
-    (folder / ".venv/bin/activate").touch()
-    command("pdsh", 'bash -c "${@: -1}"')
-    command("torchrun", "exit 1")
-    started, log = run("pdsh.sh", "n1,n2", "ddp", *RECIPE)
-    assert finish(started) == 1
-    assert log.read_text().count("\ntorchrun --nnodes") == 1
+    cluster.command("torchrun", "exit 1")
+    assert cluster.run("pdsh.sh", "n1,n2", "ddp", *RECIPE)[0] == 1
+    assert len(cluster.calls("torchrun")) == 1
 
     saved = "mkdir -p runs/x/checkpoints/step-00000004; exit 1"
-    command("pkill", "kill -TERM $(cat pid)")
-    command("torchrun", f"echo $$ >pid; trap '{saved}' TERM; touch started; while true; do sleep 0.1; done")
-    started, log = run("pdsh.sh", "n1,n2", "ddp", *RECIPE)
-    while not (folder / "started").exists():
-        assert started.poll() is None, started.stderr.read()
-    started.terminate()
-    assert finish(started) == 1
-    assert (folder / "runs/x/checkpoints/step-00000004").exists()
-    assert "pkill -TERM -f torchrun --nnodes 2 .*--rdzv_id luna-" in log.read_text()
+    cluster.command("pkill", "kill -TERM $(cat pid)")
+    cluster.command("torchrun", f"echo $$ >pid; trap '{saved}' TERM; touch started; while true; do sleep 0.1; done")
+    assert cluster.run("pdsh.sh", "n1,n2", "ddp", *RECIPE, terminated=True)[0] == 1
+    assert (cluster.folder / "runs/x/checkpoints/step-00000004").exists()
+    assert "pkill -TERM -f torchrun --nnodes 2 .*--rdzv_id luna-" in cluster.log.read_text()
 
 
 def test_pdsh_refuses_an_engine_that_is_none(cluster):
-    folder, command, run = cluster
-    command("pdsh", "exit 0")
-    started, log = run("pdsh.sh", "n1", "zero4", *RECIPE)
-    assert finish(started) == 2
-    assert "the engine is zero4: choose ddp, fsdp2, zero1, zero2 or zero3" in started.stderr.read()
-    assert not log.exists()
+    status, told = cluster.run("pdsh.sh", "n1", "zero4", *RECIPE)
+    assert status == 2
+    assert "the engine is zero4: choose ddp, fsdp2, zero1, zero2 or zero3" in told
+    assert not cluster.log.exists()

@@ -38,11 +38,6 @@ def test_epochs_and_seeds_shuffle_differently_and_far():
     assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.05
 
 
-def test_a_billion_rows_take_no_memory_and_no_time():
-    rows = permute(np.arange(1000) * 10**6, 10**9, seed=0, epoch=3)
-    assert len(set(rows.tolist())) == 1000 and rows.max() < 10**9
-
-
 def test_the_order_never_changes():
     # A run must be able to go on under a later version: these were written down once.
     assert permute(np.arange(8), 100, 1, 2).tolist() == [89, 60, 52, 32, 1, 27, 37, 3]
@@ -58,19 +53,9 @@ def test_the_order_never_changes():
 )
 def test_processes_and_accumulation_only_divide_the_global_batch(processes, micro_batch, accumulation, start, steps):
     global_batch = processes * micro_batch * accumulation
-    samplers = [
-        MicroBatchSampler(start, start + steps, global_batch, micro_batch, rank, processes) for rank in range(processes)
-    ]
-    dealt = [list(sampler) for sampler in samplers]
-    assert all(
-        len(batches) == len(sampler) == steps * accumulation for batches, sampler in zip(dealt, samplers, strict=True)
-    )
-    for step in range(steps):
-        places = [
-            place
-            for batches in dealt
-            for micro in batches[step * accumulation : (step + 1) * accumulation]
-            for place in micro
-        ]
-        first = (start + step) * global_batch
-        assert sorted(places) == list(range(first, first + global_batch))
+    span = (start, start + steps, global_batch, micro_batch)
+    samplers = [MicroBatchSampler(*span, rank, processes) for rank in range(processes)]
+    assert [len(sampler) for sampler in samplers] == [steps * accumulation] * processes
+    dealt = np.array([list(sampler) for sampler in samplers]).reshape(processes, steps, accumulation * micro_batch)
+    places = np.sort(dealt.swapaxes(0, 1).reshape(steps, global_batch))
+    assert places.tolist() == np.arange(start * global_batch, (start + steps) * global_batch).reshape(steps, -1).tolist()

@@ -2,20 +2,14 @@
 # Licensed under the Apache License, Version 2.0.
 """Speeds by a clock that the test turns, and a real trace."""
 
-import json
-import re
-import time
 from pathlib import Path
 
 import pytest
 
 from pretraining import throughput
 from pretraining.cluster import flops_per_sequence
-from pretraining.data import MaskedLMDataset
-from pretraining.metrics import read_metrics
 from pretraining.model import model_config
 from pretraining.recipe import Recipe
-from tests.support.pretraining import pretrain
 
 
 @pytest.fixture
@@ -47,23 +41,6 @@ def test_figures_are_those_of_the_clock(recipe_values, clock):
     counted.data_is_there()
     counted.end_step()
     assert counted.figures()["data_wait"] == 1
-
-
-def test_a_run_leaves_a_trace_and_its_utilisation(recipe_file, tmp_path):
-    assert pretrain(recipe_file, "--profile_step", 3, "--peak_tflops", 0.1) == 0
-    trace = json.loads((tmp_path / "run" / "profile" / "rank-0.json").read_text())
-    names = [event.get("name", "") for event in trace["traceEvents"]]
-    assert sum(name.startswith("Optimizer.step") for name in names) == 3
-    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
-    assert all(0 < row["mfu"] < 1 and 0 <= row["data_wait"] <= 1 for row in rows)
-
-
-def test_a_run_that_waits_for_data_says_so_once(recipe_file, capfd, monkeypatch):
-    real = MaskedLMDataset.__getitems__
-    monkeypatch.setattr(MaskedLMDataset, "__getitems__", lambda self, places: (time.sleep(0.02), real(self, places))[1])
-    assert pretrain(recipe_file) == 0
-    found = re.findall(r"warning: up to step \d+, (\d+)% of the time went into waiting for data", capfd.readouterr().err)
-    assert len(found) == 1 and int(found[0]) > 5
 
 
 def test_a_run_that_ends_early_keeps_its_trace(recipe_values, tmp_path):

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from pretraining import checkpoint as ckpt
-from pretraining import engines, objectives, run, start
+from pretraining import engines, run, start
 
 
 def is_rank(rank: int) -> bool:
@@ -54,6 +54,17 @@ def die(of_run: run.Run) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def make_loss_nan(of_run: run.Run) -> None:
+    real = of_run.objective.loss_sum
+    of_run.objective.loss_sum = lambda *args: real(*args) * float("nan")
+
+
+def make_gradient_nan(of_run: run.Run) -> None:
+    """The gradient of a square root at 0 is infinite while the value is finite."""
+    real = of_run.objective.loss_sum
+    of_run.objective.loss_sum = lambda *args: (value := real(*args)) + torch.sqrt(value * 0.0)
+
+
 def _at_step(step: int, faults: dict[int, Callable]) -> None:
     real = run.Run.step
 
@@ -78,18 +89,6 @@ def disk_full_at_the_end() -> None:
         raise OSError(28, "No space left on device", str(path))
 
     run.write_json = full
-
-
-def no_number_from_step_6() -> None:
-    """The loss of rank 1 is no number from step 6 on, with two micro-batches a step."""
-    real, calls = objectives.Objective.loss_sum, []
-
-    def poisoned(self, model, batch):
-        calls.append(1)
-        value = real(self, model, batch)
-        return value * float("nan") if is_rank(1) and len(calls) > 5 * 2 else value
-
-    objectives.Objective.loss_sum = poisoned
 
 
 # ---------------------------------------------------------------------------------------------------------------------

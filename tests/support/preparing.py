@@ -2,12 +2,14 @@
 # Licensed under the Apache License, Version 2.0.
 """Small datasets made in this process, as one job or by several, and runs that are killed while they write."""
 
+import importlib
+import inspect
 import json
 from contextlib import suppress
 
 import pytest
 
-from pretraining.prepare import finish, jobs, one_job, work
+from pretraining.prepare import finish, jobs, work
 from pretraining.prepare.config import PrepareConfig
 from pretraining.prepare.run import prepare
 
@@ -19,6 +21,15 @@ DEFAULTS = {
     "document_separator": "blank_line",
     "num_proc": 1,
 }
+
+
+MODULES = ("argparse", "collections", "datetime", "decimal", "functools", "inspect", "logging", "pathlib", "random")
+
+
+def docstrings(module: str) -> list[str]:
+    """Return the distinct docstrings of what a module holds, by its names."""
+    documents = (inspect.getdoc(item) for _, item in sorted(vars(importlib.import_module(module)).items()))
+    return list(dict.fromkeys(document for document in documents if document))
 
 
 def make_config(output, source, **options) -> PrepareConfig:
@@ -75,6 +86,6 @@ def prepare_until_killed(config: PrepareConfig, writes: int) -> dict | None:
         write(path, value, indent)
 
     with pytest.MonkeyPatch.context() as patch, suppress(Killed):
-        for module in (finish, jobs, one_job, work):
+        for module in (finish, jobs, work):
             patch.setattr(module, "write_json", dying)
         return prepare(config)

@@ -61,6 +61,11 @@ def weights(output: Path) -> bytes:
     return (output / "model" / "model.safetensors").read_bytes()
 
 
+def is_same_run(a: Path, b: Path) -> bool:
+    """Tell whether all figures and the final weights of two runs have the same bits."""
+    return exact_rows(a) == exact_rows(b) and weights(a) == weights(b)
+
+
 def weight_difference(a: Path, b: Path, file: str = "model/model.safetensors") -> float:
     """Return the largest difference of two runs' tensors; infinite where they have other names."""
     a, b = load_file(a / file), load_file(b / file)

@@ -3,6 +3,7 @@
 """Corpora of a few hundred docstrings, and what is made of them once."""
 
 import gzip
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,14 +11,15 @@ import pytest
 
 from luna_tools.tokenizer import wrap_tokenizer
 from pretraining.prepare.run import prepare
-from pretraining.prepare.sources import python_docs
 from pretraining.prepare.tokenizer import train_tokenizer
-from tests.support.preparing import make_config, write_rows
+from tests.support.preparing import MODULES, docstrings, make_config, write_rows
 
 
 @pytest.fixture(scope="session")
 def texts():
-    return [" ".join(doc.text.split()) for doc in python_docs()[:400]]
+    modules = (*MODULES, "asyncio", "os", "typing")
+    distinct = dict.fromkeys(" ".join(text.split()) for module in modules for text in docstrings(module))
+    return list(distinct)[:400]
 
 
 @pytest.fixture(scope="session")
@@ -31,14 +33,11 @@ def corpus(texts, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def faulty(texts, tmp_path_factory):
+def faulty(corpus, texts, tmp_path_factory):
     """All formats, one document that is long, some that are there twice, and two faults."""
-    folder = tmp_path_factory.mktemp("faulty")
-    (folder / "a.txt").write_text("\n\n".join(texts[:150]), encoding="utf-8")
-    write_rows(folder / "b.jsonl", texts[100:250])
+    folder = shutil.copytree(corpus, tmp_path_factory.mktemp("faulty") / "corpus")
     with open(folder / "b.jsonl", "a") as file:
         file.write("\n[]\n")
-    (folder / "c.md.gz").write_bytes(gzip.compress("\n\n".join(texts[300:]).encode(), mtime=0))
     (folder / "d.txt").write_text(" ".join(texts[250:300]))
     (folder / "e.txt").write_bytes("\n\n".join(texts[:50]).encode() + b"\n\n\xff\n\nlost")
     pq.write_table(pa.table({"text": texts[200:300]}), folder / "f.parquet", row_group_size=13)
@@ -60,8 +59,8 @@ def faulty_complete(faulty, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory):
+def tokenizer(texts, tmp_path_factory):
     """The folder of a tokenizer of 400 entries."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    wrap_tokenizer(train_tokenizer([doc.text for doc in python_docs()[:200]], 400)).save_pretrained(folder)
+    wrap_tokenizer(train_tokenizer(texts, 400)).save_pretrained(folder)
     return folder

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretraining.prepare.documents import list_inputs, read_from, sample_text, split_of
-from pretraining.prepare.sources import Part
+from pretraining.prepare.documents import list_inputs, sample_text, split_of
 from tests.support.preparing import make_config
 
 
@@ -38,24 +37,11 @@ def sample_of(corpus, tmp_path):
     return sample
 
 
-def test_sample_is_limited_and_spread(sample_of):
+def test_sample_is_of_training_documents_limited_and_spread(sample_of, texts):
+    assert sample_of() == [text for text in texts if split_of(text, 0, 0.2) == "train"]
     whole = "".join(sample_of())
     sample = sample_of(tokenizer_sample_mb=0.005)
     assert 4000 < sum(len(text.encode()) for text in sample) <= 5000
     places = [whole.index(text) for text in sample if len(text) > 30]
     assert places == sorted(places)
     assert max(places) > len(whole) * 0.6  # the third file starts about there
-
-
-def test_sample_is_of_training_documents_only(sample_of, texts):
-    assert sample_of() == [text for text in texts if split_of(text, 0, 0.2) == "train"]
-
-
-@pytest.mark.parametrize("position", [[0, 0], [0, 7], [1, 0], [2, 99], [3, 0]])
-def test_reading_goes_on_at_any_position(corpus, tmp_path, position):
-    config = make_config(tmp_path / "out", corpus)
-    inputs, _ = list_inputs(config, tmp_path / "out")
-    parts = [Part(index) for index in range(3)]
-    items = list(read_from(config, inputs, parts, [0, 0]))
-    assert len(items) == 400
-    assert list(read_from(config, inputs, parts, position)) == [i for i in items if [i.part, i.number] >= position]

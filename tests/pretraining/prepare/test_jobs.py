@@ -5,7 +5,6 @@
 import gzip
 import io
 import json
-import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -20,31 +19,13 @@ from hypothesis import strategies as st
 
 from luna_tools.command_line import run
 from luna_tools.errors import InputError
-from pretraining.prepare import readers, slices
+from pretraining.prepare import packing, readers, slices, streams
 from pretraining.prepare.documents import is_taken, split_of
 from pretraining.prepare.readers import Fault, read_input
 from pretraining.prepare.run import prepare
-from pretraining.prepare.sources import divide, find_inputs
+from pretraining.prepare.sources import find_inputs
 from pretraining.prepare.tokenizer import load_for_text
 from tests.support.preparing import command_line, contents, make_config, prepare_in_jobs, steps, write_rows
-
-
-def make_alone_and_in_jobs(folder, source, num_jobs, **options):
-    """Make a dataset both ways; return the manifest."""
-    alone = prepare(make_config(folder / "alone", source, **options))
-    prepare_in_jobs(folder / "merged", source, num_jobs, **options)
-    assert contents(folder / "merged") == contents(folder / "alone")
-    return alone
-
-
-@pytest.mark.parametrize("num_jobs", [1, 3, 40])
-def test_jobs_make_what_one_job_makes(faulty, faulty_complete, tmp_path, num_jobs):
-    prepare_in_jobs(tmp_path / "out", faulty, num_jobs, on_error="skip")
-    assert contents(tmp_path / "out") == contents(faulty_complete)
-    manifest = json.loads((faulty_complete / "manifest.json").read_text())
-    assert manifest["skipped"]["count"] == 2
-    assert len(manifest["splits"]["train"]["shards"]) > 3
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Any corpus
@@ -117,38 +98,42 @@ OPTIONS = {
     "weights": st.none() | st.tuples(*[st.sampled_from([0.5, 1.0, 1.5, 2.0])] * 2).map(list),
     "deduplicate": st.booleans(),
     "on_error": st.sampled_from(["skip", "skip", "fail"]),
+    "shard_size_mb": st.sampled_from([1e-4, 1e-3]),
 }
 ANY = {
     "files": st.lists(FILES, min_size=1, max_size=5),
-    "num_jobs": st.integers(1, 8),
+    "num_jobs": st.sampled_from([1, 2, 5]),
     "slice_chars": st.sampled_from([2**20, 16]),
+    "batch": st.sampled_from([2**20, 60]),
     "options": st.fixed_dictionaries(OPTIONS),
 }
 
 
-def check_any_corpus(tmp_path_factory, tokenizer, files, num_jobs, slice_chars, options):
+def check_any_corpus(tmp_path_factory, tokenizer, files, num_jobs, slice_chars, batch, options):
     folder = tmp_path_factory.mktemp("any")
     write_rows(folder / "corpus" / "text.jsonl", ["a module", "the module"])
     write_rows(folder / "more.jsonl", [" " * (i % 2) + f"a module {i % 40}" + " \n" * (i % 3) for i in range(60)])
     for number, (extension, data) in enumerate(files):
         (folder / "corpus" / f"{number}{extension}").write_bytes(data)
     source = [folder / "corpus", folder / "more.jsonl"]
-    options |= {"tokenizer": str(tokenizer), "sequence_length": 5, "shard_size_mb": 1e-5}
+    options |= {"tokenizer": str(tokenizer), "sequence_length": 5}
+    limits = {(readers, "READ_CHARS"): slice_chars, (slices, "SLICE_CHARS"): slice_chars, (slices, "CUT_WINDOW_CHARS"): 8}
+    limits |= {(packing, "BATCH_BYTES"): batch, (streams, "CHUNK"): batch // 10, (streams, "HASHES_PER_PASS"): batch // 3}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "READ_CHARS", slice_chars)
-        patch.setattr(slices, "SLICE_CHARS", slice_chars)
-        patch.setattr(slices, "CUT_WINDOW_CHARS", 8)
+        for (module, name), value in limits.items():
+            patch.setattr(module, name, value)
         alone = _try(lambda: prepare(make_config(folder / "alone", source, **options)))
         merged = _try(lambda: prepare_in_jobs(folder / "merged", source, num_jobs, **options))
-        streams, documents, text_bytes, counts = _expected(make_config(folder / "alone", source, **options))
+        tokens, documents, text_bytes, counts = _expected(make_config(folder / "alone", source, **options))
     if isinstance(alone, str):
         assert isinstance(merged, str)
         assert options["on_error"] == "fail" or merged == alone
         return
     assert contents(folder / "merged") == contents(folder / "alone")
-    for split, stream in streams.items():
-        rows = datasets.load_from_disk(str(folder / "alone" / split))["input_ids"]
-        assert np.array(rows)[:, 1:-1].ravel().tolist() == stream[: len(stream) // 3 * 3]
+    for split, stream in tokens.items():
+        rows = np.array(datasets.load_from_disk(str(folder / "alone" / split))["input_ids"])
+        assert (rows[:, 0] == 0).all() and (rows[:, -1] == 2).all()
+        assert rows[:, 1:-1].ravel().tolist() == stream[: len(stream) // 3 * 3]
         assert alone["splits"][split]["tokens"] == len(stream)
         assert alone["splits"][split]["text_bytes"] == text_bytes[split]
     assert Counter({source["source"]: source["documents"] for source in alone["sources"]}) == documents
@@ -163,21 +148,21 @@ def test_any_corpus(tmp_path_factory, tokenizer, examples):
     limits(given(**ANY)(check_any_corpus))(tmp_path_factory, tokenizer)
 
 
-def test_a_file_without_text_is_told_however_it_is_divided(faulty, tmp_path):
+def test_sources_of_all_kinds(faulty, tokenizer, tmp_path):
+    """Whose parts alone cannot tell that the file has no text, and the files of a Hub dataset."""
     folder = shutil.copytree(faulty, tmp_path / "corpus")
     (folder / "blank.txt").write_text("\n \n" * 20_000)
-    assert len(divide([(60_000, 60_000)], 5)[0]) == 1
-    alone = make_alone_and_in_jobs(tmp_path, folder, 5, on_error="skip")
-    assert {"where": f"{folder}/blank.txt", "reason": "holds no text"} in alone["skipped"]["first"]
-
-
-def test_a_hub_dataset(tmp_path, tokenizer):
     for file in range(5):
         texts = [None if i == 7 * file else f"document {file} {i}" for i in range(20)]
         write_rows(tmp_path / "dataset" / f"train-{file}.jsonl", texts)
-    source = f"hub:{tmp_path}/dataset"
-    alone = make_alone_and_in_jobs(tmp_path, source, 3, tokenizer=str(tokenizer), on_error="skip", weights=[1.5])
-    assert alone["skipped"]["first"][1]["where"] == f"{source}, file 2 of 5:8"
+    source = [folder, f"hub:{tmp_path}/dataset"]
+    options = {"tokenizer": str(tokenizer), "on_error": "skip", "weights": [1, 1.5]}
+    alone = prepare(make_config(tmp_path / "alone", source, **options))
+    prepare_in_jobs(tmp_path / "merged", source, 5, **options)
+    assert contents(tmp_path / "merged") == contents(tmp_path / "alone")
+    skipped = [f"{of['where']} {of['reason']}" for of in alone["skipped"]["first"]]
+    assert f"{folder}/blank.txt holds no text" in skipped
+    assert any(fault.startswith(f"{source[1]}, file 2 of 5:8 ") for fault in skipped)
 
 
 def test_a_source_of_duplicates_alone_is_no_error(tokenizer, tmp_path):
@@ -189,13 +174,31 @@ def test_a_source_of_duplicates_alone_is_no_error(tokenizer, tmp_path):
     assert manifest["settings"]["deduplicate"] is True
 
 
-def test_command_line(faulty, faulty_complete, tmp_path, capsys):
-    arguments = command_line(tmp_path / "out", faulty, on_error="skip", num_jobs=2)
+def test_the_steps_of_two_jobs(faulty, faulty_complete, tmp_path, capsys):
+    """What is complete is left alone, and the raw text is not needed to merge."""
+    output, source = tmp_path / "out", shutil.copytree(faulty, tmp_path / "corpus")
+    arguments = command_line(output, source, on_error="skip", num_jobs=2)
     assert run("prepare", [*arguments, "--job", "1"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/out: there is no plan; run the same command with --plan")
-    for step in (["--plan"], ["--job", "1"], ["--job", "0"], ["--merge"]):
-        assert run("prepare", [*arguments, *step]) == 0
-    assert contents(tmp_path / "out") == contents(faulty_complete)
+    assert capsys.readouterr().err.startswith(f"error: {output}: there is no plan; run the same command with --plan")
+    for step in ("--plan", "--job 1", "--job 0"):
+        assert run("prepare", [*arguments, *step.split()]) == 0
+    before = contents(output)
+    for step, sentence in (
+        ("--plan", "is planned already, with these settings."),
+        ("--job 1", "jobs/00001 is complete already."),
+    ):
+        assert run("prepare", [*arguments, *step.split()]) == 0
+        assert sentence in capsys.readouterr().out
+    assert contents(output) == before
+    shutil.rmtree(source)
+    for step in ("--merge", "--merge", "--plan", "--job 0"):
+        assert run("prepare", [*arguments, *step.split()]) == 0
+    assert capsys.readouterr().out.count("is complete already, with these settings: nothing to do.") == 3
+    made, expected = contents(output), contents(faulty_complete)
+    manifests = [json.loads(files.pop("manifest.json")) for files in (made, expected)]  # they name the sources
+    assert made == expected
+    assert [len(manifest["splits"]["train"]["shards"]) > 3 for manifest in manifests] == [True, True]
+    assert [manifest["skipped"]["count"] for manifest in manifests] == [2, 2]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -221,14 +224,18 @@ def _do(output, source, **step):
     return prepare(make_config(output, source, **({"num_jobs": 2, "on_error": "skip"} | step)))
 
 
-def _edit(path, *change):
-    """Change a value of a JSON file: its keys one below the other, and the new one."""
-    document = below = json.loads(path.read_text())
-    *keys, last, value = change
-    for key in keys:
-        below = below[key]
-    below[last] = value
-    path.write_text(json.dumps(document))
+def _edit(*change):
+    """A function that changes a value of a JSON file: its keys one below the other, and the new one."""
+
+    def edit(path):
+        document = below = json.loads(path.read_text())
+        *keys, last, value = change
+        for key in keys:
+            below = below[key]
+        below[last] = value
+        path.write_text(json.dumps(document))
+
+    return edit
 
 
 def _flip_bit(path):
@@ -237,103 +244,53 @@ def _flip_bit(path):
     path.write_bytes(data)
 
 
-def _job(output, number):
-    return output / "jobs" / f"{number:05d}"
+def _put_first_job(path):
+    shutil.copytree(path.with_name("00000"), path, dirs_exist_ok=True)
 
 
-HARMS = {
-    "not begun": (lambda out: shutil.rmtree(_job(out, 1)), r"out: 1 of 2 jobs are not complete; run --job 1 first\."),
-    "not finished": (
-        lambda out: [(_job(out, i) / "result.json").unlink() for i in range(2)],
-        r"out: 2 of 2 jobs are not complete; run --job 0,1 first\.",
-    ),
-    "bit flipped": (
-        lambda out: _flip_bit(_job(out, 1) / "train.tokens"),
-        r"jobs/00001/train\.tokens is damaged: delete .*/jobs/00001 and run --job 1 again\.",
-    ),
-    "cut": (lambda out: os.truncate(_job(out, 0) / "validation.tokens", 9), r"jobs/00000/validation\.tokens is damaged"),
-    "missing stream": (lambda out: (_job(out, 0) / "train.tokens").unlink(), r"jobs/00000/train\.tokens is damaged"),
-    "changed counts": (
-        lambda out: _edit(_job(out, 0) / "result.json", "counts", 0, "left_out", 9),
-        r"jobs/00000/result\.json is damaged",
-    ),
-    "other input": (
-        lambda out: _edit(out / "plan.json", "inputs", 0, 3, "later"),
-        r"jobs/00000 was made with another input: delete it and run --job 0 again\.",
-    ),
-    "other settings": (
-        lambda out: _edit(_job(out, 1) / "result.json", "made_from", "settings", "seed", 9),
-        r"jobs/00001 was made with another settings: delete it and run --job 1 again\.",
-    ),
-    "swapped jobs": (
-        lambda out: shutil.copytree(_job(out, 0), _job(out, 1), dirs_exist_ok=True),
-        r"jobs/00001 was made with another number: delete it",
-    ),
-    "other tokenizer": (
-        lambda out: _flip_bit(out / "tokenizer" / "tokenizer.json"),
-        r"tokenizer/tokenizer\.json is not as the interrupted run left it",
-    ),
-    "no plan": (
-        lambda out: (out / "plan.json").unlink(),
-        r"out: there is no plan; run the same command with --plan in place of --job or --merge\.",
-    ),
-    "plan without tokenizer": (
-        lambda out: _edit(out / "plan.json", "tokenizer_sha256", None),
-        r"out: the plan has no tokenizer yet; wait for the run with --plan, or run it again\.",
-    ),
-    "plan of another version": (
-        lambda out: _edit(out / "plan.json", "tokenizers_version", "0.0.1"),
-        r"out was made with tokenizers 0\.0\.1, and this is .*: use the old value, another folder, or delete this one\.",
-    ),
-}
+ZERO, ONE, TOKENIZER = "jobs/00000", "jobs/00001", "tokenizer/tokenizer.json"
 
 
-@pytest.mark.parametrize(("harm", "message"), HARMS.values(), ids=HARMS)
-def test_merge_refuses(output, faulty, harm, message):
-    harm(output)
+@pytest.mark.parametrize(
+    ("pattern", "harm", "message"),
+    [
+        (ONE, shutil.rmtree, "out: 1 of 2 jobs are not complete; run --job 1 first."),
+        ("jobs/*/result.json", Path.unlink, "out: 2 of 2 jobs are not complete; run --job 0,1 first."),
+        (f"{ONE}/train.tokens", _flip_bit, f"{ONE}/train.tokens is damaged: delete .*/{ONE} and run --job 1 again."),
+        (f"{ZERO}/train.tokens", Path.unlink, f"{ZERO}/train.tokens is damaged"),
+        (f"{ZERO}/result.json", _edit("counts", 0, "left_out", 9), f"{ZERO}/result.json is damaged"),
+        ("plan.json", _edit("inputs", 0, 3, "later"), f"{ZERO} was made with another input: delete it and run --job 0"),
+        (f"{ONE}/result.json", _edit("made_from", "settings", "seed", 9), f"{ONE} was made with another settings: delete"),
+        (ONE, _put_first_job, f"{ONE} was made with another number: delete it and run --job 1 again."),
+        (TOKENIZER, _flip_bit, f"{TOKENIZER} is not as the interrupted run left it"),
+        ("plan.json", Path.unlink, "out: there is no plan; run the same command with --plan in place of --job or --merge."),
+        (
+            "plan.json",
+            _edit("tokenizer_sha256", None),
+            "the plan has no tokenizer yet; wait for the run with --plan, or run",
+        ),
+        ("plan.json", _edit("tokenizers_version", "0.1"), "out was made with tokenizers 0.1, and this is .*: use the old"),
+    ],
+)
+def test_merge_refuses(output, faulty, pattern, harm, message):
+    for path in sorted(output.glob(pattern)):
+        harm(path)
     with pytest.raises(InputError, match=message):
         _do(output, faulty, merge=True)
     assert not (output / "manifest.json").exists()
 
 
+OTHER = ": use the old value, another folder, or delete this one"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seed": 1}, "out was made with --seed 0, and this is 1: use the old value, another folder, or delete this one"),
-        ({"num_jobs": 3}, "out was made with --num_jobs 2, and this is 3: use the old value"),
-        ({"deduplicate": True}, "out was made with --deduplicate None, and this is True: use the old value"),
-        ({"weights": [0.5]}, "out was made with --weights None, and this is 0.5: use the old value"),
-        ({"on_error": "fail"}, r"b\.jsonl:151 is not a JSON object but list: correct it, or pass --on_error skip\."),
+        *((step | {"seed": 1}, f"out was made with --seed 0, and this is 1{OTHER}") for step in steps(2)),
+        *((step | {"num_jobs": 3}, f"out was made with --num_jobs 2, and this is 3{OTHER}") for step in steps(2)),
+        ({"merge": True, "on_error": "fail"}, r"b\.jsonl:151 is not a JSON object but list: correct it, or pass --on_error"),
     ],
 )
-@pytest.mark.parametrize("step", ["plan", "job", "merge"])
-def test_other_settings(output, faulty, options, message, step):
-    if options == {"on_error": "fail"} and step != "merge":
-        return  # what was skipped matters in the dataset alone
-    step = {"job": 0} if step == "job" else {step: True}
+def test_other_settings(output, faulty, options, message):
     with pytest.raises(InputError, match=message):
-        _do(output, faulty, **(options | step))
-
-
-def test_raw_text_is_not_needed_to_merge(faulty, faulty_complete, tmp_path):
-    source = shutil.copytree(faulty, tmp_path / "corpus")
-    *before, merge = steps(2)
-    for step in before:
-        _do(tmp_path / "out", source, **step)
-    shutil.rmtree(source)
-    manifest = _do(tmp_path / "out", source, **merge)
-    assert manifest["fingerprint"] == json.loads((faulty_complete / "manifest.json").read_text())["fingerprint"]
-
-
-def test_complete_steps_are_left_alone(output, faulty, faulty_complete, capsys):
-    before = contents(output)
-    for step in steps(2)[:-1]:
-        _do(output, faulty, **step)
-    assert contents(output) == before
-    printed = capsys.readouterr().out
-    assert "is planned already, with these settings." in printed
-    assert "jobs/00001 is complete already." in printed
-    for step in [{"merge": True}, *steps(2)]:
-        _do(output, faulty, **step)
-    assert capsys.readouterr().out.count("is complete already, with these settings: nothing to do.") == 4
-    assert contents(output) == contents(faulty_complete)
+        _do(output, faulty, **options)

@@ -2,8 +2,6 @@
 # Licensed under the Apache License, Version 2.0.
 """Everything that may take long is shown, and what takes a moment is not."""
 
-import pytest
-
 from pretraining.prepare import progress
 from pretraining.prepare.run import prepare
 from pretraining.prepare.sources import python_docs
@@ -11,30 +9,21 @@ from tests.support.preparing import make_config, prepare_in_jobs, prepare_until_
 
 READING = ("Listing", "Reading for the tokenizer: ", "Training the tokenizer: ")
 FINISHING = ("Checksums of train", "Checksums of validation", "Counting tokens")
+OF_JOBS = ("Measuring", "Checking", "Merging")
 
 
-@pytest.fixture
-def at_once(monkeypatch):
+def test_all_phases_are_shown(faulty, corpus, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(progress, "DELAY", 0)
-
-
-def test_phases_of_several_jobs(at_once, faulty, tmp_path, capsys):
-    prepare_in_jobs(tmp_path / "out", faulty, 1, on_error="skip", deduplicate=True)
+    prepare_in_jobs(tmp_path / "jobs", faulty, 2, on_error="skip", deduplicate=True)
     shown = capsys.readouterr().err
-    for title in (*READING, "Measuring", "Job 0 of 1", "Checking", "Looking for duplicates", "Merging", *FINISHING):
-        assert title in shown
-
-
-def test_phases_of_one_job(at_once, corpus, tmp_path, capsys):
-    assert prepare_until_killed(make_config(tmp_path / "out", corpus), 4) is None
+    assert [
+        title for title in (*READING, *OF_JOBS, "Job 1 of 2", "Looking for duplicates", *FINISHING) if title not in shown
+    ] == []
+    assert prepare_until_killed(make_config(tmp_path / "out", corpus), 5) is None
     prepare(make_config(tmp_path / "out", corpus))
     shown = capsys.readouterr().err
-    for title in (*READING, "Reading up to where the work was interrupted", "Packing", *FINISHING):
-        assert title in shown
-
-
-def test_reading_the_standard_library(at_once, capsys, monkeypatch, tmp_path):
-    (tmp_path / "module.py").write_text('"""One."""')
+    alone = ("Reading up to where the work was interrupted", "Tokenising")
+    assert [title for title in (*READING, *OF_JOBS, *alone, *FINISHING) if title not in shown] == []
     monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(tmp_path)})
-    assert [doc.text for doc in python_docs.__wrapped__()] == ["One."]
+    assert python_docs.__wrapped__() == ()
     assert "Reading the standard library" in capsys.readouterr().err

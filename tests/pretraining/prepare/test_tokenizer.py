@@ -10,7 +10,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from luna_tools.errors import InputError
 from luna_tools.tokenizer import wrap_tokenizer
-from pretraining.prepare.sources import python_docs
 from pretraining.prepare.tokenizer import (
     MAX_WORD_CHARS,
     cut_long_words,
@@ -24,14 +23,10 @@ from pretraining.prepare.tokenizer import (
 VOCAB_SIZE = 400
 
 
-def _train():
-    return train_tokenizer([doc.text for doc in python_docs()[:200]], VOCAB_SIZE)
-
-
-def test_layout_is_robertas(tokenizer):
-    path, tokenizer = tokenizer, AutoTokenizer.from_pretrained(tokenizer)
-    assert Tokenizer.from_file(str(path / "tokenizer.json")).to_str() == wrap_tokenizer(_train()).backend_tokenizer.to_str()
-    assert tokenizer.is_fast
+def test_layout_is_robertas(tokenizer, texts):
+    again = wrap_tokenizer(train_tokenizer(texts, VOCAB_SIZE)).backend_tokenizer.to_str()
+    assert Tokenizer.from_file(str(tokenizer / "tokenizer.json")).to_str() == again
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     assert tokenizer.convert_tokens_to_ids(["<s>", "<pad>", "</s>", "<unk>"]) == [0, 1, 2, 3]
     assert len(tokenizer) == VOCAB_SIZE
     assert tokenizer.mask_token_id == VOCAB_SIZE - 1
@@ -77,9 +72,7 @@ def test_long_words_are_cut_and_nothing_else(words):
     assert all(stop - first <= MAX_WORD_CHARS for piece in pieces for _, (first, stop) in words_of(piece))
 
 
-@pytest.mark.parametrize(
-    "text", ["a" * 300_000, " " * 1_000_000, "abcdefghij" * 100_000], ids=["letter", "spaces", "letters"]
-)
+@pytest.mark.parametrize("text", ["a" * 300_000, " " * 1_000_000], ids=["letter", "spaces"])
 def test_text_without_words_trains_with_a_sentence(text, capsys):
     """One word of so many characters takes the library minutes, or hours."""
     train_tokenizer([text], 270)
@@ -87,20 +80,15 @@ def test_text_without_words_trains_with_a_sentence(text, capsys):
     assert capsys.readouterr().out == sentence
 
 
-def test_ordinary_text_is_not_cut(capsys):
-    assert list(cut_long_words(doc.text for doc in python_docs())) == [doc.text for doc in python_docs()]
-    assert capsys.readouterr().out == ""
-
-
-def _existing(folder, **tokens):
+def _existing(folder, *names):
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "word": 1}, unk_token="[UNK]"))
+    tokens = {f"{name}_token": f"[{name}]" for name in names}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens).save_pretrained(folder)
     return str(folder)
 
 
 def test_existing_tokenizer_with_bert_names(tmp_path):
-    names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
-    tokenizer = load_tokenizer(_existing(tmp_path, **names))
+    tokenizer = load_tokenizer(_existing(tmp_path, "cls", "sep", "pad", "mask"))
     assert row_start_id(tokenizer) == tokenizer.cls_token_id
     assert row_end_id(tokenizer) == tokenizer.sep_token_id
 
@@ -108,17 +96,12 @@ def test_existing_tokenizer_with_bert_names(tmp_path):
 @pytest.mark.parametrize(
     ("tokens", "missing"),
     [
-        ({"eos_token": "e", "pad_token": "p", "mask_token": "m"}, r"a first token \(bos or cls\)"),
-        ({"bos_token": "b", "pad_token": "p", "mask_token": "m"}, r"a last token \(eos or sep\)"),
-        ({"bos_token": "b", "eos_token": "e", "mask_token": "m"}, "a pad token"),
-        ({"bos_token": "b", "eos_token": "e"}, "a pad token and a mask token"),
+        ("sep pad mask", r"a first token \(bos or cls\)"),
+        ("cls pad mask", r"a last token \(eos or sep\)"),
+        ("cls sep mask", "a pad token"),
+        ("cls sep", "a pad token and a mask token"),
     ],
 )
 def test_existing_tokenizer_without_a_needed_token(tmp_path, tokens, missing):
     with pytest.raises(InputError, match=f"^--tokenizer .*: it lacks {missing}; add what is missing"):
-        load_tokenizer(_existing(tmp_path, **tokens))
-
-
-def test_existing_tokenizer_that_is_not_there(tmp_path):
-    with pytest.raises(InputError, match=r"^--tokenizer .*absent: it cannot be loaded \(.*\); give a folder"):
-        load_tokenizer(str(tmp_path / "absent"))
+        load_tokenizer(_existing(tmp_path, *tokens.split()))
