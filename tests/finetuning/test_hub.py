@@ -22,13 +22,12 @@ def hub(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def options(checkpoint, sst2, tmp_path):
-    paths = {"model_name_or_path": checkpoint, "data_dir": sst2, "output_dir": tmp_path / "run"}
-    return paths | {"push_to_hub": True, "hub_model_id": "org/sst2", "max_option_length": None}
+def options(values):
+    return values | {"push_to_hub": True, "hub_model_id": "org/sst2", "max_steps": 2}
 
 
 @pytest.mark.slow
-def test_a_run_is_pushed_whole_and_without_pickles(hub, options, pictures):
+def test_a_run_is_pushed_whole_and_without_pickles(hub, options):
     results = run_task("sst2", **options)
     folder, repository = options["output_dir"], hub.repositories["org/sst2"]
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
