@@ -2,7 +2,6 @@
 # Licensed under the Apache License, Version 2.0.
 """Whole runs: every task from its published files, resumed runs bit by bit, custom data, any architecture."""
 
-import csv
 import json
 import os
 import shutil
@@ -32,6 +31,7 @@ from tests.support.finetuning import (
     read_results,
     run_task,
     write_other,
+    write_rows,
 )
 
 pytestmark = pytest.mark.xdist_group("finetuning")  # which share finished runs
@@ -369,17 +369,6 @@ def custom_rows(kind, count, labels=True, seed=0):
             row = {"text": " ".join(words), "label": float(kind_of_row) if kind == "regression" else MARKERS[kind_of_row]}
         rows.append(row if labels else {name: value for name, value in row.items() if name != "label"})
     return rows
-
-
-def write_rows(path, rows):
-    if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return path
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows({k: " ".join(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows)
-    return path
 
 
 @pytest.mark.parametrize(

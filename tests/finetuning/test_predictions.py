@@ -7,7 +7,6 @@ import zipfile
 import numpy as np
 import pytest
 from datasets import Dataset
-from scipy.special import softmax
 
 from finetuning.predictions import write_predictions, write_submission
 from finetuning.tasks import TASKS, TaskData, custom_task
@@ -128,18 +127,6 @@ def _predict(folder, task, columns, logits, first_tokens=None):
     path = write_predictions(folder / "run", data, "test", logits, first_tokens)
     assert path == folder / "run" / "predictions_test.jsonl"
     return read_lines(path)
-
-
-def test_predicted_classes(tmp_path):
-    logits = np.array([[0.0, 1.0, 3.0], [5.0, 0.0, 0.0]], np.float32)
-    columns = {"index": [4, 9], "text": ["x", "ü"], "text_pair": ["w", "z"], "label": [1, -1]}
-    first, second = _predict(tmp_path, TASKS["mnli"], columns, logits)
-    assert list(first) == ["index", "text", "text_pair", "prediction", "probabilities", "label"]
-    assert (first["index"], first["prediction"], first["label"]) == (4, "contradiction", "neutral")
-    assert list(first["probabilities"]) == ["entailment", "neutral", "contradiction"]
-    np.testing.assert_allclose(list(first["probabilities"].values()), softmax([0.0, 1.0, 3.0]), rtol=1e-5)
-    assert (second["text"], second["text_pair"], second["prediction"]) == ("ü", "z", "entailment")
-    assert "label" not in second
 
 
 def test_predicted_values(tmp_path):

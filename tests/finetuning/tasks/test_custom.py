@@ -2,7 +2,6 @@
 # Licensed under the Apache License, Version 2.0.
 """The user's own files keep every text, and every fault in them is one sentence."""
 
-import json
 import math
 
 import pyarrow as pa
@@ -14,28 +13,15 @@ from hypothesis import strategies as st
 from finetuning.arguments import DataArguments
 from finetuning.tasks import custom_task
 from luna_tools.errors import InputError
+from tests.support.finetuning import write_rows
 from tests.support.published_files import message_of, rows_of
 
 TEXTS = ["NA", "null", "one, two", 'the "quoted" one', "ünï 漢字", "None", "1.0", "  spaces kept "]
 LABELS = ["b", "a", "NA", "b", "a", "NA", "b", "a"]
 
 
-def _write_rows(path, rows):
-    table = [list(rows[0]), *(list(row.values()) for row in rows)]
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix in (".jsonl", ".json"):
-        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
-    elif path.suffix == ".tsv":
-        path.write_text("\n".join("\t".join(map(str, row)) for row in table))
-    else:
-        quoted = [",".join('"' + str(value).replace('"', '""') + '"' for value in row) for row in table]
-        path.write_bytes("\r\n".join(quoted).encode("utf-8-sig"))
-    return path
-
-
 def _texts(path, labels, text="x"):
-    return _write_rows(path, [{"text": text, "label": label} for label in labels])
+    return write_rows(path, [{"text": text, "label": label} for label in labels])
 
 
 def _options(train=None, validation=None, test=None, **options):
@@ -52,8 +38,8 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_every_suffix_gives_the_same_rows(tmp_path, suffix):
     rows = [{"id": i, "body": text, "kind": label} for i, (text, label) in enumerate(zip(TEXTS, LABELS, strict=True))]
-    train = _write_rows(tmp_path / f"train{suffix}", rows)
-    test = _write_rows(tmp_path / f"test{suffix}", [{"body": text} for text in TEXTS])
+    train = write_rows(tmp_path / f"train{suffix}", rows)
+    test = write_rows(tmp_path / f"test{suffix}", [{"body": text} for text in TEXTS])
     files = _options(train, train, test, text_columns=("body",), label_column="kind")
     loaded = custom_task("classification").load(files)
     assert (loaded.task.labels, loaded.task.text_columns) == (("NA", "a", "b"), ("body",))
@@ -69,7 +55,7 @@ def test_every_suffix_gives_the_same_rows(tmp_path, suffix):
 def test_any_text_comes_back_from_csv_and_json(tmp_path_factory, texts):
     folder = tmp_path_factory.mktemp("texts")
     for suffix in (".csv", ".jsonl", ".parquet"):
-        path = _write_rows(folder / f"a{suffix}", [{"text": text, "label": 1.5} for text in texts])
+        path = write_rows(folder / f"a{suffix}", [{"text": text, "label": 1.5} for text in texts])
         assert _load("regression", validation=path).splits["validation"]["text"][:] == texts
 
 
@@ -91,7 +77,7 @@ def test_the_order_of_labels_and_what_pandas_made_decimal(tmp_path, suffix):
         loaded = _load("classification", path, path, path, **options)
         assert (loaded.task.labels, [rows["label"][:] for rows in loaded.splits.values()]) == (names, [ids] * 3)
     rows = [{"question": "x", "a": "y", "b": "z", "label": value} for value in (0.0, 1.0)]
-    path = _write_rows(tmp_path / f"choices{suffix}", rows)
+    path = write_rows(tmp_path / f"choices{suffix}", rows)
     assert _load("multiple_choice", path, path, option_columns=("a", "b")).splits["train"]["label"][:] == [0, 1]
     path = _texts(tmp_path / f"values{suffix}", ("-1", "1e-3"))
     loaded = _load("regression", path, path)
@@ -110,7 +96,7 @@ HIDDEN_LABELS = {  # kind -> the column of labels of a test file; what is read
 def test_hidden_labels_in_a_test_file(tmp_path, kind):
     values, expected = HIDDEN_LABELS[kind]
     rows = [{"text": "x", "words": "x", "question": "x", "options": ["x", "y"], "label": value} for value in values]
-    test = _write_rows(tmp_path / "a.jsonl", [*rows, {k: v for k, v in rows[0].items() if k != "label"}])
+    test = write_rows(tmp_path / "a.jsonl", [*rows, {k: v for k, v in rows[0].items() if k != "label"}])
     names = ("a", "b") if "classification" in kind else None
     loaded = _load(kind, test=test, option_columns=("options",), class_names=names)
     assert [row["label"] for row in rows_of(loaded)["test"]] == [*expected, expected[0]]
@@ -138,7 +124,7 @@ def test_what_may_be_a_mistake_is_told(tmp_path, caplog):
 
 
 def test_only_a_test_file_takes_the_given_names(tmp_path):
-    path = _write_rows(tmp_path / "a.csv", [{"first": "x", "second": "y"}])
+    path = write_rows(tmp_path / "a.csv", [{"first": "x", "second": "y"}])
     loaded = _load("classification", test=path, text_columns=("first", "second"), class_names=("no", "yes"))
     assert loaded.task.labels == ("no", "yes")
     assert rows_of(loaded) == {"test": [{"index": 0, "text": "x", "text_pair": "y", "label": -1}]}
@@ -168,9 +154,9 @@ def test_split_by_fraction(tmp_path_factory, labels, fraction):
 
 def test_custom_multiple_choice(tmp_path):
     columns = {"q": "which", "p": "a passage", "first": "x", "second": "y", "third": "z"}
-    wide = _write_rows(tmp_path / "wide.csv", [columns | {"label": label} for label in ("B", 2)])
+    wide = write_rows(tmp_path / "wide.csv", [columns | {"label": label} for label in ("B", 2)])
     lists = [{"q": "which", "p": "a passage", "options": ["x", "y", "z"], "label": label} for label in (1, 2)]
-    long = _write_rows(tmp_path / "long.parquet", lists)
+    long = write_rows(tmp_path / "long.parquet", lists)
     for path, names in ((wide, ("first", "second", "third")), (long, ("options",))):
         loaded = _load("multiple_choice", path, path, question_column="q", passage_column="p", option_columns=names)
         expected = {"passage": "a passage", "question": "which", "options": ["x", "y", "z"]}
@@ -181,9 +167,9 @@ def test_custom_multiple_choice(tmp_path):
 
 def test_custom_token_classification(tmp_path):
     rows = [{"words": "Anna lives in Rome", "tags": "PER O O LOC"}, {"words": "NA null", "tags": "O O"}]
-    text = _write_rows(tmp_path / "a.csv", rows)
-    lists = _write_rows(tmp_path / "a.jsonl", [{name: value.split() for name, value in row.items()} for row in rows])
-    bare = _write_rows(tmp_path / "bare.jsonl", [{"words": ["x"]}])
+    text = write_rows(tmp_path / "a.csv", rows)
+    lists = write_rows(tmp_path / "a.jsonl", [{name: value.split() for name, value in row.items()} for row in rows])
+    bare = write_rows(tmp_path / "bare.jsonl", [{"words": ["x"]}])
     for path in (text, lists):
         loaded = _load("token_classification", path, path, bare, label_column="tags")
         assert loaded.task.labels == ("LOC", "O", "PER")
@@ -283,7 +269,7 @@ def test_wrong_custom_files(tmp_path, kind, name, content, options, expected):
 
 def test_wrong_custom_splits(tmp_path):
     train, other = _texts(tmp_path / "train.csv", "ab"), _texts(tmp_path / "other.jsonl", "ac")
-    unlabelled = _write_rows(tmp_path / "unlabelled.csv", [{"text": "x"}])
+    unlabelled = write_rows(tmp_path / "unlabelled.csv", [{"text": "x"}])
     for files, expected in (
         ({"train": train, "validation": other}, f"{other}, line 2: the label 'c' in 'label' is not among a, b,"),
         ({"train": train, "validation": train, "test": other}, f"{other}, line 2: the label 'c' in 'label' is not among"),

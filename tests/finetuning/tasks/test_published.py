@@ -4,6 +4,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -111,6 +112,7 @@ WRONG = [
     ("race", RACE, lambda a: a["options"][1].append("e"), "question 2: the row has 5 options, but the first row has 4"),
     ("race", RACE, lambda a: a["answers"].pop(), "8.txt has 2 questions, 2 options, 1 answers"),
     ("race", RACE, lambda a: a.pop("article"), "lacks the published format's field 'article'"),
+    ("race", "RACE/train/high", None, "RACE/train/high holds no *.txt: add them, or take one level alone"),
     ("race", RACE, (b"{", b"{,"), "8.txt is not valid JSON (Expecting"),
     ("csqa", CSQA, (b"}\n{", b"}\n{{"), "train_rand_split.jsonl, line 2 is not valid JSON ("),
     ("csqa", CSQA, (b'"stem"', b'"text"'), "line 1 lacks the published format's field 'stem'"),
@@ -121,7 +123,7 @@ WRONG = [
 
 def _damage(path, change):
     if change is None:
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     elif isinstance(change, str):
         path.write_text(change)
     elif isinstance(change, tuple):
