@@ -147,7 +147,7 @@ class Run:
     def suggest_small(self) -> None:
         """Say so where the default learning rate is for far larger models."""
         run, parameters = self.arguments.run, self.model.num_parameters()
-        if run.do_train and run.recipe != "small" and "learning_rate" not in self.arguments.given and parameters < SMALL:
+        if run.do_train and run.recipe != "small" and "learning_rate" not in self.arguments.given and 0 < parameters < SMALL:
             logger.warning(
                 "The learning rate %g is for larger models than this one of %.1f million parameters: try --recipe small.",
                 self.args.learning_rate,
