@@ -18,9 +18,10 @@ from finetuning.metrics import compute_metrics, decide, metric_names
 from finetuning.model import checkpoint_labels, fit_config, load_config, load_model, load_tokenizer, sequence_limit
 from finetuning.model_card import make_model_card
 from finetuning.plots import plot_confusion_matrix, plot_learning_curve, plot_regression
-from finetuning.predictions import letter, write_predictions, write_submission
+from finetuning.predictions import write_predictions, write_submission
 from finetuning.run_folder import check_output_dir, describe, find_checkpoint, list_checkpoints, read_json, read_results
 from finetuning.tasks import Task, TaskData
+from finetuning.tasks.task import class_names
 from finetuning.trainer import (
     TIMINGS,
     FinetuningTrainer,
@@ -398,7 +399,7 @@ def one_class_remark(task: Task, split: str, logits: np.ndarray, labels: np.ndar
     predicted = np.unique(decide(task, logits)[known])
     if task.kind == "regression" or len(predicted) > 1 or len(np.unique(labels[known])) == 1:
         return None
-    name = task.labels[predicted[0]] if task.labels else letter(predicted[0])
+    name = class_names(task, logits.shape[-1])[predicted[0]]
     return f"All predictions of the split {split!r} are {name!r}: the model tells nothing apart, so train longer."
 
 
@@ -407,13 +408,9 @@ def draw(task: Task, output_dir: Path, split: str, logits: np.ndarray, labels: n
     if task.kind == "regression":
         plot_regression(output_dir / f"predictions_{split}.png", labels, logits.reshape(-1), f"{task.title}, {split}")
         return
-    is_choice = task.kind == "multiple_choice"
-    names = [letter(option) for option in range(logits.shape[1])] if is_choice else list(task.labels)
-    predicted = decide(task, logits)
-    known = labels != -100  # tokens without a tag
-    plot_confusion_matrix(
-        output_dir / f"confusion_matrix_{split}.png", labels[known], predicted[known], names, f"{task.title}, {split}"
-    )
+    known, names = labels != -100, class_names(task, logits.shape[-1])  # tokens without a tag
+    path = output_dir / f"confusion_matrix_{split}.png"
+    plot_confusion_matrix(path, labels[known], decide(task, logits)[known], names, f"{task.title}, {split}")
 
 
 def loss_name(task: Task, label_smoothing: float) -> str:

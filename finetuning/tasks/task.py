@@ -89,3 +89,8 @@ class TaskData:
 def letter(option: int) -> str:
     """A for the option 0."""
     return chr(ord("A") + option)
+
+
+def class_names(task: Task, count: int) -> list[str]:
+    """What the ids of classes, tags or options mean, of so many options."""
+    return list(task.labels or map(letter, range(count)))

@@ -79,7 +79,7 @@ WRONG = [
     ("SST2 --model_name_or_path {answers}", "holds a LunaForQuestionAnswering, but sst2 is a task of"),
     ("csqa --data_dir {csqa} --model_name_or_path {tuned_race}", "csqa have 5 options, but .* was fine-tuned on 4: give"),
     ("SST2 --model_name_or_path {roberta} --classifier_pooling cls", r"pooling` was given, but .*\(roberta\) has no"),
-    ("SST2 --model_name_or_path {modernbert} --classifier_pooling packed_mean", r"'packed_mean', which modernbert refuses \("),
+    ("SST2 --model_name_or_path {modernbert} --classifier_pooling packed_mean", r"which modernbert refuses \("),
     ("SST2 --classifier_pooling max", "`classifier_pooling` is 'max', but must be one of 'cls'"),
     ("SST2 --hidden_dropout_prob 1.5", "`hidden_dropout_prob` is 1.5: give at least 0 and below 1"),
     ("SST2 --learning_rate nan", "`learning_rate` is nan: give a finite number"),
