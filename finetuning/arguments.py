@@ -5,6 +5,7 @@
 Nothing here imports torch, so that a mistake is told at once.
 """
 
+import functools
 import importlib.util
 import math
 import os
@@ -235,6 +236,7 @@ recipes (--recipe): table9, the paper's and the default; official; small, for sm
 `{PROG} --help` lists every option."""
 
 
+@functools.cache
 def make_parser() -> Parser:
     """The parser of all options."""
     recipes = sorted((path.name for path in RECIPES.iterdir()), reverse=True)

@@ -51,6 +51,7 @@ def data_of(task):
 def card_of(task, config=None, warning=None, given=None, **known):
     """A card; `given` are options of the run in place of its own."""
     values = {"model_name_or_path": "some/luna-base", "digests": {}, "max_steps": -1, "learning_rate": 1e-5, "seed": 0}
+    values |= {} if task.hub_dataset else {"train_file": "rows.csv"}
     description = defaultdict(lambda: None, values | (given or {}))
     results = RESULTS[task.name] | ({"warning": warning} if warning else {})
     config = config or LunaConfig(classifier_pooling="packed_mean")
