@@ -114,6 +114,7 @@ class Encoder(ABC):
             features=Features(features),
             load_from_cache_file=False,
             keep_in_memory=True,
+            new_fingerprint=split,  # names a file of the cache, and would take a hash of the tokenizer
             desc="Tokenizing",
         )
         for option, count in sorted((+self.cut).items()):  # those above 0

@@ -100,8 +100,8 @@ def check_launch(world_size: int) -> None:
 
 def end_processes() -> None:
     """Leave the processes' group: those that keep a model at exit now and then abort in the backend's own clean-up."""
-    gc.collect()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 

@@ -280,7 +280,8 @@ def test_two_processes_train_as_one(values, base, tmp_path):
     run_task("race", **values | {"output_dir": tmp_path / "1"})
     said = launch("finetune", ["race", *to_options(**values | {"output_dir": tmp_path / "2"})], 2)
     one, two = (read_results(tmp_path / f"{processes}") for processes in (1, 2))
-    assert one.pop("warning", None) == two.pop("warning", None) and two == pytest.approx(one, rel=1e-5)
+    one.pop("warning", None), two.pop("warning", None)  # in which rounding may show
+    assert two == pytest.approx(one, rel=1e-5)
     assert one["train_steps"] == 4
     assert said.stdout.count("Saved in") == 1 and said.stderr.count("New weights") == 1
     assert said.stderr.count("Processes: 2, on cpu.") == 1 and "find_unused_parameters" not in said.stderr
