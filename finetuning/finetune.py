@@ -65,8 +65,8 @@ def learning_rate_for(parameters: int) -> float:
 
 
 def epochs_for(rows: int) -> float:
-    """About 1,250 steps of 32 rows, but at least 5 epochs and at most 40."""
-    return float(min(40, max(5, round(40_000 / rows))))
+    """About 800 steps of 32 rows, but at least 3 epochs and at most 100."""
+    return float(min(100, max(3, round(25_600 / rows))))
 
 
 def finetune(arguments: Arguments) -> dict:

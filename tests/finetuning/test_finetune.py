@@ -144,13 +144,13 @@ def test_the_best_checkpoint_is_kept(task_name, metric, best, values, base, tmp_
 
 def test_the_small_recipe_goes_by_the_model_s_size_and_the_rows(values, tmp_path, caplog):
     assert [learning_rate_for(n) for n in (1_000_000, 10_000_000, 20_000_000, 130_000_000)] == [5e-4, 5e-4, 1.8e-4, 1.1e-5]
-    assert [epochs_for(n) for n in (32, 1154, 4000, 400_000)] == [40, 35, 10, 5]
+    assert [epochs_for(n) for n in (32, 1154, 4000, 400_000)] == [100, 22, 6, 3]
     open_values = {name: values[name] for name in ("model_name_or_path", "data_dir", "output_dir", "use_cpu")}
     for given in ({}, {"learning_rate": 1e-3}, {"max_steps": 7}, {"num_train_epochs": 2}):
         arguments = arguments_of("sst2", **dict.fromkeys(values) | open_values | {"recipe": "small"} | given)
         training = fit_recipe(arguments).training
         assert training.learning_rate == given.get("learning_rate", 5e-4)
-        assert training.num_train_epochs == given.get("num_train_epochs", 3.0 if "max_steps" in given else 40.0)
+        assert training.num_train_epochs == given.get("num_train_epochs", 3.0 if "max_steps" in given else 100.0)
     run_task("sst2", **values | {"learning_rate": None, "max_steps": 1})
     pattern = "The learning rate 5e-05 is for larger models than this one of 0.0 million parameters: try --recipe small."
     assert pattern in caplog.messages
