@@ -254,7 +254,8 @@ class Run:
             "best_step": state.best_global_step,
             "train_samples": len(trainer.train_dataset),
         }
-        self.remark(loss_remark(self.task, state.log_history, self.encoded["train"]["labels"][:]))
+        labels = self.encoded["train"]["labels"][:]
+        self.remark(loss_remark(self.task, state.log_history, labels, state.logging_steps))
 
     def remark(self, sentence: str | None) -> None:
         """Log a sentence that whoever uses the model must know, and add it to the results, for the card."""

@@ -162,28 +162,32 @@ def constant_loss(task: Task, labels: list) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def mean_loss(log_history: list[dict]) -> float | None:
-    """The mean training loss over all steps of a run, also of one that was interrupted; None where none is logged.
+def mean_loss(log_history: list[dict], after: float = 0, to: float = math.inf) -> float | None:
+    """The mean training loss over the steps of a run, also of one that was interrupted; None where none is logged.
 
     The Trainer's own `train_loss` is the mean over the steps since it was started last.
     """
     logged = [(entry["step"], entry["loss"]) for entry in log_history if "loss" in entry]
-    steps = np.diff([0, *(step for step, _ in logged)])
-    return float(f"{np.average([loss for _, loss in logged], weights=steps):.6g}") if logged else None
+    lengths = np.diff([0, *(step for step, _ in logged)])
+    kept = [(loss, length) for (step, loss), length in zip(logged, lengths, strict=True) if after < step <= to]
+    return float(f"{np.average([loss for loss, _ in kept], weights=[n for _, n in kept]):.6g}") if kept else None
 
 
-def loss_remark(task: Task, log_history: list[dict], labels: list) -> str | None:
+def loss_remark(task: Task, log_history: list[dict], labels: list, logging_steps: int = 1) -> str | None:
     """A sentence on a training whose loss ended above where it began; None of any other."""
-    losses = [entry["loss"] for entry in log_history if "loss" in entry]
-    if not losses:
+    steps = [entry["step"] for entry in log_history if "loss" in entry]
+    if not steps:
         return None
-    last, constant = float(np.mean(losses[-math.ceil(len(losses) / 10) :])), constant_loss(task, labels)
-    if last <= losses[0]:
+    # The first and the last steps, between bounds that the log of an interrupted run has as well.
+    began = mean_loss(log_history, to=max(steps[0], logging_steps))
+    ended = mean_loss(log_history, after=0.9 * steps[-1] // logging_steps * logging_steps)
+    if ended is None or ended <= began:
         return None
-    has_diverged = last > DIVERGED * max(losses[0], constant)
+    constant = constant_loss(task, labels)
+    has_diverged = ended > DIVERGED * max(began, constant)
     return (
-        f"The training {'diverged' if has_diverged else 'has not helped'}: its loss began at {losses[0]:.4g} and ended at "
-        f"{last:.4g}, where constant predictions have {constant:.4g}: {'lower' if has_diverged else 'change'} learning_rate."
+        f"The training {'diverged' if has_diverged else 'has not helped'}: its loss began at {began:.4g} and ended at "
+        f"{ended:.4g}, where constant predictions have {constant:.4g}: {'lower' if has_diverged else 'change'} learning_rate."
     )
 
 

@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 
-from finetuning import finetune
+from finetuning import finetune, plots
 from tests.support.finetuning import ARCHITECTURES, FAST, published, run_task, write_checkpoint
 
 torch.set_num_threads(1)  # several threads only wait for each other in models this small
@@ -62,10 +62,20 @@ def finished(checkpoint, base):
     return get
 
 
+PICTURES = ("plot_learning_curve", "plot_confusion_matrix", "plot_regression")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def no_pictures():
     """Pictures take half of a short run: it writes empty files instead."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("plot_learning_curve", "plot_confusion_matrix", "plot_regression"):
+        for name in PICTURES:
             patch.setattr(finetune, name, lambda path, *args, **kwargs: path.touch())
         yield
+
+
+@pytest.fixture
+def pictures(no_pictures, monkeypatch):
+    """For tests that want a run's pictures."""
+    for name in PICTURES:
+        monkeypatch.setattr(finetune, name, getattr(plots, name))

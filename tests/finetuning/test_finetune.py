@@ -18,7 +18,6 @@ from finetuning import finetune
 from finetuning.encoding import encode, make_collator
 from finetuning.finetune import draw, epochs_for, fit_recipe, learning_rate_for, one_class_remark
 from finetuning.model import HEAD_CLASSES
-from finetuning.plots import plot_confusion_matrix, plot_regression
 from finetuning.tasks import TASKS, custom_task
 from finetuning.trainer import FinetuningTrainer
 from luna_tools.errors import InputError, Stopped
@@ -95,9 +94,7 @@ def test_a_task_runs_from_the_hub_s_files_to_the_submission(task_name, finished,
     assert json.loads((folder / "run.json").read_text())["metric_for_best_model"].endswith(task.best_metric)
 
 
-def test_predictions_of_every_kind_are_drawn_and_those_of_one_class_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(finetune, "plot_confusion_matrix", plot_confusion_matrix)
-    monkeypatch.setattr(finetune, "plot_regression", plot_regression)
+def test_predictions_of_every_kind_are_drawn_and_those_of_one_class_told(tmp_path, pictures):
     one = "All predictions of the split 'dev' are {}: the model tells nothing apart, so train longer."
     tags = custom_task("token_classification", labels=("O", "B-X"))
     for task, shape, labels, name in (

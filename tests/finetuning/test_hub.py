@@ -27,7 +27,7 @@ def options(values):
 
 
 @pytest.mark.slow
-def test_a_run_is_pushed_whole_and_without_pickles(hub, options):
+def test_a_run_is_pushed_whole_and_without_pickles(hub, options, pictures):
     results = run_task("sst2", **options)
     folder, repository = options["output_dir"], hub.repositories["org/sst2"]
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}

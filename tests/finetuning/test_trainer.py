@@ -107,6 +107,19 @@ def test_a_loss_that_ended_above_where_it_began_is_told(losses, start):
     assert sentence is start or sentence.startswith(start)
 
 
+def test_an_interruption_does_not_change_what_is_told_of_the_loss():
+    """It is one more step at which the mean since the last one is logged."""
+    losses = [(step % 7 + step) / 40 for step in range(1, 41)]
+
+    def told(bounds):
+        spans = zip([0, *bounds], bounds, strict=False)
+        log = [{"step": end, "loss": sum(losses[start:end]) / (end - start)} for start, end in spans]
+        return loss_remark(TASKS["sst2"], log, [0, 1] * 8, logging_steps=3)
+
+    bounds = [*range(3, 40, 3), 40]
+    assert {told(sorted({*bounds, step})) for step in range(1, 41)} == {told(bounds)} != {None}
+
+
 def test_the_mean_loss_is_over_steps():
     log = [{"step": 4, "loss": 1.0}, {"step": 4, "eval_loss": 9.0}, {"step": 5, "loss": 6.0}]
     assert mean_loss(log) == 2.0 and mean_loss([{"step": 1, "eval_loss": 1.0}]) is None
