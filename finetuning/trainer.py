@@ -185,9 +185,10 @@ def loss_remark(task: Task, log_history: list[dict], labels: list, logging_steps
         return None
     constant = constant_loss(task, labels)
     has_diverged = ended > DIVERGED * max(began, constant)
+    what, remedy = ("diverged", "lower") if has_diverged else ("has not helped", "change")
     return (
-        f"The training {'diverged' if has_diverged else 'has not helped'}: its loss began at {began:.4g} and ended at "
-        f"{ended:.4g}, where constant predictions have {constant:.4g}: {'lower' if has_diverged else 'change'} learning_rate."
+        f"The training {what}: its loss began at {began:.4g} and ended at {ended:.4g}, where constant predictions have "
+        f"{constant:.4g}: {remedy} learning_rate."
     )
 
 
