@@ -5,6 +5,7 @@
 Nothing here imports torch, so that a mistake is told at once.
 """
 
+import functools
 import importlib.util
 import math
 import os
@@ -14,17 +15,18 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from finetuning.tasks import CUSTOM_RECIPES, TASKS, Task, custom_task
+from finetuning.tasks import CUSTOM_RECIPES, TASKS, Task, TaskKind, custom_task
 from luna_tools.errors import InputError
 from luna_tools.settings import Parser, option_names, read_yaml, to_options
 from luna_tools.settings import split_command_line as split_words
 
 RECIPES = Path(__file__).parent / "recipes"
+SMALL_RECIPE = "small/any.yaml"  # for all tasks
 TASK_NAMES = (*TASKS, "custom")
-Kind = Literal["classification", "regression", "multiple_choice", "token_classification"]
-KINDS = get_args(Kind)
+KINDS = get_args(TaskKind)
 Pooling = Literal["cls", "packed_mean", "packed_max", "packed_attention", "mean"]
 POOLINGS = get_args(Pooling)
+DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "classifier_dropout")
 
 
 @dataclass
@@ -50,10 +52,15 @@ class ModelArguments:
     activation_dropout: float | None = None
     """Dropout inside the feed-forward network."""
 
+    @property
+    def source(self) -> dict[str, Any]:
+        """What `from_pretrained` finds the checkpoint by."""
+        where = {"pretrained_model_name_or_path": self.model_name_or_path, "revision": self.revision}
+        return where | {"trust_remote_code": self.trust_remote_code}
+
     def config_overrides(self) -> dict[str, float | str]:
         """The options that are fields of the model's configuration, where they are given."""
-        names = ("classifier_pooling", "classifier_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob")
-        values = {name: getattr(self, name) for name in (*names, "activation_dropout")}
+        values = {name: getattr(self, name) for name in ("classifier_pooling", *DROPOUTS)}
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -61,7 +68,7 @@ class ModelArguments:
 class DataArguments:
     data_dir: str | None = None
     """Folder with the task's files, as the Hub or the original site publishes them. Default: the Hub."""
-    kind: Kind | None = None
+    kind: TaskKind | None = None
     """What a custom task is."""
     train_file: str | None = None
     """Custom task: .csv, .tsv, .jsonl or .parquet."""
@@ -94,7 +101,8 @@ class DataArguments:
 @dataclass
 class RunArguments:
     recipe: str = "table9"
-    """Where the defaults come from: table9 (the paper), official (the authors' repository), or none."""
+    """Where the defaults come from: table9 (the paper), official (the authors' repository), small (checkpoints far below
+    the paper's size), or none."""
     do_train: bool = True
     """Train; otherwise only evaluate and predict."""
     do_eval: bool = True
@@ -129,8 +137,6 @@ class TrainingOptions:
     """The run's folder. Default: runs/finetuning/TASK."""
     seed: int = 42
     """Of new weights, dropout, and the order of the rows."""
-    data_seed: int | None = None
-    """Of the order of the rows alone."""
     learning_rate: float = 5e-5
     """The highest learning rate of the schedule."""
     lr_scheduler_type: str = "linear"
@@ -163,8 +169,6 @@ class TrainingOptions:
     """Share of the target that is spread over all classes, in training."""
     optim: str | None = None
     """Optimizer of the Trainer. Default: AdamW."""
-    optim_args: str | None = None
-    """More values of the optimizer: name=value,name=value."""
     bf16: bool = False
     """Compute in bfloat16 where that is safe."""
     fp16: bool = False
@@ -181,40 +185,26 @@ class TrainingOptions:
     """Steps, or share of all steps, between checkpoints by steps."""
     save_total_limit: int | None = 1
     """Checkpoints to keep beside the best one while training."""
-    logging_strategy: Literal["no", "steps", "epoch"] = "steps"
-    """When to log the training loss."""
     logging_steps: float = 0.005
     """Steps, or share of all steps, between logged losses."""
     load_best_model_at_end: bool = True
     """End with the best checkpoint."""
     metric_for_best_model: str | None = None
     """What picks the best checkpoint. Default: the task's first metric."""
-    greater_is_better: bool | None = None
-    """Whether a higher value of it is better. Default: unless it is a loss or an error."""
     dataloader_num_workers: int = 0
     """Processes that prepare batches."""
     report_to: str = "none"
     """Where to report besides: tensorboard, wandb, ..., all."""
-    run_name: str | None = None
-    """The run's name there."""
     disable_tqdm: bool = False
     """Write lines in place of bars, as in a log file."""
     use_cpu: bool = False
     """Train on the CPU though there is an accelerator."""
     deepspeed: str | None = None
     """DeepSpeed's JSON file."""
-    ddp_backend: str | None = None
-    """Backend of several processes. Default: nccl, or gloo on CPUs."""
-    ddp_timeout: int = 1800
-    """Seconds that a process waits for the others."""
-    ddp_find_unused_parameters: bool | None = None
-    """Look for parameters without a gradient in each step. Default: where a model may have some."""
     push_to_hub: bool = False
     """Upload the finished run."""
     hub_model_id: str | None = None
     """Repository to upload to: org/name."""
-    hub_private_repo: bool | None = None
-    """Make the repository private if it is made."""
     trainer: dict[str, Any] = field(default_factory=dict)
     """Any other field of transformers' TrainingArguments, such as --trainer.torch_compile true."""
 
@@ -235,7 +225,7 @@ PROG = "luna finetune"
 USAGE = f"""usage: {PROG} TASK [TASK ...] [options.yaml ...] --model_name_or_path CHECKPOINT [--option value ...]
 
 tasks: {", ".join(TASK_NAMES)}
-recipes (--recipe): table9, the paper's and the default; official; none
+recipes (--recipe): table9, the paper's and the default; official; small, for small checkpoints; none
 
   {PROG} sst2 --model_name_or_path M                                    a task of GLUE, RACE or CSQA, from the Hub
   {PROG} sst2 --model_name_or_path M --data_dir FOLDER                  the same from local files
@@ -246,9 +236,10 @@ recipes (--recipe): table9, the paper's and the default; official; none
 `{PROG} --help` lists every option."""
 
 
+@functools.cache
 def make_parser() -> Parser:
     """The parser of all options."""
-    recipes = sorted({Path(file).parent.name for task in TASKS.values() for file in task.recipes}, reverse=True)
+    recipes = sorted((path.name for path in RECIPES.iterdir()), reverse=True)
     parser = Parser(
         PROG,
         f"Fine-tune a checkpoint on one of: {', '.join(TASK_NAMES)}. Recipes: {', '.join(recipes)}, none.",
@@ -286,7 +277,7 @@ def find_recipe(recipe: str, task_name: str) -> Path | None:
     if recipe == "none":
         return None
     files = TASKS[task_name].recipes if task_name in TASKS else CUSTOM_RECIPES
-    known = {Path(file).parent.name: RECIPES / file for file in files}
+    known = {Path(file).parent.name: RECIPES / file for file in (*files, SMALL_RECIPE)}
     if recipe not in known:
         raise InputError(
             f"`recipe` is {recipe!r}, which has no values for {task_name}: choose {' or '.join(known)}, or none."
@@ -329,10 +320,7 @@ AT_LEAST_ONE = (
     "gradient_accumulation_steps"
 ).split()
 NOT_NEGATIVE = "seed learning_rate weight_decay adam_epsilon max_grad_norm dataloader_num_workers".split()
-BELOW_ONE = (
-    "hidden_dropout_prob attention_probs_dropout_prob activation_dropout classifier_dropout adam_beta1 adam_beta2 "
-    "label_smoothing_factor"
-).split()
+BELOW_ONE = (*DROPOUTS, "adam_beta1", "adam_beta2", "label_smoothing_factor")
 
 
 def check_ranges(model: ModelArguments, run: RunArguments, training: TrainingOptions) -> None:

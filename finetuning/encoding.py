@@ -9,6 +9,7 @@ import copy
 import functools
 import logging
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -67,7 +68,7 @@ def encode(
     return {split: encoder.encode_split(split, rows) for split, rows in data.splits.items()}
 
 
-class Encoder:
+class Encoder(ABC):
     """One form of input, and its batches. The lengths are checked for room, and the rows that they cut are counted."""
 
     make_padding = DataCollatorWithPadding
@@ -88,13 +89,13 @@ class Encoder:
         """A batch of tensors of the named columns, with `padding` by the library."""
         return padding([{name: row[name] for name in row if name in names} for row in rows])
 
+    @abstractmethod
     def check_room(self) -> None:
         """Refuse lengths that leave no room for text, and tokenizers that lack what the form needs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode_batch(self, batch: dict[str, list]) -> dict[str, list]:
         """The columns that `encode` returns, and others, which are dropped."""
-        raise NotImplementedError
 
     def encode_split(self, split: str, rows: Dataset) -> Dataset:
         kind = self.task.kind
@@ -113,6 +114,7 @@ class Encoder:
             features=Features(features),
             load_from_cache_file=False,
             keep_in_memory=True,
+            new_fingerprint=split,  # names a file of the cache, and would take a hash of the tokenizer
             desc="Tokenizing",
         )
         for option, count in sorted((+self.cut).items()):  # those above 0
@@ -210,9 +212,9 @@ class ChoiceEncoder(Encoder):
             "length": [max(len(ids) for ids, _ in row) for row in rows],
         }
 
+    @abstractmethod
     def choices(self, batch: dict[str, list]) -> list[list[tuple[list[int], list[int]]]]:
         """Each row's options as ids and token types."""
-        raise NotImplementedError
 
 
 class PassageEncoder(ChoiceEncoder):

@@ -10,20 +10,21 @@ import logging
 import os
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import AutoConfig
 
 from finetuning.arguments import POOLINGS, Arguments, parse
-from finetuning.finetune import finetune
+from finetuning.finetune import finetune, fit_recipe
 from finetuning.model import load_config
 from finetuning.run_folder import check_output_dir, describe
-from finetuning.tasks import TASKS
+from finetuning.tasks import Task
 from finetuning.trainer import best_key, make_training_arguments
+from luna_tools.cards import table
 from luna_tools.errors import InputError, told
 from luna_tools.files import write_json, write_text
-from luna_tools.settings import read_yaml
+from luna_tools.settings import read_yaml, to_options
 
 logger = logging.getLogger(__name__)
 
@@ -36,22 +37,19 @@ POOLING_NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A run that is due."""
-
-    task_name: str
-    setting: dict[str, str]  # the options in which it differs from the others
-    arguments: Arguments
+Plan = dict[Path, tuple[dict[str, str], Arguments]]
 
 
-def plan(task_names: list[str], options: list[str], settings: list[dict[str, str]]) -> list[Planned]:
-    """Every setting of every task, checked before the first one runs.
+def plan(task_names: list[str], options: list[str], settings: list[dict[str, str]]) -> Plan:
+    """Check every setting of every task before the first one runs.
+
+    Returns:
+        By the folder of each run, in order: its task and the options in which it differs, by name, and its arguments.
 
     Raises:
         InputError: wrong options or a wrong checkpoint in any run, two equal runs, or an option that is set twice.
     """
-    planned = []
+    planned = {}
     for task_name in task_names:
         base = parse(task_name, options, task_names)
         twice = sorted(base.given & ({name for setting in settings for name in setting} - {"seed", "model_name_or_path"}))
@@ -64,34 +62,26 @@ def plan(task_names: list[str], options: list[str], settings: list[dict[str, str
             # The whole path of a checkpoint: pretraining calls each one "model".
             name = "-".join(f"{name}_{value.strip('/').replace('/', '-')}" for name, value in setting.items())
             folder = Path(base.training.output_dir, *([task_name] if len(task_names) > 1 else []), name)
-            tokens = [token for name, value in setting.items() for token in (f"--{name}", value)]
-            arguments = parse(task_name, [*options, *tokens, "--output_dir", str(folder)], task_names)
+            if folder in planned:
+                values = ", ".join([task_name, *(f"{name} {value}" for name, value in setting.items())])
+                raise InputError(f"The run with {values} is there twice: leave out one of them.")
+            tokens = to_options(setting | {"output_dir": str(folder)})
+            arguments = fit_recipe(parse(task_name, [*options, *tokens], task_names))
             args = make_training_arguments(arguments)
             load_config(arguments)
             check_output_dir(folder, describe(arguments, args))
-            planned.append(Planned(task_name, setting, arguments))
-    folders = [entry.arguments.training.output_dir for entry in planned]
-    twice = next((entry for i, entry in enumerate(planned) if folders[i] in folders[:i]), None)
-    if twice is not None:
-        values = ", ".join([twice.task_name, *(f"{name} {value}" for name, value in twice.setting.items())])
-        raise InputError(f"The run with {values} is there twice: leave out one of them.")
+            planned[folder] = {"task": task_name, **setting}, arguments
     return planned
 
 
-def run_all(planned: list[Planned], run_one: Callable) -> list[dict]:
+def run_all(planned: Plan, run_one: Callable) -> list[dict]:
     """Run what was planned; returns one entry per run with its setting, folder and results, in order."""
     entries = []
-    for number, entry in enumerate(planned, start=1):
-        described = ", ".join(f"{name} {value}" for name, value in entry.setting.items())
-        logger.warning("Run %d of %d: %s, %s", number, len(planned), entry.task_name, described)
-        folder = Path(entry.arguments.training.output_dir).name
-        entries.append({"task": entry.task_name, **entry.setting, "folder": folder, "results": run_one(entry.arguments)})
+    for number, (folder, (setting, arguments)) in enumerate(planned.items(), start=1):
+        described = ", ".join(f"{name} {value}" for name, value in setting.items())
+        logger.warning("Run %d of %d: %s", number, len(planned), described)
+        entries.append({**setting, "folder": folder.name, "results": run_one(arguments)})
     return entries
-
-
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def percent(value: float) -> str:
@@ -136,30 +126,34 @@ def sweep(task_name: str, options: list[str], run_one: Callable = finetune) -> P
     entries = run_all(plan([task_name], options, settings), run_one)
 
     key = best_key(base.task)
-    rows = [
+    every_run = [
         [entry["folder"], *(entry[name] for name in (*grid, "seed")), percent(entry["results"][key])] for entry in entries
     ]
-    table = f"# Sweep of {base.task.title}: every run\n\n" + markdown_table(["run", *grid, "seed", key], rows)
     groups: dict[tuple[str, ...], list[float]] = {}
     for entry in entries:
         groups.setdefault(tuple(entry[name] for name in grid), []).append(entry["results"][key])
-    rows = [
+    best_first = [
         [*values, percent(statistics.median(scores)), percent(max(scores))]
         for values, scores in sorted(groups.items(), key=lambda item: -statistics.median(item[1]))
     ]
-    table += f"\nOver {base.run.num_seeds} seed(s), best median first:\n\n" + markdown_table(
-        [*grid, "median", "maximum"], rows
-    )
-    return save(output_dir, "sweep", table, {"task": task_name, "metric": key, "runs": entries})
+    text = f"""# Sweep of {base.task.title}: every run
+
+{table(("run", *grid, "seed", key), every_run)}
+
+Over {base.run.num_seeds} seed(s), best median first:
+
+{table((*grid, "median", "maximum"), best_first)}
+"""
+    return save(output_dir, "sweep", text, {"task": task_name, "metric": key, "runs": entries})
 
 
-def save(output_dir: Path, name: str, table: str, values: dict) -> Path:
-    """Write `<name>.md` and `<name>.json` and print the table, on the first process."""
+def save(output_dir: Path, name: str, text: str, values: dict) -> Path:
+    """Write `<name>.md` and `<name>.json` and print the text, on the first process."""
     if os.environ.get("RANK", "0") == "0":
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(output_dir / f"{name}.json", values)
-        write_text(output_dir / f"{name}.md", table)
-        print(f"\n{table}\nSaved as {output_dir / name}.md and .json.")
+        write_text(output_dir / f"{name}.md", text)
+        print(f"\n{text}\nSaved as {output_dir / name}.md and .json.")
     return output_dir / f"{name}.md"
 
 
@@ -183,9 +177,7 @@ def contestants(bases: list[Arguments]) -> list[tuple[str, dict[str, str]]]:
         checkpoint = model.model_name_or_path if pooling in POOLINGS else name
         neither = f"`compare` has {name}, which is neither a head (packed, {', '.join(POOLINGS)}) nor a checkpoint"
         with told(neither if checkpoint == name else f"{checkpoint} cannot be read", "correct it"):
-            config = AutoConfig.from_pretrained(
-                checkpoint, revision=model.revision, trust_remote_code=model.trust_remote_code
-            )
+            config = AutoConfig.from_pretrained(**replace(model, model_name_or_path=checkpoint).source)
         label = f"Luna-{config.projection_length}" if config.model_type == "luna" else Path(checkpoint).name
         if pooling not in POOLINGS:
             found.append((label, {"model_name_or_path": name}))
@@ -215,25 +207,38 @@ def compare(task_names: list[str], options: list[str], run_one: Callable = finet
         labels = [next(iter(setting.values())) for _, setting in entrants]
     seeds = [str(base.training.seed + i) for i in range(base.run.num_seeds)]
     settings = [setting | {"seed": seed} for _, setting in entrants for seed in seeds]
-    keys = {name: best_key(each.task) for name, each in zip(task_names, bases, strict=True)}
+    tasks = {name: each.task for name, each in zip(task_names, bases, strict=True)}
+    validation = {name: best_key(task) for name, task in tasks.items()}
     entries = run_all(plan(task_names, options, settings), run_one)
-    runs = [{"metric": keys[entry["task"]], **entry} for entry in entries]
-    values = iter([entry["results"][entry["metric"]] for entry in runs])
-    scores = {label: [] for label in labels}
-    for _ in task_names:
-        for label in labels:
-            scores[label].append([next(values) for _ in seeds])
+    runs = [{"metric": validation[entry["task"]], **entry} for entry in entries]
+    test = {name: f"{task.test_splits[0]}_{task.best_metric}" for name, task in tasks.items()}
+    text = score_table(labels, tasks, runs, validation, len(seeds))
+    if all(test[entry["task"]] in entry["results"] for entry in runs):  # the test rows' labels are given
+        text += "\n" + score_table(labels, tasks, runs, test, len(seeds))
+    return save(Path(base.training.output_dir), "compare", text, {"tasks": task_names, "runs": runs})
 
-    titles = [TASKS[name].title if name in TASKS else name for name in task_names]
+
+def score_table(labels: list[str], tasks: dict[str, Task], runs: list[dict], keys: dict[str, str], num_seeds: int) -> str:
+    """A line per contestant and a column per task, in the layout of Table 3.
+
+    Args:
+        runs: by task, contestant and seed, in this order.
+        keys: by task, the result that counts.
+    """
+    values = iter([entry["results"][keys[entry["task"]]] for entry in runs])
+    scores = {label: [] for label in labels}
+    for _, label in itertools.product(tasks, labels):
+        scores[label].append(list(itertools.islice(values, num_seeds)))
     rows = []
-    for label in labels:
-        means = [statistics.mean(values) for values in scores[label]]
-        cells = [
-            percent(mean) + (f" ± {percent(statistics.stdev(values))}" if len(values) > 1 else "")
-            for mean, values in zip(means, scores[label], strict=True)
-        ]
+    for label, of_tasks in scores.items():
+        means = [statistics.mean(seeds) for seeds in of_tasks]
+        spreads = [f" ± {percent(statistics.stdev(seeds))}" if num_seeds > 1 else "" for seeds in of_tasks]
+        cells = [percent(mean) + spread for mean, spread in zip(means, spreads, strict=True)]
         rows.append([label, *cells, percent(statistics.mean(means))])
-    metrics = ", ".join(f"{title}: {keys[name]}" for title, name in zip(titles, task_names, strict=True))
-    table = markdown_table(["Models", *titles, "Avg."], rows)
-    table += f"\n{metrics}, in %; mean{' ± standard deviation' if len(seeds) > 1 else ''} over {len(seeds)} seed(s).\n"
-    return save(Path(base.training.output_dir), "compare", table, {"tasks": task_names, "runs": runs})
+    titles = {name: task.title for name, task in tasks.items()}
+    metrics = ", ".join(f"{title}: {keys[name]}" for name, title in titles.items())
+    spread = " ± standard deviation" if num_seeds > 1 else ""
+    return f"""{table(("Models", *titles.values(), "Avg."), rows)}
+
+{metrics}, in %; mean{spread} over {num_seeds} seed(s).
+"""

@@ -7,19 +7,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
-import transformers
 from safetensors.torch import load_model as load_model_weights
-from transformers import (
-    EvalPrediction,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import AutoModel, EvalPrediction, PreTrainedConfig, TrainerState, TrainingArguments, set_seed
 
 from finetuning.arguments import Arguments
 from finetuning.encoding import encode, make_collator
@@ -27,18 +18,10 @@ from finetuning.metrics import compute_metrics, decide, metric_names
 from finetuning.model import checkpoint_labels, fit_config, load_config, load_model, load_tokenizer, sequence_limit
 from finetuning.model_card import make_model_card
 from finetuning.plots import plot_confusion_matrix, plot_learning_curve, plot_regression
-from finetuning.predictions import letter, write_predictions, write_submission
-from finetuning.run_folder import (
-    PATHS,
-    TRAINING_FIELDS,
-    check_output_dir,
-    describe,
-    find_checkpoint,
-    list_checkpoints,
-    read_json,
-    read_results,
-)
+from finetuning.predictions import write_predictions, write_submission
+from finetuning.run_folder import check_output_dir, describe, find_checkpoint, list_checkpoints, read_json, read_results
 from finetuning.tasks import Task, TaskData
+from finetuning.tasks.task import class_names
 from finetuning.trainer import (
     TIMINGS,
     FinetuningTrainer,
@@ -46,8 +29,8 @@ from finetuning.trainer import (
     SaveOnSignal,
     StopEarly,
     check_best_metric,
-    diverged,
     evaluations_since_best,
+    loss_remark,
     make_loss,
     make_training_arguments,
     mean_loss,
@@ -58,7 +41,32 @@ from luna_tools.files import write_json, writing
 
 logger = logging.getLogger(__name__)
 
-DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "classifier_dropout")
+SMALL = 60_000_000  # parameters; for fewer, the recipes' learning rates, made for 130 million, are too low
+
+
+def fit_recipe(arguments: Arguments) -> Arguments:
+    """Set what the recipe `small` leaves open: the learning rate by the model's size and the epochs by the rows."""
+    found = {}
+    if arguments.run.recipe == "small" and arguments.run.do_train:
+        config = load_config(arguments)
+        if "learning_rate" not in arguments.given:
+            what = f"{arguments.model.model_name_or_path} ({config.model_type}) cannot be built"
+            with told(what, "give --learning_rate, or another checkpoint"), torch.device("meta"):
+                model = AutoModel.from_config(config, trust_remote_code=arguments.model.trust_remote_code)
+            found["learning_rate"] = learning_rate_for(model.num_parameters())
+        if not arguments.given & {"num_train_epochs", "max_steps"}:
+            found["num_train_epochs"] = epochs_for(len(load_data(config, arguments).splits["train"]))
+    return replace(arguments, training=replace(arguments.training, **found))
+
+
+def learning_rate_for(parameters: int) -> float:
+    """5e-4 up to 10 million parameters; above, it falls, to Table 9's 1e-5 at 130 million."""
+    return float(f"{5e-4 * min(1, 1e7 / parameters) ** 1.5:.1e}")
+
+
+def epochs_for(rows: int) -> float:
+    """About 800 steps of 32 rows, but at least 3 epochs and at most 100."""
+    return float(min(100, max(3, round(25_600 / rows))))
 
 
 def finetune(arguments: Arguments) -> dict:
@@ -131,10 +139,21 @@ class Run:
         check_best_metric(self.task, args)
         fit_config(config, self.data, arguments)
         self.model = load_model(config, self.task, arguments)
+        self.suggest_small()
         self.tokenizer.model_max_length = self.input_length()  # saved, so that a pipeline cuts as the training did
         self.encoded = encode(self.data, self.tokenizer, self.tokenizer.model_max_length, arguments.data.max_option_length)
         self.trainer = self.make_trainer()
         self.check_forward()
+
+    def suggest_small(self) -> None:
+        """Say so where the default learning rate is for far larger models."""
+        run, parameters = self.arguments.run, self.model.num_parameters()
+        if run.do_train and run.recipe != "small" and "learning_rate" not in self.arguments.given and 0 < parameters < SMALL:
+            logger.warning(
+                "The learning rate %g is for larger models than this one of %.1f million parameters: try --recipe small.",
+                self.args.learning_rate,
+                parameters / 1e6,
+            )
 
     def input_length(self) -> int:
         """The longest input in tokens.
@@ -235,10 +254,14 @@ class Run:
             "best_step": state.best_global_step,
             "train_samples": len(trainer.train_dataset),
         }
-        warning = diverged(self.task, state.log_history, self.encoded["train"]["labels"][:])
-        if warning:
-            self.results["warning"] = warning
-            logger.warning("warning: %s", warning)
+        labels = self.encoded["train"]["labels"][:]
+        self.remark(loss_remark(self.task, state.log_history, labels, state.logging_steps))
+
+    def remark(self, sentence: str | None) -> None:
+        """Log a sentence that whoever uses the model must know, and add it to the results, for the card."""
+        if sentence:
+            self.results["warning"] = " ".join(filter(None, (self.results.get("warning"), sentence)))
+            logger.warning("warning: %s", sentence)
 
     def evaluate(self) -> None:
         """Metrics of the validation splits, with predictions and a picture of each."""
@@ -246,6 +269,7 @@ class Run:
             if split in self.encoded:
                 prefix = metric_prefix(self.task, split)
                 logits, labels = self.apply(split, prefix)
+                self.remark(one_class_remark(self.task, split, logits, labels))
                 if self.args.should_save:
                     draw(self.task, self.output_dir, split, logits, labels)
 
@@ -316,25 +340,16 @@ class Run:
 
     def write_card(self) -> None:
         """Write README.md from what is known of the run."""
-        task, config, description = self.task, self.trainer.model.config, self.description
-        results = self.results or read_results(self.output_dir) or {}
-        files = [description[name] for name in PATHS[1:] if description[name]]
-        source = ", ".join(f"`{file}`" for file in files) or f"`{task.hub_dataset}` on the Hub"
         make_model_card(
-            model_name=self.args.hub_model_id or self.output_dir.name,
-            data=self.data,
-            metrics=card_metrics(task, results),
-            hyperparameters=card_hyperparameters(description, config, self.tokenizer),
-            versions={library.__name__: library.__version__ for library in (transformers, torch, datasets)},
-            model_type=config.model_type,
-            base_model=None if description["random_weights"] else description["model_name_or_path"],
-            base_is_on_hub="model" not in description["digests"],
-            data_description=f"{task.title}, from {source}.",
-            classifier_pooling=None if task.kind == "token_classification" else getattr(config, "classifier_pooling", None),
+            self.args.hub_model_id or self.output_dir.name,
+            self.data,
+            self.results or read_results(self.output_dir) or {},
+            self.description,
+            self.trainer.model.config,
+            self.tokenizer.model_max_length,
             pictures=tuple(sorted(path.name for path in self.output_dir.glob("*.png"))),
             license=self.arguments.run.license,
             language=self.arguments.run.language,
-            warning=results.get("warning"),
         ).save(self.output_dir / "README.md")
 
 
@@ -379,18 +394,24 @@ def own_metrics(metrics: dict, prefix: str) -> dict:
     return {name: value for name, value in metrics.items() if name.startswith(prefix) and not name.endswith(TIMINGS)}
 
 
+def one_class_remark(task: Task, split: str, logits: np.ndarray, labels: np.ndarray) -> str | None:
+    """A sentence on predictions that are all the same class, option or tag though the labels differ; None of any others."""
+    known = labels != -100  # tokens without a tag
+    predicted = np.unique(decide(task, logits)[known])
+    if task.kind == "regression" or len(predicted) > 1 or len(np.unique(labels[known])) == 1:
+        return None
+    name = class_names(task, logits.shape[-1])[predicted[0]]
+    return f"All predictions of the split {split!r} are {name!r}: the model tells nothing apart, so train longer."
+
+
 def draw(task: Task, output_dir: Path, split: str, logits: np.ndarray, labels: np.ndarray) -> None:
     """Draw a split's predictions against its labels."""
     if task.kind == "regression":
         plot_regression(output_dir / f"predictions_{split}.png", labels, logits.reshape(-1), f"{task.title}, {split}")
         return
-    is_choice = task.kind == "multiple_choice"
-    names = [letter(option) for option in range(logits.shape[1])] if is_choice else list(task.labels)
-    predicted = decide(task, logits)
-    known = labels != -100  # tokens without a tag
-    plot_confusion_matrix(
-        output_dir / f"confusion_matrix_{split}.png", labels[known], predicted[known], names, f"{task.title}, {split}"
-    )
+    known, names = labels != -100, class_names(task, logits.shape[-1])  # tokens without a tag
+    path = output_dir / f"confusion_matrix_{split}.png"
+    plot_confusion_matrix(path, labels[known], decide(task, logits)[known], names, f"{task.title}, {split}")
 
 
 def loss_name(task: Task, label_smoothing: float) -> str:
@@ -398,26 +419,3 @@ def loss_name(task: Task, label_smoothing: float) -> str:
     if task.kind == "regression":
         return "squared error"
     return "cross-entropy (nats)" + (f"\nin training with label smoothing {label_smoothing:g}" if label_smoothing else "")
-
-
-def card_metrics(task: Task, results: dict) -> dict[str, dict[str, float]]:
-    """The metrics of each split that was evaluated."""
-    metrics = {}
-    for split in (*task.validation_splits, *task.test_splits):
-        start = f"{metric_prefix(task, split)}_"
-        values = {name: results[start + name] for name in metric_names(task) if start + name in results}
-        if values:
-            metrics[split] = values
-    return metrics
-
-
-def card_hyperparameters(
-    description: dict, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, object]:
-    """The options that count, without those that others made void."""
-    names = ["total_train_batch_size", "group_by_length", "early_stopping_patience", "do_train", *TRAINING_FIELDS]
-    void = {"num_train_epochs"} if description["max_steps"] > 0 else {"max_steps"}
-    void |= {f"{what}_steps" for what in ("eval", "save") if description[f"{what}_strategy"] != "steps"}
-    values = {name: description[name] for name in names if name not in void}
-    values |= {name: getattr(config, name, None) for name in DROPOUTS}
-    return values | {"max_sequence_length": tokenizer.model_max_length}

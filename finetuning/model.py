@@ -4,8 +4,6 @@
 
 import logging
 
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForMultipleChoice,
@@ -21,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 import modeling_luna  # noqa: F401  registers Luna with the Auto classes
 from finetuning.arguments import Arguments
 from finetuning.tasks import Task, TaskData
-from luna_tools.errors import InputError, first_sentence, told
+from luna_tools.errors import InputError, told
 
 logger = logging.getLogger(__name__)
 
@@ -43,22 +41,13 @@ def load_config(arguments: Arguments) -> PreTrainedConfig:
         InputError: no such checkpoint, or the user gave an option that this architecture does not have.
     """
     model = arguments.model
-    try:
-        config = AutoConfig.from_pretrained(
-            model.model_name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{model.model_name_or_path} is neither a folder with a checkpoint nor a model of the Hub that can be read "
-            f"({first_sentence(error)}): correct --model_name_or_path."
-        ) from error
+    what = f"{model.model_name_or_path} is neither a folder with a checkpoint nor a model of the Hub that can be read"
+    with told(what, "correct --model_name_or_path"):
+        config = AutoConfig.from_pretrained(**model.source)
     for name, value in model.config_overrides().items():
         if hasattr(config, name):
-            try:
+            with told(f"`{name}` is {value!r}, which {config.model_type} refuses", "give another value"):
                 setattr(config, name, value)
-            except StrictDataclassError as error:
-                reason = str(error).splitlines()[-1].strip().removeprefix("TypeError: ")
-                raise InputError(f"`{name}` is {value!r}, which {config.model_type} refuses: {reason}.") from error
         elif name in arguments.given:
             raise InputError(
                 f"`{name}` was given, but the configuration of {model.model_name_or_path} ({config.model_type}) has no such "
@@ -145,20 +134,15 @@ def load_model(config: PreTrainedConfig, task: Task, arguments: Arguments) -> Pr
             return auto_class.from_config(config, trust_remote_code=model.trust_remote_code)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its table of new weights says no more than the line below
+    what = f"The weights of {model.model_name_or_path} ({config.model_type}) cannot be loaded for {kind}"
     try:
-        loaded, info = auto_class.from_pretrained(
-            model.model_name_or_path,
-            config=config,
-            revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
-            ignore_mismatched_sizes=model.ignore_mismatched_sizes,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, AttributeError, SafetensorError) as error:
-        raise InputError(
-            f"The weights of {model.model_name_or_path} ({config.model_type}) cannot be loaded for {kind} "
-            f"({first_sentence(error)}): give another checkpoint."
-        ) from error
+        with told(what, "give another checkpoint"):
+            loaded, info = auto_class.from_pretrained(
+                **model.source,
+                config=config,
+                ignore_mismatched_sizes=model.ignore_mismatched_sizes,
+                output_loading_info=True,
+            )
     finally:
         transformers_logging.set_verbosity(verbosity)
     new = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
@@ -178,14 +162,9 @@ def load_tokenizer(config: PreTrainedConfig, arguments: Arguments) -> PreTrained
         InputError: there is none, it has ids that the model does not know, or nothing to pad with.
     """
     model = arguments.model
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            model.model_name_or_path, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{model.model_name_or_path} has no tokenizer that can be loaded: save the one it was trained with beside it."
-        ) from error
+    what = f"{model.model_name_or_path} has no tokenizer that can be loaded"
+    with told(what, "save the one it was trained with beside it"):
+        tokenizer = AutoTokenizer.from_pretrained(**model.source)
     check_vocabulary(config, tokenizer, model.model_name_or_path)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:

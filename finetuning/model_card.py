@@ -5,12 +5,20 @@
 from pathlib import Path
 from string import Template
 
+import datasets
+import torch
+import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedConfig
 
+from finetuning.arguments import DROPOUTS
 from finetuning.metrics import ENTITY_METRICS, metric_names
-from finetuning.tasks import TaskData
+from finetuning.run_folder import PATHS, TRAINING_FIELDS
+from finetuning.tasks import Task, TaskData
+from finetuning.trainer import metric_prefix
 from luna_tools.cards import UNNAMED, table, use_section
 
+LIBRARIES = (transformers, torch, datasets)  # whose versions the card tells
 HUB_TASKS = {
     "classification": "text-classification",
     "regression": "text-classification",
@@ -45,41 +53,34 @@ inputs = tokenizer(texts, truncation=True, padding=True, return_tensors="pt")"""
 def make_model_card(
     model_name: str,
     data: TaskData,
-    metrics: dict[str, dict[str, float]],
-    hyperparameters: dict[str, object],
-    versions: dict[str, str],
+    results: dict,
+    description: dict,
+    config: PreTrainedConfig,
+    max_sequence_length: int,
     *,
-    model_type: str,
-    base_model: str | None,
-    base_is_on_hub: bool = False,
-    data_description: str,
-    classifier_pooling: str | None = None,
     pictures: tuple[str, ...] = (),
     license: str | None = None,
     language: str | None = None,
-    warning: str | None = None,
 ) -> ModelCard:
     """The card as README.md of the model's folder.
 
     Args:
         model_name: the card's title.
-        metrics: evaluated split -> name of the metric -> value.
-        hyperparameters: by name of the option; those that are None are left out.
-        versions: library -> version.
-        model_type: as the model's config has it.
-        base_model: the checkpoint that was fine-tuned, or None for random weights.
-        base_is_on_hub: whether that is a name on the Hub, and not a folder.
-        data_description: one or more sentences on where the data comes from.
-        classifier_pooling: the sentence representation, for models that have a choice.
+        results: of the run, as `all_results.json` has them.
+        description: of the run, as `run.json` has it.
+        config: the model's.
+        max_sequence_length: tokens at which inputs were cut.
         pictures: names of files beside the card.
         license: its identifier on the Hub, only where it is known.
         language: of the texts, as the Hub spells it, only where it is known; English for the built-in tasks.
-        warning: a sentence on the training that whoever uses the model must know.
     """
-    task = data.task
+    task, model_type = data.task, config.model_type
+    metrics = split_metrics(task, results)
+    hyperparameters = hyperparameters_of(description, config) | {"max_sequence_length": max_sequence_length}
+    base_model = None if description["random_weights"] else description["model_name_or_path"]
     card_data = ModelCardData(
         model_name=model_name,
-        base_model=base_model if base_is_on_hub else None,
+        base_model=None if "model" in description["digests"] else base_model,  # a folder is no name on the Hub
         datasets=[task.hub_dataset] if task.hub_dataset else None,
         language=language or ("en" if task.hub_dataset else None),
         library_name="transformers",
@@ -103,24 +104,48 @@ def make_model_card(
         ],
     )
     start = f"the checkpoint `{base_model}`, fine-tuned" if base_model else "random weights, trained"
-    pooling = f" Its sentence representation (`classifier_pooling`) is `{classifier_pooling}`." if classifier_pooling else ""
+    reads_all = task.kind == "token_classification" or not hasattr(config, "classifier_pooling")
+    pooling = "" if reads_all else f" Its sentence representation (`classifier_pooling`) is `{config.classifier_pooling}`."
+    files = [description[name] for name in PATHS[1:] if description[name]]
+    source = ", ".join(f"`{file}`" for file in files) or f"`{task.hub_dataset}` on the Hub"
+    warning = f"**{results['warning']}**\n\n" if "warning" in results else ""
     rows = ", ".join(f"{len(split):,} in `{name}`" for name, split in data.splits.items())
     classes = f" Classes: {', '.join(f'`{name}`' for name in task.labels)}." if task.labels else ""
     body = [
         f"# {model_name}",
         f"A `{model_type}` model for {task.kind.replace('_', ' ')}: {start} on {task.title}.{pooling}",
-        f"## Data\n\n{data_description}\n\nRows: {rows}.{classes}",
-        "## Results\n\n" + "".join(f"**{sentence}**\n\n" for sentence in [warning] if sentence) + results_table(metrics),
+        f"## Data\n\n{task.title}, from {source}.\n\nRows: {rows}.{classes}",
+        f"## Results\n\n{warning}{results_table(metrics)}",
         *(f"![{Path(picture).stem.replace('_', ' ')}]({picture})" for picture in pictures),
         use_section(usage(model_type, data)).rstrip()
         if model_type == "luna"
         else f"## Use\n\n```python\n{usage(model_type, data)}```",
         f"## Training\n\n{table(('option', 'value'), hyperparameters.items())}",
-        "Made with " + ", ".join(f"{library} {version}" for library, version in versions.items()) + ".",
+        "Made with " + ", ".join(f"{library.__name__} {library.__version__}" for library in LIBRARIES) + ".",
         "## Licence\n\nOf the weights: " + (license or "not stated") + ".",
         "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits_of(data, metrics, hyperparameters)),
     ]
     return ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n" + "\n\n".join(body) + "\n")
+
+
+def split_metrics(task: Task, results: dict) -> dict[str, dict[str, float]]:
+    """The metrics of each split that was evaluated."""
+    metrics = {}
+    for split in (*task.validation_splits, *task.test_splits):
+        start = f"{metric_prefix(task, split)}_"
+        values = {name: results[start + name] for name in metric_names(task) if start + name in results}
+        if values:
+            metrics[split] = values
+    return metrics
+
+
+def hyperparameters_of(description: dict, config: PreTrainedConfig) -> dict[str, object]:
+    """The options that count, without those that others made void."""
+    names = ["total_train_batch_size", "group_by_length", "early_stopping_patience", "do_train", *TRAINING_FIELDS]
+    void = {"num_train_epochs"} if description["max_steps"] > 0 else {"max_steps"}
+    void |= {f"{what}_steps" for what in ("eval", "save") if description[f"{what}_strategy"] != "steps"}
+    values = {name: description[name] for name in names if name not in void}
+    return values | {name: getattr(config, name, None) for name in DROPOUTS}
 
 
 def results_table(metrics: dict[str, dict[str, float]]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from finetuning.tasks import TaskData
 from finetuning.tasks.glue import GLUE_FILES
-from finetuning.tasks.task import letter
+from finetuning.tasks.task import class_names
 from luna_tools.command_line import run
 from luna_tools.errors import InputError
 from luna_tools.settings import Parser, split_command_line
@@ -61,7 +61,7 @@ def write_predictions(
                 line["probabilities"] = [None if place < 0 else _short(shares[place]) for place in places]
                 label = [task.labels[tag] for tag in label] or None
             else:
-                names = task.labels or [letter(option) for option in range(len(row["options"]))]
+                names = class_names(task, len(row.get("options", ())))
                 probabilities = softmax(scores[: len(names)].astype(np.float64))
                 line["prediction"] = names[prediction]
                 line["probabilities"] = {name: _short(p) for name, p in zip(names, probabilities, strict=True)}

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     from transformers.utils import logging as transformers_logging
 
     from finetuning.experiments import compare, sweep
-    from finetuning.finetune import finetune
+    from finetuning.finetune import finetune, fit_recipe
     from finetuning.trainer import end_processes, make_training_arguments
 
     transformers_logging.disable_propagation()
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
         elif arguments.run.sweep or arguments.run.sweep_grid:
             sweep(task_names[0], options)
         else:
-            results = finetune(arguments)
+            results = finetune(fit_recipe(arguments))
             if args.should_save:
                 print("\n".join(f"{name}: {value}" for name, value in results.items()))
                 print(f"Saved in {args.output_dir}.")

@@ -56,15 +56,15 @@ def make_training_arguments(arguments: Arguments) -> TrainingArguments:
     Raises:
         InputError: an option that the Trainer does not have or refuses, or that this machine cannot honour.
     """
-    options = arguments.training
+    options, metric = arguments.training, arguments.training.metric_for_best_model
+    metric = best_key(arguments.task) if metric is None else f"eval_{metric.removeprefix('eval_')}"
     values = vars(options) | {
-        "metric_for_best_model": best_metric(arguments),
+        "metric_for_best_model": metric,
+        "greater_is_better": not metric.endswith(("loss", "error")),
         # DeepSpeed finds its own devices.
         "use_cpu": options.use_cpu or not (options.deepspeed or torch.accelerator.is_available()),
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-    if values["greater_is_better"] is None:
-        values["greater_is_better"] = not values["metric_for_best_model"].endswith(("loss", "error"))
     others = values.pop("trainer")
     known = {field.name: field.default for field in fields(TrainingArguments)}
     for name in others:
@@ -88,18 +88,6 @@ def trainer_parser() -> Parser:
     return Parser(PROG, "", TrainingArguments)
 
 
-def best_metric(arguments: Arguments) -> str:
-    """What picks the best checkpoint, as the Trainer logs it; by default the task's metric, not the loss.
-
-    Raises:
-        InputError: the task has no such metric.
-    """
-    task, name = arguments.task, arguments.training.metric_for_best_model
-    if name is None:
-        return best_key(task)
-    return f"eval_{name.removeprefix('eval_')}"
-
-
 def check_launch(world_size: int) -> None:
     """Refuse a launch whose processes do not know of each other: each would train alone."""
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -112,8 +100,8 @@ def check_launch(world_size: int) -> None:
 
 def end_processes() -> None:
     """Leave the processes' group: those that keep a model at exit now and then abort in the backend's own clean-up."""
-    gc.collect()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 
@@ -174,27 +162,33 @@ def constant_loss(task: Task, labels: list) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def mean_loss(log_history: list[dict]) -> float | None:
-    """The mean training loss over all steps of a run, also of one that was interrupted; None where none is logged.
+def mean_loss(log_history: list[dict], after: float = 0, to: float = math.inf) -> float | None:
+    """The mean training loss over the steps of a run, also of one that was interrupted; None where none is logged.
 
     The Trainer's own `train_loss` is the mean over the steps since it was started last.
     """
     logged = [(entry["step"], entry["loss"]) for entry in log_history if "loss" in entry]
-    steps = np.diff([0, *(step for step, _ in logged)])
-    return float(f"{np.average([loss for _, loss in logged], weights=steps):.6g}") if logged else None
+    lengths = np.diff([0, *(step for step, _ in logged)])
+    kept = [(loss, length) for (step, loss), length in zip(logged, lengths, strict=True) if after < step <= to]
+    return float(f"{np.average([loss for loss, _ in kept], weights=[n for _, n in kept]):.6g}") if kept else None
 
 
-def diverged(task: Task, log_history: list[dict], labels: list) -> str | None:
-    """A sentence on a training that ended far above where it began, and above constant predictions; None of any other."""
-    losses = [entry["loss"] for entry in log_history if "loss" in entry]
-    if not losses:
+def loss_remark(task: Task, log_history: list[dict], labels: list, logging_steps: int = 1) -> str | None:
+    """A sentence on a training whose loss ended above where it began; None of any other."""
+    steps = [entry["step"] for entry in log_history if "loss" in entry]
+    if not steps:
         return None
-    last, constant = float(np.mean(losses[-math.ceil(len(losses) / 10) :])), constant_loss(task, labels)
-    if last <= DIVERGED * max(losses[0], constant):
+    # The first and the last steps, between bounds that the log of an interrupted run has as well.
+    began = mean_loss(log_history, to=max(steps[0], logging_steps))
+    ended = mean_loss(log_history, after=0.9 * steps[-1] // logging_steps * logging_steps)
+    if ended is None or ended <= began:
         return None
+    constant = constant_loss(task, labels)
+    has_diverged = ended > DIVERGED * max(began, constant)
+    what, remedy = ("diverged", "lower") if has_diverged else ("has not helped", "change")
     return (
-        f"The training diverged: its loss began at {losses[0]:.4g} and ended at {last:.4g}, where constant predictions have "
-        f"{constant:.4g}: lower learning_rate."
+        f"The training {what}: its loss began at {began:.4g} and ended at {ended:.4g}, where constant predictions have "
+        f"{constant:.4g}: {remedy} learning_rate."
     )
 
 
@@ -236,6 +230,8 @@ class FinetuningTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         has_bars = not self.args.disable_tqdm and sys.stderr.isatty()
+        if has_bars:
+            self.add_callback(Bars())
         self.add_callback(TellProgress(has_bars))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -265,7 +261,7 @@ class FinetuningTrainer(Trainer):
         """Nothing: the library would upload pickles and no card. The finished run is pushed as a whole."""
 
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
-        with told(f"`optim` {self.args.optim.value} cannot be used", "correct --optim or --optim_args"):
+        with told(f"`optim` {self.args.optim.value} cannot be used", "correct --optim or --trainer.optim_args"):
             return super().create_optimizer(*args, **kwargs)
 
     def create_scheduler(self, *args, **kwargs) -> torch.optim.lr_scheduler.LRScheduler:
@@ -369,11 +365,17 @@ class LogAtSaves(TrainerCallback):
         control.should_log |= control.should_save
 
 
-class TellProgress(ProgressCallback):
-    """One readable line per evaluation, and bars between them; in a log, lines that grow rarer, in place of the bars."""
+class Bars(ProgressCallback):
+    """The library's bars, without a dict for each logged loss."""
+
+    def on_log(self, args, state, control, **kwargs):
+        pass
+
+
+class TellProgress(TrainerCallback):
+    """One readable line per evaluation; where there are no bars, as in a log, lines between them that grow rarer."""
 
     def __init__(self, has_bars: bool):
-        super().__init__()
         self.has_bars = has_bars
         self.loss: float | None = None
         self.batches = 0  # of the evaluation under way
@@ -390,29 +392,20 @@ class TellProgress(ProgressCallback):
     def tell_rarely(self, line: str) -> None:
         """Write a line if none was written for 5 seconds, and in long runs for the 50th part of the time so far."""
         now = time.monotonic()
-        if now - self.told > max(5, (now - self.started) / 50):
+        if not self.has_bars and now - self.told > max(5, (now - self.started) / 50):
             self.tell(line)
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        if self.has_bars:
-            super().on_train_begin(args, state, control, **kwargs)
-
     def on_step_end(self, args, state, control, **kwargs):
-        if self.has_bars:
-            super().on_step_end(args, state, control, **kwargs)
-        elif state.is_world_process_zero:
+        if state.is_world_process_zero:
             loss = "" if self.loss is None else f", training loss {self.loss:.4g}"
             self.tell_rarely(f"Step {state.global_step:,} of {state.max_steps:,}{loss}")
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
-        if self.has_bars:
-            super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
-        elif state.is_world_process_zero:
-            self.batches += 1
+        self.batches += 1
+        if state.is_world_process_zero:
             self.tell_rarely(f"Evaluation: batch {self.batches:,} of {len(eval_dataloader):,}")
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        super().on_evaluate(args, state, control, **kwargs)
         self.batches = 0
         if state.is_world_process_zero:
             values = {name: value for name, value in (metrics or {}).items() if not name.endswith(TIMINGS)}
@@ -421,15 +414,10 @@ class TellProgress(ProgressCallback):
             self.tell(f"Epoch {state.epoch or 0:.4g}, step {state.global_step:,} of {state.max_steps:,}: {described}")
 
     def on_predict(self, args, state, control, **kwargs):
-        super().on_predict(args, state, control, **kwargs)
         self.batches = 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.loss = (logs or {}).get("loss", self.loss)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        if self.has_bars:
-            super().on_train_end(args, state, control, **kwargs)
 
 
 # The ends of the names of an evaluation's timings.

@@ -5,10 +5,11 @@
 import functools
 import itertools
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetuning.tasks.reading import (
     Row,
@@ -19,28 +20,28 @@ from finetuning.tasks.reading import (
     need_columns,
     option_id,
     read_parquet,
-    rows_of_batches,
 )
 from finetuning.tasks.task import HIDDEN, Task, TaskData
-from luna_tools.errors import InputError, first_sentence
+from luna_tools.errors import InputError, told
 
-Found = dict[str, tuple[str, Iterator[Row]]]  # split -> its file or folder, and its rows with the columns of the task
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
-class PublishedTask(Task):
+class PublishedTask(Task, ABC):
     """A family says which columns the Hub's rows have, which files the original download, and what the rows of each say."""
 
     # ---- What a family says ----
 
     @property
+    @abstractmethod
     def hub_columns(self) -> tuple[str, ...]:
         """The columns that are read on the Hub."""
-        raise NotImplementedError
 
+    @abstractmethod
     def hub_rows(self, rows: Iterable[Row]) -> Iterator[Row]:
         """The rows of a split as the Hub has them, with the task's columns, `index` and `label`."""
-        raise NotImplementedError
 
     def hub_split(self, split: str) -> tuple[str | None, str]:
         """The configuration on the Hub that has a split, and the split's name there."""
@@ -48,11 +49,15 @@ class PublishedTask(Task):
 
     def original_names(self, split: str) -> tuple[str, ...]:
         """The names that the one file of a split may have in the original download."""
-        raise NotImplementedError
+        return ()
 
+    @abstractmethod
     def original_rows(self, split: str, path: Path) -> Iterator[Row]:
         """The rows of an original file, with the task's columns, `index` and `label`."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def submission(self, decided: "np.ndarray") -> tuple[tuple[str, str], list[str]]:
+        """The header of a submission file, and each row's answer from what `metrics.decide` says of it."""
 
     # ---- What follows from that ----
 
@@ -61,11 +66,13 @@ class PublishedTask(Task):
         return ("train", *self.validation_splits, *self.test_splits)
 
     def load(self, source: Path | None) -> TaskData:
-        found = self._find_on_hub() if source is None else self._find_in_folder(source)
         splits = {}
-        for split, (where, rows) in found.items():
-            hidden_allowed = split in self.test_splits
-            splits[split] = make_dataset(self, where, [self._checked(row, hidden_allowed) for row in rows])
+        for split, paths in self.files(self._download() if source is None else source).items():
+            parquet, hidden_allowed = paths[0].suffix == ".parquet", split in self.test_splits
+            read = self._parquet_rows if parquet else functools.partial(self.original_rows, split)
+            rows = itertools.chain.from_iterable(map(read, paths))
+            checked = [self._checked(row, hidden_allowed) for row in (self.hub_rows(rows) if parquet else rows)]
+            splits[split] = make_dataset(self, str(paths[0] if len(paths) == 1 else paths[0].parent), checked)
         return TaskData(self, splits)
 
     def files(self, source: Path | None) -> dict[str, list[Path]]:
@@ -94,39 +101,15 @@ class PublishedTask(Task):
         places = [parent / name for parent in (folder / self.folder, folder) for name in self.original_names(split)]
         return [path for path in places if path.is_file()][:1]
 
-    def _find_on_hub(self) -> Found:
-        from datasets import load_dataset
-        from datasets.exceptions import DatasetsError
+    def _download(self) -> Path:
+        """The folder with the Hub's parquet files of all splits, in the Hub's own cache."""
+        from huggingface_hub import snapshot_download
 
         name = f"{self.hub_dataset} ({self.hub_config})" if self.hub_config else self.hub_dataset
-        try:
-            configs = dict.fromkeys(self.hub_split(split)[0] for split in self.split_names)
-            loaded = {config: load_dataset(self.hub_dataset, config) for config in configs}
-        except (OSError, ValueError, DatasetsError) as error:
-            raise InputError(
-                f"{name} cannot be read from the Hub ({first_sentence(error)}): check the connection, or give `--data_dir` "
-                f"with the local files of {self.title}."
-            ) from error
-        found = {}
-        for split in self.split_names:
-            config, hub_split = self.hub_split(split)
-            if hub_split in loaded[config]:
-                rows, where = loaded[config][hub_split], f"{name}, split {split}"
-                need_columns(self.hub_columns, rows.column_names, where)
-                found[split] = where, self.hub_rows(rows_of_batches(rows.with_format("arrow").iter(1000), where))
-            elif split not in self.test_splits:
-                raise InputError(f"{name} on the Hub has no split {split!r}: give `--data_dir` with the local files.")
-        return found
-
-    def _find_in_folder(self, folder: Path) -> Found:
-        found = {}
-        for split, paths in self.files(folder).items():
-            parquet = paths[0].suffix == ".parquet"
-            read = self._parquet_rows if parquet else functools.partial(self.original_rows, split)
-            rows = itertools.chain.from_iterable(map(read, paths))
-            where = str(paths[0] if len(paths) == 1 else paths[0].parent)
-            found[split] = where, self.hub_rows(rows) if parquet else rows
-        return found
+        patterns = [self._parquet_pattern(split) for split in self.split_names]
+        remedy = f"check the connection, or give `--data_dir` with the local files of {self.title}"
+        with told(f"{name} cannot be read from the Hub", remedy):
+            return Path(snapshot_download(self.hub_dataset, repo_type="dataset", allow_patterns=patterns))
 
     def _parquet_rows(self, path: Path) -> Iterator[Row]:
         columns, rows = read_parquet(path)

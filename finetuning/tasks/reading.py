@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from finetuning.tasks.task import Task
-from luna_tools.errors import InputError, first_sentence
+from luna_tools.errors import InputError, told
 
 if TYPE_CHECKING:  # imported where they are used: the names of the tasks are known without them
-    import pyarrow as pa
     from datasets import Dataset
 
 FLOAT32_MAX = 3.4028234663852886e38
@@ -156,10 +155,8 @@ def table_lines(path: Path) -> Iterator[Line]:
 
 
 def parse_json(text: str, place: str) -> Any:
-    try:
+    with told(f"{place} is not valid JSON", "correct it"):
         return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place} is not valid JSON ({first_sentence(error)}): correct it.") from error
 
 
 def json_lines(path: Path) -> Iterator[Row]:
@@ -174,28 +171,13 @@ def json_lines(path: Path) -> Iterator[Row]:
 
 def read_parquet(path: Path) -> tuple[list[str], Iterator[Row]]:
     """The columns and the rows of a parquet file."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with told(f"{path} cannot be read as parquet", "give a readable file"):
         file = pq.ParquetFile(path)
         check_unique(file.schema_arrow.names, path)
-        return file.schema_arrow.names, rows_of_batches(file.iter_batches(), str(path))
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read as parquet ({first_sentence(error)}): give a readable file.") from error
-
-
-def rows_of_batches(batches: "Iterable[pa.RecordBatch | pa.Table]", where: str) -> Iterator[Row]:
-    import pyarrow as pa
-
-    number = 0
-    try:
-        for batch in batches:
-            for columns in batch.to_pylist():
-                number += 1
-                yield Row(f"{where}, row {number}", columns)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{where} cannot be read ({first_sentence(error)}): download it again.") from error
+        rows = file.read().to_pylist()
+    return file.schema_arrow.names, (Row(f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def check_unique(columns: list[str], path: Path) -> None:

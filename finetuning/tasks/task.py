@@ -3,12 +3,12 @@
 """What all tasks have in common. A family extends `Task` by how its rows are read and what its benchmark wants submitted."""
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    import numpy as np
     from datasets import Dataset
 
     from finetuning.encoding import Encoder
@@ -19,13 +19,13 @@ HIDDEN = {"classification": -1, "multiple_choice": -1, "regression": math.nan, "
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(ABC):
     """One task. Splits, columns and labels are named as on the Hub, whatever the files on disk call them."""
 
     name: str
     kind: TaskKind
     metrics: tuple[str, ...]  # names in `metrics.METRICS`, as they are reported; the first picks the best checkpoint
-    recipes: tuple[str, ...]  # files below `recipes/`; the folder is the recipe's name
+    recipes: tuple[str, ...]  # files below `recipes/`, besides the one for all tasks; the folder is the recipe's name
     grid: str  # file below `grids/`: the sweep
     title: str = ""  # as papers write it
     hub_dataset: str | None = None
@@ -51,6 +51,7 @@ class Task:
             return ("words",)
         return ("text", "text_pair") if len(self.text_columns) == 2 else ("text",)
 
+    @abstractmethod
     def load(self, source: Any) -> "TaskData":
         """Read all splits from what the family reads: a folder or the Hub (None), or the user's files.
 
@@ -61,11 +62,10 @@ class Task:
         Raises:
             InputError: a file, a column or a row is missing or wrong, or the Hub can't be reached.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def files(self, source: Any) -> dict[str, list[Path]]:
         """The local files that `load` reads, by split; none where the data comes from the Hub."""
-        raise NotImplementedError
 
     def encoder(self) -> "type[Encoder]":
         """The form of the inputs and their batches: the kind's, or the family's own."""
@@ -75,10 +75,7 @@ class Task:
 
     def check_submission(self, data: "TaskData") -> None:
         """Refuse test rows that the benchmark's server would take for others. Most servers go by the rows' ids."""
-
-    def submission(self, decided: "np.ndarray") -> tuple[tuple[str, str], list[str]]:
-        """The header of a submission file, and each row's answer from what `metrics.decide` says of it."""
-        raise NotImplementedError
+        return
 
 
 @dataclass(frozen=True)
@@ -92,3 +89,8 @@ class TaskData:
 def letter(option: int) -> str:
     """A for the option 0."""
     return chr(ord("A") + option)
+
+
+def class_names(task: Task, count: int) -> list[str]:
+    """What the ids of classes, tags or options mean, of so many options."""
+    return list(task.labels or map(letter, range(count)))

@@ -122,7 +122,8 @@ def spread(values: list[float]) -> str:
 
 def report(splits: dict, scores: dict[str, tuple[float, float]], runs: dict[str, list[dict]], num_seeds: int) -> str:
     """The table, and what it was made from, as markdown."""
-    from finetuning.experiments import POOLING_NAMES, markdown_table, percent
+    from finetuning.experiments import POOLING_NAMES, percent
+    from luna_tools.cards import table
 
     rows = [[name, "", *("" for _ in range(num_seeds)), percent(a), percent(f)] for name, (a, f) in scores.items()]
     for start, entries in runs.items():
@@ -135,7 +136,8 @@ def report(splits: dict, scores: dict[str, tuple[float, float]], runs: dict[str,
             )
     header = ["model", "weights", *(f"seed {i}" for i in range(num_seeds)), "test accuracy", "macro F1"]
     counts = ", ".join(f"{len(rows)} {split}" for split, rows in splits.items())
-    return f"""{markdown_table(header, rows)}
+    return f"""{table(header, rows)}
+
 In %, on the test rows; mean ± standard deviation over {num_seeds} seeds. {counts.capitalize()} rows of
 {len(FAMILIES)} equally frequent families, from the docstrings of Python {platform.python_version()}.
 """

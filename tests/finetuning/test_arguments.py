@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 
-from finetuning.arguments import RECIPES, TASK_NAMES, parse, share_batch, split_command_line
+from finetuning.arguments import RECIPES, SMALL_RECIPE, TASK_NAMES, parse, split_command_line
 from finetuning.run import main
 from finetuning.tasks import TASKS, custom_task
 from luna_tools.errors import InputError
@@ -65,20 +65,15 @@ def test_a_recipe_has_the_published_numbers(recipe, task_name, row):
 
 def test_every_recipe_is_some_task_s_and_every_value_of_it_is_read():
     tasks = TASKS | {"custom": custom_task("classification")}
-    named = {file for task in tasks.values() for file in task.recipes}
+    named = {file for task in tasks.values() for file in task.recipes} | {SMALL_RECIPE}
     assert named == {str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml")}
     for name, task in tasks.items():
-        for file in task.recipes:
+        for file in (*task.recipes, SMALL_RECIPE):
             arguments = parsed(name, "--recipe", file.split("/")[0], "--total_train_batch_size", "32")
             values = vars(arguments.model) | vars(arguments.data) | vars(arguments.run) | vars(arguments.training)
             for option, value in yaml.safe_load((RECIPES / file).read_text()).items():
                 if "batch_size" not in option:
                     assert values[option] == (float(value) if option in NUMBERS_AS_TEXT else value), option
-
-
-def test_no_recipe_leaves_the_trainer_s_defaults():
-    arguments = parsed("sst2", "--recipe", "none")
-    assert arguments.training.learning_rate == 5e-5 and arguments.model.hidden_dropout_prob is None
 
 
 @pytest.mark.parametrize("suffix", [".yaml", ".json"])
@@ -93,24 +88,22 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_recipe(tmp_pa
     assert arguments.data.class_names == ["a", "b"] and arguments.data.data_dir is None
     assert arguments.training.adam_beta2 == 0.98 and arguments.training.output_dir == "runs/finetuning/custom"
     assert {"learning_rate", "weight_decay", "do_predict"} <= arguments.given and "adam_beta2" not in arguments.given
-
-
-def test_a_negated_option_counts_as_given():
     assert {"do_train", "group_by_length"} <= parsed("sst2", "--no_do_train", "--group-by-length=False").given
+    arguments = parsed("sst2", "--recipe", "none")
+    assert arguments.training.learning_rate == 5e-5 and arguments.model.hidden_dropout_prob is None
+    assert split_command_line(["cola", "rte", "--seed", "3"]) == (["cola", "rte"], ["--seed", "3"])
+    assert split_command_line(["custom", "--train_file", "a.json"]) == (["custom"], ["--train_file", "a.json"])
 
 
 @pytest.mark.parametrize(
     ("total", "per_device", "processes", "size", "steps"),
     [(32, 32, 1, 32, 1), (32, 8, 2, 8, 2), (24, 16, 1, 12, 2), (7, 4, 1, 1, 7), (4, 16, 2, 2, 1), (64, 4, 1, 4, 16)],
 )
-def test_the_total_batch_is_divided_into_the_largest_parts(total, per_device, processes, size, steps):
-    arguments = parsed("sst2", "--recipe", "none", "--per_device_train_batch_size", str(per_device))
-    arguments.run.total_train_batch_size = total
-    training = share_batch(arguments.run, arguments.training, processes)
+def test_the_total_batch_is_divided_into_the_largest_parts(total, per_device, processes, size, steps, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    sizes = {"--total_train_batch_size": total, "--per_device_train_batch_size": per_device}
+    training = parsed("sst2", "--recipe", "none", *(str(token) for pair in sizes.items() for token in pair)).training
     assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (size, steps)
-
-
-def test_an_indivisible_batch_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(InputError, match="`total_train_batch_size` is 32, which 3 processes cannot share equally"):
         parsed("sst2")
@@ -122,11 +115,6 @@ def test_options_that_one_of_the_tasks_reads_are_for_all():
     assert [parse(name, options, tasks).task.name for name in tasks] == list(tasks)
     with pytest.raises(InputError, match="`max_option_length` was given, but sst2 .* or custom .* does not read it"):
         parse("sst2", options, tasks[:2])
-
-
-def test_tasks_come_before_the_options():
-    assert split_command_line(["cola", "rte", "--seed", "3"]) == (["cola", "rte"], ["--seed", "3"])
-    assert split_command_line(["custom", "--train_file", "a.json"]) == (["custom"], ["--train_file", "a.json"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -156,12 +144,13 @@ def test_help_and_wrong_arguments_are_answered_without_torch():
 
 
 def test_the_usage_is_short_and_the_help_is_of_this_program_alone(capsys):
-    main([])
-    usage = capsys.readouterr().out
-    main(["--help"])
-    help_text = capsys.readouterr().out
+    texts = []
+    for argv in ([], ["--help"]):
+        main(argv)
+        texts.append(capsys.readouterr().out)
+    usage, help_text = texts
     assert len(usage.splitlines()) <= 15 and max(map(len, usage.splitlines())) <= 125
-    for text in (*TASK_NAMES, "table9", "official"):
+    for text in (*TASK_NAMES, "table9", "official", "small"):
         assert text in usage and text in help_text
     assert "--classifier_pooling" in help_text and "--trainer.NAME" in help_text and "--torch_compile" not in help_text
     assert len(help_text.splitlines()) < 300

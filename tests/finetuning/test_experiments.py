@@ -7,20 +7,18 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig
 
 from finetuning.experiments import compare, sweep
 from finetuning.finetune import finetune
 from finetuning.trainer import best_key
 from luna_tools.errors import InputError
-from tests.support.finetuning import FAST, outcome, read_results, to_options, write_checkpoint
+from tests.support.finetuning import outcome, read_results, run_main, to_options, write_checkpoint
 from tests.support.published_files import write_published
 
 
 @pytest.fixture
-def options(checkpoint, sst2, tmp_path):
-    values = FAST | {"model_name_or_path": checkpoint, "data_dir": sst2, "output_dir": tmp_path / "out"}
-    return to_options(**values | {"learning_rate": None})  # which the grids set
+def options(values, tmp_path):
+    return to_options(**values | {"learning_rate": None, "output_dir": tmp_path / "out"})  # the grids set the rate
 
 
 @pytest.fixture
@@ -39,14 +37,16 @@ def grid(tmp_path):
 
 
 class FakeRuns:
-    """Stands for `finetune`: remembers the arguments and gives the scores of a list, in order."""
+    """Stands for `finetune`: remembers the arguments and gives the scores of a list, in order; of tests, half of them."""
 
-    def __init__(self, scores):
-        self.scores, self.calls = iter(scores), []
+    def __init__(self, scores, has_tests=False):
+        self.scores, self.has_tests, self.calls = iter(scores), has_tests, []
 
     def __call__(self, arguments):
         self.calls.append(arguments)
-        return {best_key(arguments.task): next(self.scores)}
+        score = next(self.scores)
+        test = {f"test_{arguments.task.best_metric}": score / 2} if self.has_tests else {}
+        return {best_key(arguments.task): score} | test
 
 
 def table_rows(text):
@@ -61,15 +61,22 @@ def table_rows(text):
 QA_GRID = [(b, r, d) for b in (16, 32) for r in (1e-5, 2e-5, 3e-5) for d in (0.0, 0.1, 0.2)]
 
 
-@pytest.mark.parametrize(
-    ("task_name", "settings"),
-    [("mnli", [(b, r, 0.1) for b in (16, 32) for r in (5e-6, 1e-5, 2e-5)]), ("race-high", QA_GRID), ("csqa", QA_GRID)],
-)
-def test_the_grids_are_the_paper_s(task_name, settings, checkpoint, tmp_path):
-    runs = FakeRuns([0.5] * len(settings))
-    sweep(task_name, to_options(model_name_or_path=checkpoint, output_dir=tmp_path), runs)
-    values = [(a.run.total_train_batch_size, a.training.learning_rate, a.model.hidden_dropout_prob) for a in runs.calls]
-    assert values == settings
+def test_the_grids_are_the_paper_s(checkpoints, tmp_path, caplog):
+    glue = [(b, r, 0.1) for b in (16, 32) for r in (5e-6, 1e-5, 2e-5)]
+    no_dropout = [(b, r, None) for b, r, d in QA_GRID if d == 0.0]  # ModernBERT calls its dropouts otherwise
+    for task_name, architecture, settings in (
+        *(("mnli", "luna", glue), ("race-high", "luna", QA_GRID), ("csqa", "luna", QA_GRID)),
+        ("race", "modernbert", no_dropout),
+    ):
+        runs = FakeRuns([0.5] * len(settings))
+        options = {"model_name_or_path": checkpoints[architecture], "output_dir": tmp_path / task_name}
+        path = sweep(task_name, to_options(**options), runs)
+        found = [(a.run.total_train_batch_size, a.training.learning_rate, a.model.hidden_dropout_prob) for a in runs.calls]
+        left_out = "The grid's hidden_dropout_prob does not apply to modernbert, and is left out."
+        assert (left_out in caplog.messages) == (architecture == "modernbert")
+        assert [call[:2] for call in found] == [setting[:2] for setting in settings]
+        assert architecture != "luna" or found == settings
+    assert table_rows(path.read_text())[0] == ["run", "total_train_batch_size", "learning_rate", "seed", "eval_accuracy"]
 
 
 def test_the_table_has_every_run_and_each_setting_s_median_and_maximum(options, grid, tmp_path, capsys):
@@ -81,10 +88,9 @@ def test_the_table_has_every_run_and_each_setting_s_median_and_maximum(options, 
     assert folders[0] == "learning_rate_0.001-seed_5" and len(set(folders)) == 6
     rows = table_rows(path.read_text())
     assert rows[0] == ["run", "learning_rate", "seed", "eval_accuracy"]
-    assert rows[2:8] == [
-        [folder, rate, seed, f"{100 * score:.2f}"]
-        for folder, rate, seed, score in zip(folders, ["0.001"] * 3 + ["0.002"] * 3, "567567", scores, strict=True)
-    ]
+    rates = ["0.001"] * 3 + ["0.002"] * 3
+    cells = zip(folders, rates, "567567", [f"{100 * score:.2f}" for score in scores], strict=True)
+    assert rows[2:8] == [list(row) for row in cells]
     assert rows[8] == ["learning_rate", "median", "maximum"]
     assert rows[10:] == [["0.002", "61.00", "67.00"], ["0.001", "50.00", "90.00"]]
     assert path.read_text() in capsys.readouterr().out
@@ -93,10 +99,9 @@ def test_the_table_has_every_run_and_each_setting_s_median_and_maximum(options, 
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(options, grid):
-    options = [*options, *grid, "--num_seeds", "2", "--num_train_epochs", "1"]
-    trained = []
+    options, trained = [*options, *grid, "--max_steps", "2"], []
 
-    def run_one(arguments, limit=2):
+    def run_one(arguments, limit=1):
         if not (Path(arguments.training.output_dir) / "all_results.json").exists():
             if len(trained) == limit:
                 raise KeyboardInterrupt
@@ -105,32 +110,11 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(options, grid):
 
     with pytest.raises(KeyboardInterrupt):
         sweep("sst2", options, run_one)
-    before = {folder: outcome(folder) for folder in trained}
+    before = outcome(trained[0])
     path = sweep("sst2", options, lambda arguments: run_one(arguments, limit=9))
-    assert len(trained) == len(set(trained)) == 4
-    assert {folder: outcome(folder) for folder in before} == before
+    assert len(trained) == len(set(trained)) == 2 and outcome(trained[0]) == before
     scores = [read_results(folder)["eval_accuracy"] for folder in trained]
-    assert [row[3] for row in table_rows(path.read_text())[2:6]] == [f"{100 * score:.2f}" for score in scores]
-
-
-def test_what_the_model_does_not_have_is_left_out_of_the_grid(checkpoints, tmp_path, caplog):
-    """ModernBERT calls its dropouts otherwise."""
-    runs = FakeRuns([0.5] * 6)
-    path = sweep("race", to_options(model_name_or_path=checkpoints["modernbert"], output_dir=tmp_path), runs)
-    found = [(a.run.total_train_batch_size, a.training.learning_rate) for a in runs.calls]
-    assert found == list(itertools.product((16, 32), (1e-5, 2e-5, 3e-5)))
-    assert caplog.messages[0] == "The grid's hidden_dropout_prob does not apply to modernbert, and is left out."
-    assert table_rows(path.read_text())[0] == ["run", "total_train_batch_size", "learning_rate", "seed", "eval_accuracy"]
-
-
-def test_a_wrong_value_anywhere_in_the_grid_is_refused_before_the_first_run(options, grid, tmp_path):
-    runs = FakeRuns([])
-    (tmp_path / "grid.yaml").write_text("learning_rate: [1e-3, fast]\n")
-    with pytest.raises(InputError, match="`learning_rate` is 'fast'"):
-        sweep("sst2", [*options, *grid], runs)
-    with pytest.raises(InputError, match="^`learning_rate` was given, but the runs differ in it: leave it out"):
-        sweep("sst2", [*options, "--sweep", "--learning_rate", "1"], runs)
-    assert not runs.calls
+    assert [row[3] for row in table_rows(path.read_text())[2:4]] == [f"{100 * score:.2f}" for score in scores]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -139,21 +123,28 @@ def test_a_wrong_value_anywhere_in_the_grid_is_refused_before_the_first_run(opti
 
 def test_heads_are_compared_in_the_layout_of_table_3(several, capsys):
     scores = [0.1, 0.2, 0.3, 0.5, 0.2, 0.4, 0.6, 0.8]  # cola: cls twice, P twice; then sst2
-    runs = FakeRuns(scores)
+    runs = FakeRuns(scores, has_tests=True)
     path = compare(["cola", "sst2"], [*several, "--compare", "cls", "packed", "--num_seeds", "2"], runs)
     made = [(a.task.name, a.model.classifier_pooling, a.training.seed) for a in runs.calls]
     assert made == list(itertools.product(("cola", "sst2"), ("cls", "packed_mean"), (42, 43)))
     assert len({a.training.output_dir for a in runs.calls}) == 8
     text = path.read_text()
+    head = [["Models", "CoLA", "SST-2", "Avg."], ["---"] * 4]
     assert table_rows(text) == [
-        ["Models", "CoLA", "SST-2", "Avg."],
-        ["---", "---:", "---:", "---:"],
+        *head,
         ["Luna-4, [CLS]", "15.00 ± 7.07", "30.00 ± 14.14", "22.50"],
         ["Luna-4, P", "40.00 ± 14.14", "70.00 ± 14.14", "55.00"],
+        *head,
+        ["Luna-4, [CLS]", "7.50 ± 3.54", "15.00 ± 7.07", "11.25"],
+        ["Luna-4, P", "20.00 ± 7.07", "35.00 ± 7.07", "27.50"],
     ]
     assert "CoLA: eval_matthews_correlation, SST-2: eval_accuracy, in %; mean ± standard deviation over 2 seed(s)." in text
+    assert "CoLA: test_matthews_correlation, SST-2: test_accuracy, in %; mean ± standard" in text
     assert text in capsys.readouterr().out
-    path = compare(["sst2", "mrpc", "stsb"], [*several, "--compare", "cls", "mean"], FakeRuns([0.5] * 6))
+    heads = ["cls", "packed", "packed_max", "packed_attention", "mean"]
+    path = compare(["sst2", "mrpc", "stsb"], [*several, "--compare", *heads], FakeRuns([0.5] * 15))
+    names = ["Luna-4, [CLS]", "Luna-4, P", "Luna-4, P, max", "Luna-4, P, attention", "Luna-4, mean of tokens"]
+    assert [row[0] for row in table_rows(path.read_text())[2:]] == names
     assert "SST-2: eval_accuracy, MRPC: eval_accuracy, STS-B: eval_pearson, in %; mean over 1 seed(s)." in path.read_text()
 
 
@@ -187,33 +178,38 @@ def test_checkpoints_are_compared_whatever_their_folders_are_called(options, tmp
         ("sst2", "--compare cls mean --classifier_pooling cls", "`classifier_pooling` was given, but the runs differ"),
         ("sst2", "--compare cls mean --no_do_eval", "Runs are compared by their evaluation: give"),
         ("sst2", "--compare cls mean --output_dir {foreign}", "seed_42 holds files that are not a run of this program"),
+        ("sst2", "--sweep_grid {grid}", "`learning_rate` is 'fast'"),
+        ("sst2", "--sweep --learning_rate 1", "^`learning_rate` was given, but the runs differ in it: leave it out"),
     ],
 )
-def test_a_wrong_comparison_is_refused_before_the_first_run(tasks, changes, sentence, options, checkpoints, tmp_path):
+def test_wrong_runs_are_refused_before_the_first_one(tasks, changes, sentence, options, checkpoints, tmp_path):
     (tmp_path / "classifier_pooling_mean-seed_42").mkdir()
     (tmp_path / "classifier_pooling_mean-seed_42" / "thesis.txt").touch()
+    (tmp_path / "wrong.yaml").write_text("learning_rate: [1e-3, fast]\n")
+    options = [*options, *changes.format(**checkpoints, foreign=tmp_path, grid=tmp_path / "wrong.yaml").split()]
     runs = FakeRuns([])
     with pytest.raises(InputError, match=sentence):
-        compare(tasks.split(), [*options, *changes.format(**checkpoints, foreign=tmp_path).split()], runs)
+        sweep(tasks, options, runs) if "sweep" in changes else compare(tasks.split(), options, runs)
     assert not runs.calls
 
 
-def test_real_contestants_train_under_equal_seeds(options, tmp_path):
-    options = [*options, "--compare", "cls", "packed_max", "packed_attention", "mean", "packed"]
-    path = compare(["sst2"], [*options, "--max_steps", "2"])
-    folders = [entry["folder"] for entry in json.loads((tmp_path / "out" / "compare.json").read_text())["runs"]]
-    poolings = [AutoConfig.from_pretrained(tmp_path / "out" / folder).classifier_pooling for folder in folders]
-    assert poolings == ["cls", "packed_max", "packed_attention", "mean", "packed_mean"]
-    names = ["Luna-4, [CLS]", "Luna-4, P, max", "Luna-4, P, attention", "Luna-4, mean of tokens", "Luna-4, P"]
-    scores = [read_results(tmp_path / "out" / folder)["eval_accuracy"] for folder in folders]
-    expected = [[name, f"{100 * score:.2f}", f"{100 * score:.2f}"] for name, score in zip(names, scores, strict=True)]
-    assert table_rows(path.read_text())[2:] == expected
+def test_real_contestants_train_under_equal_seeds(values, tmp_path, capsys, caplog):
+    assert run_main("sst2", *to_options(**values | {"compare": ["cls", "packed"], "max_steps": 1})) == 0
+    text = (tmp_path / "run" / "compare.md").read_text()
+    assert text in capsys.readouterr().out
+    runs = json.loads((tmp_path / "run" / "compare.json").read_text())["runs"]
+    configs = [json.loads((tmp_path / "run" / run["folder"] / "config.json").read_text()) for run in runs]
+    assert [config["classifier_pooling"] for config in configs] == ["cls", "packed_mean"]
+    scores = [f"{100 * read_results(tmp_path / 'run' / run['folder'])['eval_accuracy']:.2f}" for run in runs]
+    names = ["Luna-4, [CLS]", "Luna-4, P"]
+    assert table_rows(text)[2:] == [[name, score, score] for name, score in zip(names, scores, strict=True)]
+    assert sum(line.startswith("Run 2 of 2") for line in caplog.messages) == 1
 
 
 @pytest.mark.slow
-def test_published_files_for_a_comparison_of_tasks_lie_in_one_folder(checkpoint, tmp_path):
+def test_published_files_for_a_comparison_of_tasks_lie_in_one_folder(values, tmp_path):
     for name in ("rte", "wnli"):
         write_published(name, tmp_path / "glue", "original")
-    values = FAST | {"model_name_or_path": checkpoint, "data_dir": tmp_path / "glue", "output_dir": tmp_path / "out"}
-    compare(["rte", "wnli"], to_options(**values | {"num_train_epochs": 1, "compare": ["cls", "packed"]}))
-    assert len(list((tmp_path / "out").glob("*/*/all_results.json"))) == 4
+    values |= {"data_dir": tmp_path / "glue", "num_train_epochs": 1, "compare": ["cls", "packed"]}
+    compare(["rte", "wnli"], to_options(**values))
+    assert len(list((tmp_path / "run").glob("*/*/all_results.json"))) == 4

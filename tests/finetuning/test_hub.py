@@ -22,9 +22,8 @@ def hub(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def options(checkpoint, sst2, tmp_path):
-    paths = {"model_name_or_path": checkpoint, "data_dir": sst2, "output_dir": tmp_path / "run"}
-    return paths | {"push_to_hub": True, "hub_model_id": "org/sst2", "max_option_length": None}
+def options(values):
+    return values | {"push_to_hub": True, "hub_model_id": "org/sst2", "max_steps": 2}
 
 
 @pytest.mark.slow

@@ -2,10 +2,8 @@
 # Licensed under the Apache License, Version 2.0.
 """Every metric against its formula on counts, written out here, and against published and hand-counted values."""
 
-import logging
 import math
 from dataclasses import replace
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -20,13 +18,8 @@ CLASSES = custom_task("classification", ("text",), ("a", "b", "c"))
 REGRESSION = custom_task("regression", ("text",))
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 TAGGING = custom_task("token_classification", labels=TAGS)
-ALL_TASKS = [
-    *TASKS.values(),
-    CLASSES,
-    REGRESSION,
-    custom_task("multiple_choice"),
-    replace(TAGGING, labels=("noun", "verb", "other")),
-]
+ALL_TASKS = [*TASKS.values(), CLASSES, REGRESSION, custom_task("multiple_choice")]
+ALL_TASKS += [replace(TAGGING, labels=("noun", "verb", "other"))]
 
 
 # ---- The oracle: the formulas, on arrays of predictions and labels ----
@@ -58,14 +51,6 @@ ORACLE = {
 }
 
 
-def _check(task, logits, labels, predictions, references):
-    metrics = compute_metrics(task, logits, labels)
-    assert tuple(metrics) == task.metrics
-    for name, value in metrics.items():
-        assert type(value) is float
-        assert value == pytest.approx(ORACLE[name](predictions, references), rel=0, abs=1e-9), name
-
-
 @given(st.data())
 @settings(deadline=None, max_examples=100)
 def test_metrics_follow_their_formulas(data):
@@ -74,27 +59,28 @@ def test_metrics_follow_their_formulas(data):
     classes = len(task.labels) if task.labels else 5
     values = st.integers(0, classes - 1) if task.kind != "regression" else st.integers(-20, 20).map(lambda value: value / 4)
     predictions, labels = (np.array(data.draw(st.lists(values, min_size=rows, max_size=rows))) for _ in range(2))
+    kept, shape = np.full(rows, True), (rows,)
     if task.kind == "regression":
         assume(np.ptp(predictions) and np.ptp(labels))
-        shape = data.draw(st.sampled_from([(rows,), (rows, 1)]))
-        _check(task, predictions.astype(np.float32).reshape(shape), labels, predictions, labels)
-    elif task.kind == "token_classification":
-        kept = np.array(data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows).filter(any)))
-        shape = (2, rows // 2) if rows % 2 == 0 else (1, rows)
-        logits, padded = np.eye(classes)[predictions], np.where(kept, labels, -100)
-        _check(task, logits.reshape(*shape, classes), padded.reshape(shape), predictions[kept], labels[kept])
+        logits = predictions.astype(np.float32).reshape(data.draw(st.sampled_from([(rows,), (rows, 1)])))
     else:
-        _check(task, np.eye(classes)[predictions], labels, predictions, labels)
+        if task.kind == "token_classification":
+            kept = np.array(data.draw(st.lists(st.booleans(), min_size=rows, max_size=rows).filter(any)))
+            shape = (2, rows // 2) if rows % 2 == 0 else (1, rows)
+        logits = np.eye(classes)[predictions].reshape(*shape, classes)
+    metrics = compute_metrics(task, logits, np.where(kept, labels, -100).reshape(shape))
+    assert tuple(metrics) == task.metrics
+    for name, value in metrics.items():
+        assert type(value) is float
+        assert value == pytest.approx(ORACLE[name](predictions[kept], labels[kept]), rel=0, abs=1e-9), name
 
 
 # ---- Published values, and cases counted by hand ----
 
 # Cats (1) and dogs (0) of Wikipedia's article on the confusion matrix: 6 hits, 2 missed, 1 wrong, 3 right dogs.
 CATS = [1] * 8 + [0] * 4, [1] * 6 + [0] * 2 + [1] + [0] * 3
-ANSCOMBE = (
-    [10, 8, 13, 9, 11, 14, 6, 4, 12, 7, 5],
-    [8.04, 6.95, 7.58, 8.81, 8.33, 9.96, 7.24, 4.26, 10.84, 4.82, 5.68],
-)
+ANSCOMBE_X = [10, 8, 13, 9, 11, 14, 6, 4, 12, 7, 5]
+ANSCOMBE_Y = [8.04, 6.95, 7.58, 8.81, 8.33, 9.96, 7.24, 4.26, 10.84, 4.82, 5.68]
 IQ_AND_HOURS = [106, 100, 86, 101, 99, 103, 97, 113, 112, 110], [7, 27, 2, 50, 28, 29, 20, 12, 6, 17]
 
 
@@ -106,7 +92,7 @@ IQ_AND_HOURS = [106, 100, 86, 101, 99, 103, 97, 113, 112, 110], [7, 27, 2, 50, 2
         ("matthews_correlation", *CATS, 16 / math.sqrt(7 * 8 * 4 * 5)),
         ("f1_macro", *CATS, (12 / 15 + 6 / 9) / 2),
         ("f1_macro", [0, 0, 1, 2], [0, 1, 1, 1], (2 / 3 + 1 / 2 + 0) / 3),
-        ("pearson", *ANSCOMBE, 0.81642051634484),
+        ("pearson", ANSCOMBE_X, ANSCOMBE_Y, 0.81642051634484),
         ("spearmanr", *IQ_AND_HOURS, -29 / 165),
         ("spearmanr", [1, 2, 2, 3], [1, 2, 3, 4], 4.5 / math.sqrt(4.5 * 5)),
         ("mean_squared_error", [1, 2, 3], [1, 4, 0], 13 / 3),
@@ -134,24 +120,14 @@ def test_entities(labels, predictions, tags, entities):
     padded = np.array([[-100, *row, *[-100] * (length - 1 - len(row))] for row in labels])
     decided = np.array([[BP, *row, *[IP] * (length - 1 - len(row))] for row in predictions])
     metrics = compute_metrics(TAGGING, np.eye(5)[decided], padded)
-    assert tuple(metrics) == metric_names(TAGGING)
     right, predicted, there = entities
-    expected = {"accuracy": Fraction(*tags), "entity_precision": Fraction(right, max(predicted, 1))}
-    expected |= {
-        "entity_recall": Fraction(right, max(there, 1)),
-        "entity_f1": Fraction(2 * right, max(predicted + there, 1)),
-    }
-    assert {name: metrics[name] for name in expected} == pytest.approx({k: float(v) for k, v in expected.items()})
+    counts = {"accuracy": tags, "entity_precision": (right, predicted), "entity_recall": (right, there)}
+    counts |= {"entity_f1": (2 * right, predicted + there)}
+    expected = {name: part / max(whole, 1) for name, (part, whole) in counts.items()}
+    assert tuple(metrics) == metric_names(TAGGING) and metrics == pytest.approx(metrics | expected)
 
 
 # ---- What is odd ----
-
-
-@pytest.mark.parametrize("shape", [(6,), (6, 1)])
-def test_shapes_of_regression_scores(shape):
-    values = np.array([0.5, 3, 1, 4, 2, 5], np.float32)
-    decided = decide(TASKS["stsb"], values.reshape(shape))
-    assert decided.dtype == np.float64 and decided.tolist() == values.tolist()
 
 
 @pytest.mark.parametrize(
@@ -162,17 +138,16 @@ def test_correlations_of_constants_are_zero(predictions, labels, which, error, c
     """A NaN would never be the best checkpoint's metric, nor would the Trainer say why."""
     metrics = compute_metrics(REGRESSION, np.array(predictions, np.float32), np.array(labels, np.float64))
     assert metrics == {"pearson": 0.0, "spearmanr": 0.0, "mean_squared_error": pytest.approx(error)}
-    [record] = caplog.records
-    assert record.levelno == logging.WARNING
-    assert record.message.startswith(f"All {len(predictions)} {which} are the same")
+    [message] = caplog.messages
+    assert message.startswith(f"All {len(predictions)} {which} are the same")
 
 
-def test_classes_that_do_not_occur(recwarn):
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_classes_that_do_not_occur():
     logits = np.eye(2)[[0, 0, 0]]
-    assert compute_metrics(TASKS["cola"], logits, np.array([1, 0, 1])) == {"matthews_correlation": 0.0}
-    assert compute_metrics(TASKS["cola"], logits, np.array([0, 0, 0])) == {"matthews_correlation": 0.0}
+    for labels in ([1, 0, 1], [0, 0, 0]):
+        assert compute_metrics(TASKS["cola"], logits, np.array(labels)) == {"matthews_correlation": 0.0}
     assert compute_metrics(TASKS["mrpc"], logits, np.array([0, 0, 0])) == {"accuracy": 1.0, "f1": 0.0}
-    assert not [warning for warning in recwarn if issubclass(warning.category, UserWarning)]
 
 
 def test_a_missing_option_is_never_chosen():
@@ -189,19 +164,16 @@ def test_names():
     assert metric_names(TASKS["mrpc"]) == ("accuracy", "f1")
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["cola", "race"])
-def test_scores_that_are_no_numbers(name, value):
-    logits = np.zeros((3, 2), np.float32)
-    logits[1] = value
-    with pytest.raises(InputError, match=r"NaN or infinite in 1 of 3 rows, .* lower learning_rate\.$"):
-        compute_metrics(TASKS[name], logits, np.zeros(3, int))
-
-
-@pytest.mark.parametrize(
-    ("task", "logits", "labels"),
-    [(TASKS["sst2"], np.zeros((0, 2)), np.zeros(0, int)), (TAGGING, np.zeros((1, 2, 5)), np.full((1, 2), -100))],
+BROKEN, NOTHING = (
+    r"NaN or infinite in 1 of 3 rows, .* lower learning_rate\.$",
+    "^There is nothing to evaluate.*give labelled",
 )
-def test_no_labels(task, logits, labels):
-    with pytest.raises(InputError, match=r"^There is nothing to evaluate.*give labelled data\.$"):
-        compute_metrics(task, logits, labels)
+WRONG = [(TASKS["cola"], np.array([[0, 1], [value] * 2, [0, 1]]), [0, 1, 0], BROKEN) for value in (np.nan, np.inf, -np.inf)]
+WRONG += [(TASKS["race"], np.array([[0, 1], [np.nan, 0], [0, 1]]), [0, 1, 0], BROKEN)]
+WRONG += [(TASKS["sst2"], np.zeros((0, 2)), [], NOTHING), (TAGGING, np.zeros((1, 2, 5)), [[-100, -100]], NOTHING)]
+
+
+@pytest.mark.parametrize(("task", "logits", "labels", "sentence"), WRONG)
+def test_wrong_scores_and_labels(task, logits, labels, sentence):
+    with pytest.raises(InputError, match=sentence):
+        compute_metrics(task, logits, np.array(labels, int))

@@ -1,19 +1,18 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
+"""What a model predicts, line by line, and the files that the benchmarks' servers want."""
 
-import json
 import zipfile
 
 import numpy as np
 import pytest
 from datasets import Dataset
-from scipy.special import softmax
 
-from finetuning.predictions import merge_submissions, write_predictions, write_submission
+from finetuning.predictions import write_predictions, write_submission
 from finetuning.tasks import TASKS, TaskData, custom_task
 from finetuning.tasks.glue import GLUE_FILES, GLUE_TASKS
 from luna_tools.command_line import main as luna
-from luna_tools.errors import InputError
+from tests.support.finetuning import read_lines
 
 GLUE = "index\tprediction"
 SUBMISSIONS = [  # what the servers want: task, files, header, the answers of the classes or options 0, 1, 2
@@ -45,10 +44,6 @@ def _logits(task, seed, rows=7):
     if task.kind == "regression":
         return random.normal(2.5, 9, (rows, 1)).astype(np.float32)
     return random.normal(size=(rows, len(task.labels or "ABCD"))).astype(np.float32)
-
-
-def _lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _submit(folder, task):
@@ -87,50 +82,39 @@ def test_a_test_split_that_is_not_there_is_left_out(tmp_path):
         assert archive.namelist() == ["MNLI-m.tsv", "MNLI-mm.tsv"]
 
 
-def test_equal_predictions_make_equal_zips(tmp_path, monkeypatch):
-    first, _ = _submit(tmp_path / "a", TASKS["mnli"])
-    monkeypatch.setattr("time.time", lambda: 2e9)
-    second, _ = _submit(tmp_path / "b", TASKS["mnli"])
-    assert first.read_bytes() == second.read_bytes()
-
-
-def test_merged_submissions(tmp_path):
+def test_merged_submissions(tmp_path, capsys, monkeypatch):
     for task in GLUE_TASKS:
         _submit(tmp_path / task.name, task)
-    path = tmp_path / "glue.zip"
-    assert merge_submissions([tmp_path / "mnli", tmp_path / "stsb"], path) == [
-        name for name in GLUE_FILES if not name.startswith(("MNLI", "AX", "STS-B"))
-    ]
-    assert merge_submissions([tmp_path / task.name for task in GLUE_TASKS], path) == []
+    folders, path = [str(tmp_path / task.name) for task in GLUE_TASKS], tmp_path / "new" / "glue.zip"
+    assert luna(["merge", str(path), *folders[:5]]) == 0
+    assert capsys.readouterr().out == (
+        f"Wrote {path}; GLUE's server also wants: MNLI-m.tsv, MNLI-mm.tsv, AX.tsv, QNLI.tsv, RTE.tsv, WNLI.tsv.\n"
+    )
+    assert luna(["merge", str(path), *folders]) == 0 and capsys.readouterr().out.endswith("wants: nothing more.\n")
     with zipfile.ZipFile(path) as archive:
         assert archive.namelist() == sorted(GLUE_FILES)
         assert archive.read("QQP.tsv") == (tmp_path / "qqp" / "submission" / "QQP.tsv").read_bytes()
-
-
-def test_merging_from_the_command_line(tmp_path, capsys):
-    _submit(tmp_path / "mnli", TASKS["mnli"])
-    for path in (tmp_path / "glue.zip", tmp_path / "new" / "folder" / "glue.zip"):
-        assert luna(["merge", str(path), str(tmp_path / "mnli")]) == 0
-        assert capsys.readouterr().out == (
-            f"Wrote {path}; GLUE's server also wants: CoLA.tsv, SST-2.tsv, MRPC.tsv, STS-B.tsv, QQP.tsv, QNLI.tsv, RTE.tsv, "
-            "WNLI.tsv.\n"
-        )
-    assert path.read_bytes() == (tmp_path / "glue.zip").read_bytes()
+    monkeypatch.setattr("time.time", lambda: 2e9)
+    assert luna(["merge", str(tmp_path / "later.zip"), *folders]) == 0
+    assert (tmp_path / "later.zip").read_bytes() == path.read_bytes()  # equal predictions, equal bytes
 
 
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
         (["glue.zip", "."], ". has no GLUE submission in `submission/`: give the output folder of a GLUE run."),
-        (["mnli", "mnli"], "mnli is not named as a zip: give a file that ends in .zip, and then the folders."),
-        (["a_folder.zip", "mnli"], "a_folder.zip cannot be used (Is a directory): "),
+        (["glue.zip", "race"], "race has no GLUE submission in `submission/`: give the output folder of a GLUE run."),
+        (["glue.zip", "cola", "again"], "cola and again both have a CoLA.tsv: give one run for each task."),
+        (["cola", "cola"], "cola is not named as a zip: give a file that ends in .zip, and then the folders."),
+        (["a_folder.zip", "cola"], "a_folder.zip cannot be used (Is a directory): "),
         (["glue.zip"], "Name the zip to write, and then the output folders of runs, one for each task"),
-        (["glue.zip", "mnli", "--force"], "'--force' is not an option; "),
+        (["glue.zip", "cola", "--force"], "'--force' is not an option; "),
     ],
 )
 def test_wrong_command_lines_of_merging(tmp_path, monkeypatch, capsys, argv, sentence):
     monkeypatch.chdir(tmp_path)
-    _submit(tmp_path / "mnli", TASKS["mnli"])
+    for folder, name in (("cola", "cola"), ("again", "cola"), ("race", "race")):
+        _submit(tmp_path / folder, TASKS[name])
     (tmp_path / "a_folder.zip").mkdir()
     assert luna(["merge", *argv]) == 2
     error = capsys.readouterr().err
@@ -138,35 +122,11 @@ def test_wrong_command_lines_of_merging(tmp_path, monkeypatch, capsys, argv, sen
     assert not (tmp_path / "glue.zip").exists()
 
 
-def test_submissions_that_cannot_be_merged(tmp_path):
-    _submit(tmp_path / "a", TASKS["cola"])
-    _submit(tmp_path / "b", TASKS["cola"])
-    _submit(tmp_path / "c", TASKS["race"])
-    with pytest.raises(InputError, match=r"a and .*b both have a CoLA\.tsv: give one run for each task\.$"):
-        merge_submissions([tmp_path / "a", tmp_path / "b"], tmp_path / "glue.zip")
-    with pytest.raises(InputError, match=r"c has no GLUE submission in `submission/`"):
-        merge_submissions([tmp_path / "a", tmp_path / "c"], tmp_path / "glue.zip")
-    assert not (tmp_path / "glue.zip").exists()
-
-
 def _predict(folder, task, columns, logits, first_tokens=None):
-    path = write_predictions(
-        folder / "run", TaskData(task, {"test": Dataset.from_dict(columns)}), "test", logits, first_tokens
-    )
+    data = TaskData(task, {"test": Dataset.from_dict(columns)})
+    path = write_predictions(folder / "run", data, "test", logits, first_tokens)
     assert path == folder / "run" / "predictions_test.jsonl"
-    return _lines(path)
-
-
-def test_predicted_classes(tmp_path):
-    logits = np.array([[0.0, 1.0, 3.0], [5.0, 0.0, 0.0]], np.float32)
-    columns = {"index": [4, 9], "text": ["x", "ü"], "text_pair": ["w", "z"], "label": [1, -1]}
-    first, second = _predict(tmp_path, TASKS["mnli"], columns, logits)
-    assert list(first) == ["index", "text", "text_pair", "prediction", "probabilities", "label"]
-    assert (first["index"], first["prediction"], first["label"]) == (4, "contradiction", "neutral")
-    assert list(first["probabilities"]) == ["entailment", "neutral", "contradiction"]
-    np.testing.assert_allclose(list(first["probabilities"].values()), softmax([0.0, 1.0, 3.0]), rtol=1e-5)
-    assert (second["text"], second["text_pair"], second["prediction"]) == ("ü", "z", "entailment")
-    assert "label" not in second
+    return read_lines(path)
 
 
 def test_predicted_values(tmp_path):
@@ -211,11 +171,9 @@ def test_long_texts_are_shown_by_their_start(tmp_path):
     assert (first["text"], second["text"]) == ("é" * 500, "é" * 500 + " …")
 
 
-def test_scores_of_another_number_of_rows(tmp_path):
-    with pytest.raises(ValueError, match="zip"):
-        write_predictions(tmp_path, _data(TASKS["cola"]), "test", np.zeros((6, 2)))
-
-
-def test_predictions_of_a_diverged_model(tmp_path):
-    with pytest.raises(InputError, match="lower learning_rate"):
-        write_predictions(tmp_path, _data(TASKS["cola"]), "test", np.full((7, 2), np.nan))
+@pytest.mark.parametrize(
+    ("logits", "sentence"), [(np.zeros((6, 2)), "zip"), (np.full((7, 2), np.nan), "lower learning_rate")]
+)
+def test_scores_of_other_rows_or_of_a_diverged_model(tmp_path, logits, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        write_predictions(tmp_path, _data(TASKS["cola"]), "test", logits)

@@ -2,13 +2,14 @@
 # Licensed under the Apache License, Version 2.0.
 """The command line: wrong input in one sentence, and the real program in processes that are many, stopped, or killed."""
 
+import functools
+import os
 import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -31,13 +32,9 @@ from tests.support.finetuning import (
     write_checkpoint,
     write_other,
 )
-from tests.support.published_files import write_published
 from tests.support.ranks import ROOT, launch, start
 
-
-@pytest.fixture
-def values(checkpoint, sst2, tmp_path):
-    return FAST | {"model_name_or_path": checkpoint, "data_dir": sst2, "output_dir": tmp_path / "run"}
+pytestmark = pytest.mark.xdist_group("finetuning")  # which share finished runs
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -69,7 +66,7 @@ WRONG = [
     ("SST2 --lr_scheduler_kwargs {{bad", "The value '{bad' of --lr_scheduler_kwargs is not valid YAML"),
     ("sst2 --data_dir {sst2}", "Give a checkpoint with --model_name_or_path: a folder"),
     ("SST2 --model_name_or_path {base}/nowhere", "nowhere is neither a folder with a checkpoint nor a model"),
-    ("SST2 --model_name_or_path {no_tokenizer}", "no_tokenizer has no tokenizer that can be loaded: save"),
+    ("SST2 --model_name_or_path {no_tokenizer}", "no_tokenizer has no tokenizer that can be loaded .*: save"),
     ("SST2 --model_name_or_path {more_entries}", "has 3.. entries, but the model 100: give the two that"),
     ("SST2 --model_name_or_path {fewer_entries}", "has 3.. entries, but the model 4096: give the two that belong together"),
     ("SST2 --model_name_or_path {other_padding}", "pads with the id 1, but the model with 3: give the two that belong"),
@@ -82,7 +79,7 @@ WRONG = [
     ("SST2 --model_name_or_path {answers}", "holds a LunaForQuestionAnswering, but sst2 is a task of"),
     ("csqa --data_dir {csqa} --model_name_or_path {tuned_race}", "csqa have 5 options, but .* was fine-tuned on 4: give"),
     ("SST2 --model_name_or_path {roberta} --classifier_pooling cls", r"pooling` was given, but .*\(roberta\) has no"),
-    ("SST2 --model_name_or_path {modernbert} --classifier_pooling packed_mean", "'packed_mean', which modernbert refuses: "),
+    ("SST2 --model_name_or_path {modernbert} --classifier_pooling packed_mean", r"which modernbert refuses \("),
     ("SST2 --classifier_pooling max", "`classifier_pooling` is 'max', but must be one of 'cls'"),
     ("SST2 --hidden_dropout_prob 1.5", "`hidden_dropout_prob` is 1.5: give at least 0 and below 1"),
     ("SST2 --learning_rate nan", "`learning_rate` is nan: give a finite number"),
@@ -95,7 +92,7 @@ WRONG = [
     ("SST2 --model_name_or_path {roberta} --max_sequence_length 97", "is 97, but .*roberta reads at most 96 tokens"),
     ("SST2 --total_train_batch_size 0", "`total_train_batch_size` is 0: give at least 1"),
     ("SST2 --total_train_batch_size 8 --gradient_accumulation_steps 2", "is 2, but it follows from `total_train_batch"),
-    ("cola --model_name_or_path m --recipe official", "`recipe` is 'official', which has no values for cola: choose table9"),
+    ("cola --model_name_or_path m --recipe official", "`recipe` is 'official', which has no values for cola: choose"),
     ("RACE --recipe best", "`recipe` is 'best', which has no values for race: choose table9 or official"),
     ("sst2 {base}/broken.yaml", "broken.yaml is not valid YAML or JSON at line 2: correct it"),
     ("sst2 {base}/list.yaml", "list.yaml holds a list: write `option: value` lines"),
@@ -110,7 +107,7 @@ WRONG = [
     ("SST2 --sweep_grid {base}/seeds.yaml", "seeds.yaml holds seed: give the number of seeds with"),
     ("SST2 --sweep --num_seeds 0", "`num_seeds` is 0: give at least 1"),
     ("SST2 --output_dir {foreign}", "foreign holds files that are not a run of this program: choose"),
-    ("SST2 --output_dir {tuned_sst2}", "tuned-sst2 holds a run with .* and this one has .*: choose"),
+    ("SST2 --output_dir {tuned_sst2}", "finished-sst2/run holds a run with .* and this one has .*: choose"),
     ("SST2 --output_dir /proc/run", r"/proc/run cannot be used \(No such file or directory\): mend that"),
     ("SST2 --no_do_train", "has no weights for classifier.dense.bias, so it cannot predict sst2 without"),
     ("SST2 --output_dir {base}/rows.csv", "--output_dir is .*rows.csv, but .*rows.csv is a file: choose"),
@@ -125,7 +122,7 @@ WRONG = [
     ("SST2 --push_to_hub", r"The Trainer cannot start \(Cannot reach .*\): correct the options"),
     ("SST2 --lr_scheduler_kwargs.foo 0", "`lr_scheduler_type` linear cannot be used .*'foo'.*: correct it or --lr_sched"),
     ("SST2 --lr_scheduler_type slow", "`lr_scheduler_type` is 'slow', but must be one of 'linear', 'cosine'"),
-    ("SST2 --optim_args foo", r"`optim` adamw_torch.* cannot be used \(.*\): correct --optim or"),
+    ("SST2 --trainer.optim_args foo", r"`optim` adamw_torch.* cannot be used \(.*\): correct --optim or"),
     ("SST2 --dataloader_drop_last", "'--dataloader_drop_last' is not an option"),
     ("SST2 --trainer.dataloader_drop_last true", "drop_last` is True, but the evaluation would lose rows: lea"),
     ("SST2 --trainer.label_names foo", "`trainer.label_names` is foo, but every task has the one column of labels"),
@@ -147,7 +144,6 @@ WRONG = [
     ("SST2 --num_seeds 3", "`num_seeds` was given, but only --sweep and --compare read it: leave"),
     ("CUSTOM", "A custom task needs --kind: classification, regression"),
     ("CUSTOM --kind classification --test_file {base}/rows.csv --class_names a b", "custom has no train rows here: give"),
-    ("SST2 --learning_rate 1e6", "NaN or infinite in 16 of 16 rows, so the training has diverged: lower learning_rate"),
     ("SST2 --fp16", "`fp16` is True, but float16 is for accelerators: on a CPU, give --bf16 or neither"),
 ]  # fmt: skip
 TASKS_ON_FILES = {"SST2": "sst2 --data_dir {sst2}", "RACE": "race --data_dir {race}", "CUSTOM": "custom"}
@@ -165,26 +161,14 @@ def test_wrong_input_is_refused_in_one_sentence(line, sentence, wrong, tmp_path,
 
 
 @pytest.fixture(scope="module")
-def tuned(checkpoint, sst2, base):
-    """Kind of head -> a fine-tuned folder: of two labels (sst2), four options (race), and one value (stsb)."""
-    folders = {}
-    for name in ("sst2", "race", "stsb"):
-        folders[name] = base / f"tuned-{name}"
-        values = {"data_dir": published(name, "hub", base), "output_dir": folders[name], "num_train_epochs": 1}
-        run_task(name, model_name_or_path=checkpoint, **values)
-    return folders
-
-
-@pytest.fixture(scope="module")
-def wrong(tuned, checkpoints, base):
+def wrong(finished, checkpoints, base):
     """Name -> a folder or file that the cases above speak of."""
-    places = {"base": base, **checkpoints} | {f"tuned_{name}": folder for name, folder in tuned.items()}
+    places = {"base": base, **checkpoints} | {f"tuned_{name}": finished(name) for name in ("sst2", "race", "stsb")}
     places |= {name: published(name, "hub", base) for name in ("sst2", "race", "mnli", "rte", "stsb", "csqa")}
     changed = {"more_entries": {"vocab_size": 100}, "fewer_entries": {"vocab_size": 4096}}
     changed |= {"other_padding": {"pad_token_id": 3}}
     for name in ("no_tokenizer", "broken", "answers", "no_end", *changed):
-        places[name] = base / name
-        shutil.copytree(checkpoints["luna"], base / name)
+        places[name] = shutil.copytree(checkpoints["luna"], base / name)
         change_json(base / name / "config.json", **changed.get(name, {}))
     places |= {name: write_other(base / name, name) for name in OTHERS}
     change_json(base / "no_end" / "tokenizer_config.json", pad_token=None, eos_token=None)
@@ -194,13 +178,11 @@ def wrong(tuned, checkpoints, base):
     LunaForQuestionAnswering(LunaConfig.from_pretrained(base / "answers")).save_pretrained(base / "answers")
     places["foreign"] = base / "foreign"
     places["foreign"].mkdir()
-    (places["foreign"] / "thesis.txt").touch()
-    (base / "broken.yaml").write_text("learning_rate: 1\n  seed: [\n")
-    (base / "list.yaml").write_text("- 1\n")
-    (base / "values.yaml").write_text("learning_rate: 1\n")
-    (base / "unknown.yaml").write_text("learning_rates: [1]\n")
-    (base / "seeds.yaml").write_text("seed: [1, 2]\n")
-    (base / "rows.csv").write_text("text,label\nx,a\ny,b\n")
+    texts = {"broken.yaml": "learning_rate: 1\n  seed: [\n", "list.yaml": "- 1\n", "values.yaml": "learning_rate: 1\n"}
+    texts |= {"unknown.yaml": "learning_rates: [1]\n", "seeds.yaml": "seed: [1, 2]\n", "foreign/thesis.txt": ""}
+    texts |= {"rows.csv": "text,label\nx,a\ny,b\n"}
+    for name, text in texts.items():
+        (base / name).write_text(text)
     return {name: str(place) for name, place in places.items()}
 
 
@@ -240,27 +222,34 @@ def test_a_full_disk_is_one_sentence(limit, values, tmp_path, capsys, monkeypatc
 # What a run says
 
 
-def test_a_run_tells_its_evaluations_its_results_and_where_they_are(values, tmp_path, capsys, caplog):
-    assert run_main("sst2", *to_options(**values)) == 0
-    out = capsys.readouterr().out
-    results = read_results(tmp_path / "run")
-    assert out == "".join(f"{name}: {value}\n" for name, value in results.items()) + f"Saved in {tmp_path / 'run'}.\n"
+def test_a_run_tells_its_evaluations_its_results_and_no_local_path(values, tmp_path, capsys, caplog):
+    assert run_main("sst2", *to_options(**values | {"license": "mit", "language": "de"})) == 0
+    folder, out = tmp_path / "run", capsys.readouterr().out
+    results = read_results(folder)
+    assert out == "".join(f"{name}: {value}\n" for name, value in results.items()) + f"Saved in {folder}.\n"
     # `accelerate launch --num_processes 2` starts one process on CPU, and says nothing.
     assert caplog.messages[0] == "Processes: 1, on cpu."
     number = r"\d+(\.\d+)?"
     lines = [line for line in caplog.messages if line.startswith("Epoch ")]
-    values = f"eval_loss {number}, eval_accuracy {number}, training loss {number}"
+    told = f"eval_loss {number}, eval_accuracy {number}, training loss {number}"
     for epoch, line in zip((1, 2), lines, strict=True):
-        assert re.fullmatch(f"Epoch {epoch}, step {4 * epoch} of 8: {values}", line)
+        assert re.fullmatch(f"Epoch {epoch}, step {4 * epoch} of 8: {told}", line)
+    for path in folder.rglob("*"):
+        assert path.is_dir() or bytes(tmp_path.parent) not in path.read_bytes(), path
+    card = (folder / "README.md").read_text()
+    assert "license: mit" in card and "language: de" in card and "the checkpoint `luna`, fine-tuned" in card
+    assert "base_model" not in card  # it is no name on the Hub
 
 
-def test_long_phases_tell_how_far_they_are(values, caplog, monkeypatch):
+def test_long_phases_tell_how_far_they_are_and_a_cpu_trains_in_bfloat16(values, tmp_path, caplog, monkeypatch):
     """Each batch takes 10 seconds here."""
     clock = iter(range(0, 100_000, 10))
     monkeypatch.setattr(trainer.time, "monotonic", lambda: next(clock))
-    assert run_main("sst2", *to_options(**values | {"per_device_eval_batch_size": 4, "num_train_epochs": 1})) == 0
+    values |= {"per_device_eval_batch_size": 4, "num_train_epochs": 1, "bf16": True, "use_cpu": None}
+    assert run_main("sst2", *to_options(**values)) == 0
     assert any(re.fullmatch(r"Step 2 of 4, training loss \d\.\d+", line) for line in caplog.messages)
     assert "Evaluation: batch 3 of 4" in caplog.messages
+    assert "| bf16 | True |" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_a_training_that_diverged_is_told(values, tmp_path, caplog):
@@ -268,22 +257,9 @@ def test_a_training_that_diverged_is_told(values, tmp_path, caplog):
     assert run_main("sst2", *to_options(**values | {"learning_rate": 10, "num_train_epochs": 3})) == 0
     warning = read_results(tmp_path / "run")["warning"]
     pattern = r"The training diverged: its loss began at .* and ended at .*, where constant predictions have 0.69.*: lower "
-    assert re.match(pattern, warning) and f"warning: {warning}" in caplog.messages
-    assert f"**{warning}**" in (tmp_path / "run" / "README.md").read_text()
-
-
-def test_bfloat16_on_a_cpu_trains(values, tmp_path):
-    assert run_main("sst2", *to_options(**values | {"bf16": True, "use_cpu": None, "max_steps": 2})) == 0
-    assert "| bf16 | True |" in (tmp_path / "run" / "README.md").read_text()
-
-
-def test_what_is_uploaded_tells_no_local_path(values, tmp_path):
-    assert run_main("sst2", *to_options(**values | {"max_steps": 2, "license": "mit", "language": "de"})) == 0
-    for path in (tmp_path / "run").rglob("*"):
-        assert path.is_dir() or bytes(tmp_path.parent) not in path.read_bytes(), path
-    card = (tmp_path / "run" / "README.md").read_text()
-    assert "license: mit" in card and "language: de" in card and "the checkpoint `luna`, fine-tuned" in card
-    assert "base_model" not in card  # it is no name on the Hub
+    assert re.match(pattern, warning) and f"**{warning}**" in (tmp_path / "run" / "README.md").read_text()
+    told = [line.removeprefix("warning: ") for line in caplog.messages if line.startswith("warning: ")]
+    assert " ".join(told) == warning
 
 
 def test_ctrl_c_while_libraries_load_is_no_traceback(values, tmp_path):
@@ -297,15 +273,20 @@ def test_ctrl_c_while_libraries_load_is_no_traceback(values, tmp_path):
 # Processes
 
 
+def numbers(folder):
+    """The results without remarks, in which rounding may show."""
+    return {name: value for name, value in read_results(folder).items() if name != "warning"}
+
+
 def test_two_processes_train_as_one(values, base, tmp_path):
-    values |= {"data_dir": published("race", "hub", base), "max_option_length": 40}
-    values |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
+    values |= {"data_dir": published("race", "hub", base), "max_option_length": 40, "hidden_dropout_prob": 0.0}
+    values |= {"attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0, "num_train_epochs": 1}
     values |= {"total_train_batch_size": 8, "learning_rate": 0.1, "optim": "sgd", "use_cpu": None}
     run_task("race", **values | {"output_dir": tmp_path / "1"})
     said = launch("finetune", ["race", *to_options(**values | {"output_dir": tmp_path / "2"})], 2)
-    one, two = (read_results(tmp_path / f"{processes}") for processes in (1, 2))
+    one, two = (numbers(tmp_path / f"{processes}") for processes in (1, 2))
     assert two == pytest.approx(one, rel=1e-5)
-    assert one["train_steps"] == 8
+    assert one["train_steps"] == 4
     assert said.stdout.count("Saved in") == 1 and said.stderr.count("New weights") == 1
     assert said.stderr.count("Processes: 2, on cpu.") == 1 and "find_unused_parameters" not in said.stderr
 
@@ -324,15 +305,13 @@ def test_torchrun_launches_the_program(values, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_evaluate_every_row_exactly_once(values, base, tmp_path):
-    write_published("mnli", tmp_path / "mnli", "hub", rows=26)  # 13 rows in each other split
-    run_task("mnli", **values | {"data_dir": tmp_path / "mnli"})
-    change = {"model_name_or_path": tmp_path / "run", "data_dir": tmp_path / "mnli", "do_train": False}
-    change |= {"per_device_eval_batch_size": 2}
+    values |= {"data_dir": published("mnli", "hub", base, rows=26), "per_device_eval_batch_size": 2}  # 13 in other splits
+    run_task("mnli", **values)
+    values |= {"model_name_or_path": tmp_path / "run", "do_train": False}
     for processes in (1, 2):
-        options = to_options(**values | change | {"output_dir": tmp_path / f"{processes}"})
-        launch("finetune", ["mnli", *options], processes)
-    assert read_results(tmp_path / "2") == pytest.approx(read_results(tmp_path / "1"), abs=1e-6)
-    assert read_results(tmp_path / "2")["eval_validation_matched_samples"] == 13
+        launch("finetune", ["mnli", *to_options(**values | {"output_dir": tmp_path / f"{processes}"})], processes)
+    assert numbers(tmp_path / "2") == pytest.approx(numbers(tmp_path / "1"), abs=1e-6)
+    assert numbers(tmp_path / "2")["eval_validation_matched_samples"] == 13
     for split in ("validation_matched", "validation_mismatched", "test_matched", "test_mismatched", "diagnostic"):
         one, two = (read_lines(tmp_path / f"{processes}" / f"predictions_{split}.jsonl") for processes in (1, 2))
         assert len(one) == 13
@@ -351,8 +330,6 @@ def test_an_error_in_all_processes_is_told_once(values):
 
 def signal_at(step, number, rank="0"):
     """Let one rank get a signal in a step of its training, once."""
-    import os
-
     training_step = trainer.FinetuningTrainer.training_step
 
     def stepped(self, *args, **kwargs):
@@ -363,16 +340,9 @@ def signal_at(step, number, rank="0"):
     trainer.FinetuningTrainer.training_step = stepped
 
 
-def terminate_one_rank():
-    signal_at(5, signal.SIGTERM, rank="1")
-
-
-def interrupt():
-    signal_at(5, signal.SIGINT)
-
-
-def kill():
-    signal_at(6, signal.SIGKILL)
+interrupt = functools.partial(signal_at, 5, signal.SIGINT)
+kill = functools.partial(signal_at, 6, signal.SIGKILL)
+terminate_one_rank = functools.partial(signal_at, 5, signal.SIGTERM, rank="1")
 
 
 @pytest.mark.parametrize(
@@ -394,15 +364,6 @@ def test_a_stopped_run_goes_on_to_the_same_result(processes, before, status, val
     assert "Going on from" in done.stderr
     launch("finetune", ["sst2", *to_options(**values | {"output_dir": tmp_path / "whole"})], processes)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
-
-
-def test_a_comparison_from_the_command_line(values, tmp_path, capsys, caplog):
-    assert run_main("sst2", *to_options(**values | {"compare": ["cls", "packed"], "max_steps": 1})) == 0
-    table = (tmp_path / "run" / "compare.md").read_text()
-    assert table in capsys.readouterr().out
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:4]] == ["Luna-4, [CLS]", "Luna-4, P"]
-    assert sum(line.startswith("Run 2 of 2") for line in caplog.messages) == 1
-    assert len(list(Path(tmp_path / "run").glob("*/all_results.json"))) == 2
 
 
 @pytest.mark.parametrize("name", ["finetuning", "luna_tools.command_line"])

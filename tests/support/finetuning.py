@@ -6,6 +6,8 @@ import json
 from functools import cache
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from accelerate.state import AcceleratorState
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, T5EncoderModel
@@ -68,6 +70,22 @@ def write_other(folder, architecture):
 def change_json(path, **changes):
     """Set some values of a JSON file."""
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def write_rows(path, rows):
+    """Write a user's file in the format of its suffix; lists are words with spaces between where there are no lists."""
+    words = [[" ".join(value) if isinstance(value, list) else str(value) for value in row.values()] for row in rows]
+    table = [list(rows[0]), *words]
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix in (".jsonl", ".json"):
+        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    elif path.suffix == ".tsv":
+        path.write_text("\n".join(map("\t".join, table)))
+    else:
+        quoted = [",".join('"' + value.replace('"', '""') + '"' for value in row) for row in table]
+        path.write_bytes("\r\n".join(quoted).encode("utf-8-sig"))
+    return path
 
 
 @cache

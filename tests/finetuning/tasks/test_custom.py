@@ -2,7 +2,6 @@
 # Licensed under the Apache License, Version 2.0.
 """The user's own files keep every text, and every fault in them is one sentence."""
 
-import json
 import math
 
 import pyarrow as pa
@@ -14,28 +13,15 @@ from hypothesis import strategies as st
 from finetuning.arguments import DataArguments
 from finetuning.tasks import custom_task
 from luna_tools.errors import InputError
+from tests.support.finetuning import write_rows
 from tests.support.published_files import message_of, rows_of
 
 TEXTS = ["NA", "null", "one, two", 'the "quoted" one', "ünï 漢字", "None", "1.0", "  spaces kept "]
 LABELS = ["b", "a", "NA", "b", "a", "NA", "b", "a"]
 
 
-def _write_rows(path, rows):
-    table = [list(rows[0]), *(list(row.values()) for row in rows)]
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif path.suffix in (".jsonl", ".json"):
-        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
-    elif path.suffix == ".tsv":
-        path.write_text("\n".join("\t".join(map(str, row)) for row in table))
-    else:
-        quoted = [",".join('"' + str(value).replace('"', '""') + '"' for value in row) for row in table]
-        path.write_bytes("\r\n".join(quoted).encode("utf-8-sig"))
-    return path
-
-
 def _texts(path, labels, text="x"):
-    return _write_rows(path, [{"text": text, "label": label} for label in labels])
+    return write_rows(path, [{"text": text, "label": label} for label in labels])
 
 
 def _options(train=None, validation=None, test=None, **options):
@@ -46,11 +32,14 @@ def _load(kind, train=None, validation=None, test=None, **options):
     return custom_task(kind).load(_options(train, validation, test, **options))
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json", ".parquet"])
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_every_suffix_gives_the_same_rows(tmp_path, suffix):
     rows = [{"id": i, "body": text, "kind": label} for i, (text, label) in enumerate(zip(TEXTS, LABELS, strict=True))]
-    train = _write_rows(tmp_path / f"train{suffix}", rows)
-    test = _write_rows(tmp_path / f"test{suffix}", [{"body": text} for text in TEXTS])
+    train = write_rows(tmp_path / f"train{suffix}", rows)
+    test = write_rows(tmp_path / f"test{suffix}", [{"body": text} for text in TEXTS])
     files = _options(train, train, test, text_columns=("body",), label_column="kind")
     loaded = custom_task("classification").load(files)
     assert (loaded.task.labels, loaded.task.text_columns) == (("NA", "a", "b"), ("body",))
@@ -58,8 +47,7 @@ def test_every_suffix_gives_the_same_rows(tmp_path, suffix):
     expected = [{"index": i, "text": text, "label": label} for i, (text, label) in enumerate(zip(TEXTS, ids, strict=True))]
     assert list(loaded.splits["train"]) == list(loaded.splits["validation"]) == expected
     assert list(loaded.splits["test"]) == [row | {"label": -1} for row in expected]
-    paths = loaded.task.files(files)
-    assert paths == {"train": [train], "validation": [train], "test": [test]}
+    assert loaded.task.files(files) == {"train": [train], "validation": [train], "test": [test]}
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), min_size=1, max_size=5))
@@ -67,39 +55,33 @@ def test_every_suffix_gives_the_same_rows(tmp_path, suffix):
 def test_any_text_comes_back_from_csv_and_json(tmp_path_factory, texts):
     folder = tmp_path_factory.mktemp("texts")
     for suffix in (".csv", ".jsonl", ".parquet"):
-        path = _write_rows(folder / f"a{suffix}", [{"text": text, "label": 1.5} for text in texts])
+        path = write_rows(folder / f"a{suffix}", [{"text": text, "label": 1.5} for text in texts])
         assert _load("regression", validation=path).splits["validation"]["text"][:] == texts
 
 
-@pytest.mark.parametrize(
-    ("values", "options", "names", "ids"),
-    [
-        ([10, 9, -1, 9], {}, ("-1", "9", "10"), [2, 1, 0, 1]),  # -1 hides no label where it is trained on
-        (["10", "9", "x"], {}, ("10", "9", "x"), [0, 1, 2]),
-        (["b", "a"], {"class_names": ("b", "c", "a")}, ("b", "c", "a"), [0, 2]),
-        ([0.0, 1.0, 1.0], {}, ("0", "1"), [0, 1, 1]),  # as pandas writes whole numbers where one is missing
-    ],
-)
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_order_of_labels(tmp_path, suffix, values, options, names, ids):
-    path = _texts(tmp_path / f"a{suffix}", values)
-    loaded = _load("classification", path, path, path, **options)
-    assert loaded.task.labels == names
-    assert [rows["label"][:] for rows in loaded.splits.values()] == [ids] * 3
+NAMES = [  # labels, options; the classes, the ids
+    ([10, 9, -1, 9], {}, ("-1", "9", "10"), [2, 1, 0, 1]),  # -1 hides no label where it is trained on
+    (["10", "9", "x"], {}, ("10", "9", "x"), [0, 1, 2]),
+    (["b", "a"], {"class_names": ("b", "c", "a")}, ("b", "c", "a"), [0, 2]),
+    ([0.0, 1.0, 1.0], {}, ("0", "1"), [0, 1, 1]),  # as pandas writes whole numbers where one is missing
+    ([True, False], {}, ("false", "true"), [1, 0]),
+]
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_true_and_false_are_labels(tmp_path, suffix):
-    path = _texts(tmp_path / f"a{suffix}", (True, False))
-    loaded = _load("classification", path, path)
-    assert (loaded.task.labels, loaded.splits["train"]["label"][:]) == (("false", "true"), [1, 0])
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
-def test_right_options_that_pandas_made_decimal(tmp_path, suffix):
+@pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix != ".json"])
+def test_the_order_of_labels_and_what_pandas_made_decimal(tmp_path, suffix):
+    for values, options, names, ids in NAMES:
+        if values[0] is True and suffix in (".csv", ".tsv"):  # which know no truth values
+            continue
+        path = _texts(tmp_path / f"a{suffix}", values)
+        loaded = _load("classification", path, path, path, **options)
+        assert (loaded.task.labels, [rows["label"][:] for rows in loaded.splits.values()]) == (names, [ids] * 3)
     rows = [{"question": "x", "a": "y", "b": "z", "label": value} for value in (0.0, 1.0)]
-    path = _write_rows(tmp_path / f"a{suffix}", rows)
+    path = write_rows(tmp_path / f"choices{suffix}", rows)
     assert _load("multiple_choice", path, path, option_columns=("a", "b")).splits["train"]["label"][:] == [0, 1]
+    path = _texts(tmp_path / f"values{suffix}", ("-1", "1e-3"))
+    loaded = _load("regression", path, path)
+    assert (loaded.task.labels, loaded.splits["train"]["label"][:]) == (None, [-1.0, pytest.approx(1e-3)])
 
 
 HIDDEN_LABELS = {  # kind -> the column of labels of a test file; what is read
@@ -114,37 +96,35 @@ HIDDEN_LABELS = {  # kind -> the column of labels of a test file; what is read
 def test_hidden_labels_in_a_test_file(tmp_path, kind):
     values, expected = HIDDEN_LABELS[kind]
     rows = [{"text": "x", "words": "x", "question": "x", "options": ["x", "y"], "label": value} for value in values]
-    test = _write_rows(tmp_path / "a.jsonl", [*rows, {k: v for k, v in rows[0].items() if k != "label"}])
+    test = write_rows(tmp_path / "a.jsonl", [*rows, {k: v for k, v in rows[0].items() if k != "label"}])
     names = ("a", "b") if "classification" in kind else None
     loaded = _load(kind, test=test, option_columns=("options",), class_names=names)
     assert [row["label"] for row in rows_of(loaded)["test"]] == [*expected, expected[0]]
 
 
-def test_rows_of_two_splits_in_one_file_are_told(tmp_path, caplog):
-    path = _texts(tmp_path / "a.csv", (0.5, 0.7))
+ALIKE = [  # labels; those that are told
+    (["a b", "c", "a  b", "a b "], "'a  b', 'a b', 'a b '"),
+    (["net", "Net", "sql", "net"], "'Net', 'net'"),
+    (["x Y", "X  y", "y x", "z"], "'X  y', 'x Y'"),
+    (["net", "nets", "sql", "net"], None),
+]
+
+
+def test_what_may_be_a_mistake_is_told(tmp_path, caplog):
+    for labels, alike in ALIKE:
+        caplog.clear()
+        loaded = _load("classification", _texts(tmp_path / "a.csv", labels), validation_fraction=0.5)
+        assert loaded.task.labels == tuple(sorted(set(labels)))
+        told = f"Labels that differ in case or white space alone are taken as different: {alike}."
+        assert caplog.messages == ([told] if alike else [])
+    path = _texts(tmp_path / "b.csv", (0.5, 0.7))
     (tmp_path / "link.csv").symlink_to(path)
     _load("regression", path, tmp_path / "link.csv")
     assert caplog.messages == [f"{path} is the file of both the train and the validation rows."]
 
 
-@pytest.mark.parametrize(
-    ("labels", "names", "alike"),
-    [
-        (["a b", "c", "a  b", "a b "], ("a  b", "a b", "a b ", "c"), "'a  b', 'a b', 'a b '"),
-        (["net", "Net", "sql", "net"], ("Net", "net", "sql"), "'Net', 'net'"),
-        (["x Y", "X  y", "y x", "z"], ("X  y", "x Y", "y x", "z"), "'X  y', 'x Y'"),
-        (["net", "nets", "sql", "net"], ("net", "nets", "sql"), None),
-    ],
-)
-def test_labels_that_differ_in_case_or_white_space_are_told(tmp_path, caplog, labels, names, alike):
-    loaded = _load("classification", _texts(tmp_path / "a.csv", labels), validation_fraction=0.5)
-    assert loaded.task.labels == names
-    told = f"Labels that differ in case or white space alone are taken as different: {alike}."
-    assert caplog.messages == ([told] if alike else [])
-
-
 def test_only_a_test_file_takes_the_given_names(tmp_path):
-    path = _write_rows(tmp_path / "a.csv", [{"first": "x", "second": "y"}])
+    path = write_rows(tmp_path / "a.csv", [{"first": "x", "second": "y"}])
     loaded = _load("classification", test=path, text_columns=("first", "second"), class_names=("no", "yes"))
     assert loaded.task.labels == ("no", "yes")
     assert rows_of(loaded) == {"test": [{"index": 0, "text": "x", "text_pair": "y", "label": -1}]}
@@ -172,18 +152,11 @@ def test_split_by_fraction(tmp_path_factory, labels, fraction):
     assert rows_of(_load("classification", path, validation_fraction=fraction)) == rows_of(loaded)
 
 
-def test_custom_regression(tmp_path):
-    path = _texts(tmp_path / "a.csv", ("-1", "1e-3"))
-    loaded = _load("regression", path, path)
-    assert loaded.splits["train"]["label"][:] == [-1.0, pytest.approx(1e-3)]
-    assert loaded.task.labels is None
-
-
 def test_custom_multiple_choice(tmp_path):
     columns = {"q": "which", "p": "a passage", "first": "x", "second": "y", "third": "z"}
-    wide = _write_rows(tmp_path / "wide.csv", [columns | {"label": label} for label in ("B", 2)])
+    wide = write_rows(tmp_path / "wide.csv", [columns | {"label": label} for label in ("B", 2)])
     lists = [{"q": "which", "p": "a passage", "options": ["x", "y", "z"], "label": label} for label in (1, 2)]
-    long = _write_rows(tmp_path / "long.parquet", lists)
+    long = write_rows(tmp_path / "long.parquet", lists)
     for path, names in ((wide, ("first", "second", "third")), (long, ("options",))):
         loaded = _load("multiple_choice", path, path, question_column="q", passage_column="p", option_columns=names)
         expected = {"passage": "a passage", "question": "which", "options": ["x", "y", "z"]}
@@ -194,9 +167,9 @@ def test_custom_multiple_choice(tmp_path):
 
 def test_custom_token_classification(tmp_path):
     rows = [{"words": "Anna lives in Rome", "tags": "PER O O LOC"}, {"words": "NA null", "tags": "O O"}]
-    text = _write_rows(tmp_path / "a.csv", rows)
-    lists = _write_rows(tmp_path / "a.jsonl", [{name: value.split() for name, value in row.items()} for row in rows])
-    bare = _write_rows(tmp_path / "bare.jsonl", [{"words": ["x"]}])
+    text = write_rows(tmp_path / "a.csv", rows)
+    lists = write_rows(tmp_path / "a.jsonl", [{name: value.split() for name, value in row.items()} for row in rows])
+    bare = write_rows(tmp_path / "bare.jsonl", [{"words": ["x"]}])
     for path in (text, lists):
         loaded = _load("token_classification", path, path, bare, label_column="tags")
         assert loaded.task.labels == ("LOC", "O", "PER")
@@ -232,11 +205,7 @@ WRONG_FILES = {  # kind -> the training file's name and content (None: no file),
         ("a.jsonl", '{"text": "\\ud800", "label": 1}', "half a surrogate pair"),
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text"\n', "line 2 is not valid JSON (Exp"),
         ("a.json", '[{"text": "x"}]', "line 1 is a list, not an object: write one JSON object"),
-        (
-            "a.jsonl",
-            '{"text": "x", "label": 1}\n{"label": 2}',
-            "a.jsonl, line 2 has no column 'text': its columns are label;",
-        ),
+        ("a.jsonl", '{"text": "x", "label": 1}\n{"label": 2}', "line 2 has no column 'text': its columns are label;"),
         ("a.csv", f"{CSV}x,\n", "line 4: the label '' in 'label' is no name"),
         ("a.csv", "text,label\nx,0.0\ny,1.0\nz,\n", "line 4: the label '' in 'label' is no name; fill it in"),
         ("a.jsonl", '{"text": "x", "label": null}', "line 1: the label None in 'label' is no name"),
@@ -257,11 +226,7 @@ WRONG_FILES = {  # kind -> the training file's name and content (None: no file),
         ("a.csv", "question,options,label\nx,y z,A\n", "line 2: 'options' holds str where a list of options must be; write"),
         ("a.jsonl", CHOICES.replace('"a", ', ""), "line 1: the row has 1 options to choose from"),
         ("a.jsonl", CHOICES + THREE_CHOICES, "line 2: the row has 3 options, but the first row has 2"),
-        (
-            "a.jsonl",
-            CHOICES.replace("0", "2"),
-            "the answer is 2, but the row has 2 options; give a letter from A to B or an",
-        ),
+        ("a.jsonl", CHOICES.replace("0", "2"), "is 2, but the row has 2 options; give a letter from A to B or an"),
         ("a.jsonl", CHOICES.replace("0", '"C"'), "line 1: the answer is 'C', but the row has 2 options"),
         ("a.jsonl", CHOICES.replace('"b"', '" "'), "line 1: the text in 'options' is empty"),
         ("a.jsonl", CHOICES.replace("x", ""), "line 1: the text in 'question' is empty"),
@@ -279,11 +244,7 @@ WRONG_OPTIONS = [  # with the file `CSV`
     ("classification", {"text_columns": ()}, "`--text_columns` has 0 names"),
     ("regression", {"text_columns": ("a", "b", "c")}, "`--text_columns` has 3 names"),
     ("classification", {"label_column": "text"}, "`--label_column` is 'text', which is a column of text too: name"),
-    (
-        "multiple_choice",
-        {"option_columns": ("a", "label")},
-        "`--label_column` is 'label', which is a column of text too: name",
-    ),
+    ("multiple_choice", {"option_columns": ("a", "label")}, "`--label_column` is 'label', which is a column of text too"),
     ("multiple_choice", {"option_columns": ()}, "`--option_columns` is missing"),
     ("classification", {"class_names": ("a", "c")}, "line 3: the label 'b' in 'label' is not among a, c,"),
     ("classification", {"class_names": ("a", "a")}, "`--class_names` is a, a: give"),
@@ -306,19 +267,18 @@ def test_wrong_custom_files(tmp_path, kind, name, content, options, expected):
     assert expected in message_of(error)
 
 
-@pytest.mark.parametrize("split", ["validation", "test"])
-def test_a_label_that_training_did_not_have(tmp_path, split):
+def test_wrong_custom_splits(tmp_path):
     train, other = _texts(tmp_path / "train.csv", "ab"), _texts(tmp_path / "other.jsonl", "ac")
-    with pytest.raises(InputError) as error:
-        _load("classification", **({"train": train, "validation": train} | {split: other}))
-    assert f"{other}, line 2: the label 'c' in 'label' is not among a, b," in message_of(error)
-
-
-def test_custom_without_files_or_names(tmp_path):
-    with pytest.raises(InputError, match="^The custom task has no data: give `--train_file`"):
-        _load("classification")
-    with pytest.raises(InputError, match="^The names of the labels are not known: give `--train_file` or"):
-        _load("classification", test=_write_rows(tmp_path / "a.csv", [{"text": "x"}]))
+    unlabelled = write_rows(tmp_path / "unlabelled.csv", [{"text": "x"}])
+    for files, expected in (
+        ({"train": train, "validation": other}, f"{other}, line 2: the label 'c' in 'label' is not among a, b,"),
+        ({"train": train, "validation": train, "test": other}, f"{other}, line 2: the label 'c' in 'label' is not among"),
+        ({}, "The custom task has no data: give `--train_file`"),
+        ({"test": unlabelled}, "The names of the labels are not known: give `--train_file` or"),
+    ):
+        with pytest.raises(InputError) as error:
+            _load("classification", **files)
+        assert message_of(error).startswith(expected)
 
 
 def test_parquet_columns_twice(tmp_path):

@@ -75,7 +75,7 @@ def test_the_table():
     lines = report(splits, {"majority": (0.25, 0.1)}, {"pretrained": entries}, num_seeds=2).splitlines()
     assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")] == [
         ["model", "weights", "seed 0", "seed 1", "test accuracy", "macro F1"],
-        ["---", "---:", "---:", "---:", "---:", "---:"],
+        ["---"] * 6,
         ["majority", "", "", "", "25.00", "10.00"],
         ["Luna, [CLS]", "pretrained", "50.00", "70.00", "60.00 ± 14.14", "30.00 ± 7.07"],
         ["Luna, P", "pretrained", "60.00", "90.00", "75.00 ± 21.21", "37.50 ± 10.61"],
