@@ -55,7 +55,7 @@ def take_positions(x_bnd: torch.Tensor, positions_br: torch.Tensor | None) -> to
     if positions_br is None:
         return x_bnd
     rows_b1 = torch.arange(x_bnd.shape[0], device=x_bnd.device)[:, None]
-    return x_bnd[rows_b1, positions_br.clamp(min=0)]
+    return x_bnd[rows_b1, positions_br.to(x_bnd.device).clamp(min=0)]
 
 
 class JoinedGradients(torch.autograd.Function):
@@ -155,6 +155,11 @@ def flash_attention_over_padded_keys(
 # d channels, and where l is small, n x d x d multiply-adds for each projection of X become h x l x n x d.
 
 
+# What a multiply-add of the absorbed form costs on a CPU, in those of the plain one: its products are of few rows, and its
+# attention weights are written down.
+ABSORBED_COST = 1.5
+
+
 def multiply_adds(n: int, l: int, h: int, d: int, num_projections: int) -> tuple[int, int]:
     """Those of one attention between n tokens and l slots, with plain and with absorbed projections of the tokens.
 
@@ -163,6 +168,11 @@ def multiply_adds(n: int, l: int, h: int, d: int, num_projections: int) -> tuple
     plain = n * (num_projections * d * d + 2 * l * d)
     absorbed = n * 2 * h * l * d + 2 * l * d * d
     return plain, absorbed
+
+
+def pays_to_absorb(n: int, l: int, h: int, d: int, num_projections: int) -> bool:
+    plain, absorbed = multiply_adds(n, l, h, d, num_projections)
+    return ABSORBED_COST * absorbed < plain
 
 
 def is_plain_linear(module: nn.Module) -> bool:
@@ -261,7 +271,7 @@ class LunaAttention(nn.Module):
     """The nested attention of section 3.1: `LunaAttn(X, P, C)` of equation 5 with C = X.
 
     Pack (equation 3): P attends to X and gives the packed context Y_P. Unpack (equation 4): X attends to Y_P. Each is
-    computed as the paper writes it or with absorbed projections, whichever takes fewer multiply-adds.
+    computed as the paper writes it or with absorbed projections, whichever is cheaper by its multiply-adds.
     """
 
     def __init__(self, config: LunaConfig):
@@ -338,8 +348,7 @@ class LunaAttention(nn.Module):
             return False
         if not all(map(is_plain_linear, projections)):
             return False
-        plain, absorbed = multiply_adds(n, l, self.config.num_attention_heads, self.config.hidden_size, num_projections)
-        return absorbed < plain
+        return pays_to_absorb(n, l, self.config.num_attention_heads, self.config.hidden_size, num_projections)
 
     def split_heads(self, x_bqd: torch.Tensor) -> torch.Tensor:
         return x_bqd.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

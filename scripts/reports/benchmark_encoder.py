@@ -151,9 +151,12 @@ def multiply_adds(args: argparse.Namespace, name: str, n: int) -> float:
         return 4 * d**2 + ffn + 2 * n * d
     l = min(projection_length(name), n)
     # Pack, with keys and values in one, and unpack, with its output; of P and Y_P: pack_q and unpack_kv.
-    forms = [modeling_luna.multiply_adds(n, l, args.num_heads, d, num_projections) for num_projections in (1, 2)]
-    attention = sum(plain if name.endswith(PLAIN) else min(plain, absorbed) for plain, absorbed in forms)
-    return ffn + (attention + 2 * l * d**2) / n
+    attention = 2 * l * d**2
+    for num_projections in (1, 2):
+        sizes = n, l, args.num_heads, d, num_projections
+        absorbs = not name.endswith(PLAIN) and modeling_luna.pays_to_absorb(*sizes)
+        attention += modeling_luna.multiply_adds(*sizes)[absorbs]
+    return ffn + attention / n
 
 
 def attention_matrix_bytes(args: argparse.Namespace, name: str, n: int, mode: str) -> int:

@@ -67,7 +67,7 @@ def build(model_class=LunaModel, *, attention="eager", dtype=torch.float64, seed
 @contextmanager
 def projections(form):
     """Both attentions in one form, "plain" or "absorbed", where they may choose by counting."""
-    with mock.patch.object(modeling_luna, "multiply_adds", lambda *sizes: (form == "absorbed", form == "plain")):
+    with mock.patch.object(modeling_luna, "pays_to_absorb", lambda *sizes: form == "absorbed"):
         yield
 
 
