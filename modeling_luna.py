@@ -190,13 +190,12 @@ def is_plain_linear(module: nn.Module) -> bool:
     )
 
 
-def masked_softmax(scores: torch.Tensor, key_mask_b11m: torch.Tensor | None, dropout: float) -> torch.Tensor:
+def masked_softmax(scores: torch.Tensor, key_mask_b11m: torch.Tensor | None) -> torch.Tensor:
     """Attention weights over the last axis, in the dtype of the scores; equal ones where a row has no key."""
     if key_mask_b11m is not None:
         scores = scores.masked_fill(~key_mask_b11m, torch.finfo(scores.dtype).min)
     softmax_dtype = torch.promote_types(scores.dtype, torch.float32)
-    weights = nn.functional.softmax(scores, dim=-1, dtype=softmax_dtype).to(scores.dtype)
-    return nn.functional.dropout(weights, p=dropout) if dropout > 0 else weights
+    return nn.functional.softmax(scores, dim=-1, dtype=softmax_dtype).to(scores.dtype)
 
 
 def key_mask(mask_b1qm: torch.Tensor | None) -> torch.Tensor | None:
@@ -226,7 +225,9 @@ def absorbed_pack(
     heads = query_bhlk.shape[1], query_bhlk.shape[3]
     key_weight_hkd, value_weight_hkd = key_proj.weight.unflatten(0, heads), value_proj.weight.unflatten(0, heads)
     absorbed_query_bhld = torch.einsum("bhlk,hkd->bhld", query_bhlk * scaling, key_weight_hkd)
-    weights_bhln = masked_softmax(torch.einsum("bhld,bnd->bhln", absorbed_query_bhld, x_bnd), key_mask_b11n, dropout)
+    weights_bhln = masked_softmax(torch.einsum("bhld,bnd->bhln", absorbed_query_bhld, x_bnd), key_mask_b11n)
+    if dropout > 0:
+        weights_bhln = nn.functional.dropout(weights_bhln, p=dropout)
     context_bhld = torch.einsum("bhln,bnd->bhld", weights_bhln, x_bnd)
     y_blhk = torch.einsum("bhld,hkd->blhk", context_bhld, value_weight_hkd)
     bias_blhk = weights_bhln.sum(dim=-1).transpose(1, 2)[..., None] * value_proj.bias.unflatten(0, heads)
@@ -256,7 +257,9 @@ def absorbed_unpack(
     absorbed_key_bhld = torch.einsum("bhlk,hkd->bhld", key_bhlk, query_proj.weight.unflatten(0, heads))
     bias_bhl = torch.einsum("bhlk,hk->bhl", key_bhlk, query_proj.bias.unflatten(0, heads))
     scores_bnhl = torch.einsum("bnd,bhld->bnhl", x_bnd, absorbed_key_bhld)
-    weights_bnhl = masked_softmax(scores_bnhl + bias_bhl[:, None].to(scores_bnhl.dtype), key_mask_b11l, dropout)
+    weights_bnhl = masked_softmax(scores_bnhl + bias_bhl[:, None].to(scores_bnhl.dtype), key_mask_b11l)
+    if dropout > 0:  # in the plain form's order, so that a seed drops the same on a CPU, whichever form an engine allows
+        weights_bnhl = nn.functional.dropout(weights_bnhl.transpose(1, 2).contiguous(), p=dropout).transpose(1, 2)
     absorbed_value_bhld = torch.einsum("bhlk,dhk->bhld", value_bhlk, out_proj.weight.unflatten(1, heads))
     absorbed_value_bhld = zero_without_keys(absorbed_value_bhld, key_mask_b11l)
     y_bnd = torch.einsum("bnhl,bhld->bnd", weights_bnhl, absorbed_value_bhld)
@@ -1045,10 +1048,17 @@ class LunaClassificationHead(nn.Module):
         self, x_brd: torch.Tensor, p_bld: torch.Tensor, is_used_bl: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
         """The tokens at `read_positions`, P and its slots in use to logits (b, c)."""
-        pooled_bd = self.pool(x_brd, p_bld, is_used_bl, attention_mask)
+        is_token_bn = None if attention_mask is None else attention_mask != 0
+        pooled_bd = self.pool(x_brd, p_bld, is_token_bn, is_used_bl)
         return self.out_proj(self.dropout(torch.tanh(self.dense(self.dropout(pooled_bd)))))
 
-    def pool(self, x_brd, p_bld, is_used_bl, attention_mask) -> torch.Tensor:
+    def pool(
+        self,
+        x_brd: torch.Tensor,
+        p_bld: torch.Tensor,
+        is_token_bn: torch.Tensor | None,
+        is_used_bl: torch.Tensor,
+    ) -> torch.Tensor:
         """The sentence representation (b, d): it depends on no padded position and on no unused slot of P."""
         if self.pooling == "packed_mean":
             return masked_mean(p_bld, is_used_bl)
@@ -1058,7 +1068,7 @@ class LunaClassificationHead(nn.Module):
             # A row without tokens uses no slot: the linear map after this would overflow, to NaN.
             return pooled_bd.masked_fill(~is_used_bl.any(dim=1, keepdim=True), 0)
         if self.pooling == "mean":
-            return x_brd.mean(dim=1) if attention_mask is None else masked_mean(x_brd, attention_mask != 0)
+            return x_brd.mean(dim=1) if is_token_bn is None else masked_mean(x_brd, is_token_bn)
         first_bd = x_brd[:, 0]
         return first_bd if self.pooling == "cls" else self.attention(first_bd, p_bld, is_used_bl)
 
