@@ -12,7 +12,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import modeling_luna
-from configuration_luna import LunaConfig
 from modeling_luna import LunaAttention, multiply_adds
 from tests.support import naive
 from tests.support.backends import BACKENDS, backend_context
@@ -216,8 +215,8 @@ def test_counted_operations_are_those_of_the_two_forms(n, l, heads, tied):
 )
 def test_the_cheaper_form_is_chosen_for_each_attention(n, l, tied, pack, unpack):
     """At d = 768 and 12 heads: for the pack below some 20 slots, for the unpack and untied keys and values some 40."""
-    attention = LunaAttention(LunaConfig(tie_key_value=tied))
-    states = normal(1, n, 768).float(), normal(1, l, 768).float()
+    attention = attention_of(hidden_size=768, num_attention_heads=12, tie_key_value=tied)
+    states = normal(1, n, 768), normal(1, l, 768)
     for name, expected in (("pack", pack), ("unpack", unpack)):
         with mock.patch.object(modeling_luna, f"absorbed_{name}", return_value="absorbed") as absorbed, torch.no_grad():
             getattr(attention, name)(*states, None)
