@@ -407,16 +407,16 @@ class LunaLayer(GradientCheckpointingLayer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """X (b, n, d) and P (b, l, d) to X' and P'; with `read_positions` (b, r), X' is (b, r, d), of these tokens only."""
         x_bnd, p_bld = hidden_states, packed_state
-        masks = pack_mask, unpack_mask, read_positions
+        attended = pack_mask, unpack_mask, read_positions
         if self.norm_first:
             y_bnd, y_bld, *_ = self.attention(
-                self.attention_layer_norm(x_bnd), self.packed_layer_norm(p_bld), *masks, **kwargs
+                self.attention_layer_norm(x_bnd), self.packed_layer_norm(p_bld), *attended, **kwargs
             )
             x_bnd = take_positions(x_bnd, read_positions) + self.dropout(y_bnd)
             p_bld = p_bld + self.dropout(y_bld)
             x_bnd = x_bnd + self.feed_forward(self.final_layer_norm(x_bnd))
         else:
-            y_bnd, y_bld, *_ = self.attention(x_bnd, p_bld, *masks, **kwargs)
+            y_bnd, y_bld, *_ = self.attention(x_bnd, p_bld, *attended, **kwargs)
             x_bnd = self.attention_layer_norm(take_positions(x_bnd, read_positions) + self.dropout(y_bnd))
             p_bld = self.packed_layer_norm(p_bld + self.dropout(y_bld))
             x_bnd = self.final_layer_norm(x_bnd + self.feed_forward(x_bnd))
