@@ -92,6 +92,7 @@ def test_another_pooling_is_noticed(case):
         pytest.skip(f"{variant} is not at hand")
     model = load_classifier(variant)
     model.classifier.pool = lambda *states: pool(model.classifier, *states)
+    model.classifier.read_positions = lambda *inputs: None  # some read other tokens than the first
     differences = compare_classifier(model, *read_goldens(variant))
 
     too_large = {difference.kind for difference in differences if difference.max_abs > difference.tolerance}
