@@ -23,24 +23,42 @@ VALIDATION_EPOCH = 2**64 - 1
 
 @dataclass(frozen=True)
 class Masking:
-    """How tokens are masked: 80 % of the chosen ones become the mask token, 10 % a random one, 10 % stay."""
+    """How tokens are masked: most of the chosen ones become the mask token, some a random one, the others stay."""
 
     mlm_probability: float
     mask_token_id: int
     special_token_ids: tuple[int, ...]
     vocab_size: int
+    mask_replace_prob: float = 0.8
+    random_replace_prob: float = 0.1
 
     @cached_property
     def replacement_ids(self) -> np.ndarray:
         return np.setdiff1d(np.arange(self.vocab_size), self.special_token_ids)
 
 
-def mask_tokens(input_ids_n: np.ndarray, masking: Masking, seed: int, epoch: int, index: int):
+@dataclass(frozen=True)
+class MaskingRate:
+    """The share of the tokens to predict at each place of a run, linear in the step from `first` to `last`."""
+
+    first: float
+    last: float
+    global_batch_size: int
+    max_steps: int
+
+    def at(self, place: int) -> float:
+        """Return the share at a place: a function of its step alone, and so of no process or micro-batch."""
+        return self.first + (self.last - self.first) * (place // self.global_batch_size) / max(1, self.max_steps - 1)
+
+
+def mask_tokens(
+    input_ids_n: np.ndarray, masking: Masking, seed: int, epoch: int, index: int, mlm_probability: float | None = None
+):
     """Mask one sequence: (masked ids, labels), each (n,) int64, labels -100 where nothing is to be predicted.
 
-    Each token that is not special is chosen with `mlm_probability`; where chance chooses none, the nearest to being chosen
-    is, so that every sequence has a loss. The raw output of a counter-based generator is used, whose stream no version of
-    NumPy will change.
+    Each token that is not special is chosen with `mlm_probability` (default: that of `masking`); where chance chooses none,
+    the nearest to being chosen is, so that every sequence has a loss. The raw output of a counter-based generator is used,
+    whose stream no version of NumPy will change.
     """
     ids = input_ids_n.astype(np.int64)
     n = len(ids)
@@ -51,15 +69,16 @@ def mask_tokens(input_ids_n: np.ndarray, masking: Masking, seed: int, epoch: int
     chance, action = (raw[:2] >> np.uint64(11)) * 2.0**-53
     chance[np.isin(ids, masking.special_token_ids)] = 1.0
 
-    chosen = chance < masking.mlm_probability
+    chosen = chance < (masking.mlm_probability if mlm_probability is None else mlm_probability)
     if not chosen.any():
         chosen = chance == chance.min()
         chosen &= chance < 1.0
     labels = np.where(chosen, ids, -100)
     replacements = masking.replacement_ids
     random_ids = replacements[(raw[2] % np.uint64(len(replacements))).astype(np.int64)]
-    masked = np.where(chosen & (action < 0.8), masking.mask_token_id, ids)
-    masked = np.where(chosen & (action >= 0.8) & (action < 0.9), random_ids, masked)
+    mask_share, replaced_share = masking.mask_replace_prob, masking.mask_replace_prob + masking.random_replace_prob
+    masked = np.where(chosen & (action < mask_share), masking.mask_token_id, ids)
+    masked = np.where(chosen & (action >= mask_share) & (action < replaced_share), random_ids, masked)
     return masked, labels
 
 
@@ -67,13 +86,17 @@ class MaskedLMDataset(torch.utils.data.Dataset):
     """Masked rows of a packed split by their place in the run: place p is row permute(p mod rows) of epoch p // rows.
 
     With `shuffle=False` place p is row p, masked the same way each time (validation).
+
+    Args:
+        rate: the share of tokens to predict by place (default: that of `masking`, everywhere).
     """
 
-    def __init__(self, split: Path, masking: Masking, seed: int, shuffle: bool):
+    def __init__(self, split: Path, masking: Masking, seed: int, shuffle: bool, rate: MaskingRate | None = None):
         self.rows = load_from_disk(str(split)).with_format("numpy")
         self.masking = masking
         self.seed = seed
         self.shuffle = shuffle
+        self.rate = rate
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -89,8 +112,8 @@ class MaskedLMDataset(torch.utils.data.Dataset):
         located = [self.locate(place) for place in places]
         input_ids_bn = self.rows[[index for _, index in located]]["input_ids"]
         return [
-            mask_tokens(ids_n, self.masking, self.seed, epoch, index)
-            for ids_n, (epoch, index) in zip(input_ids_bn, located, strict=True)
+            mask_tokens(ids_n, self.masking, self.seed, epoch, index, self.rate.at(place) if self.rate else None)
+            for ids_n, place, (epoch, index) in zip(input_ids_bn, places, located, strict=True)
         ]
 
 

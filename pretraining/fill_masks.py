@@ -1,8 +1,8 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Fill one masked word in each of three validation sentences of the dataset that a model was pretrained on.
+"""Show what a model has learned: its guesses on held-out masks beside those of counting tables, and held-out sentences.
 
-`python -m pretraining.fill_masks MODEL --dataset DATASET`
+`python -m pretraining.fill_masks MODEL --dataset DATASET [--sentences 6]`
 """
 
 import re
@@ -10,62 +10,51 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from luna_tools.command_line import exit_status
 from luna_tools.errors import InputError
 from luna_tools.settings import Parser
 
-SENTENCE = re.compile(r"(?<=\n)[A-Z][a-z]+(?: [a-z]+){6,16}\.")
-
-
-def held_out_sentences(dataset: Path, tokenizer) -> list[str]:
-    """Plain sentences of the validation split, in order."""
-    from datasets import load_from_disk
-
-    text = tokenizer.batch_decode(load_from_disk(str(dataset / "validation"))["input_ids"][:])
-    return SENTENCE.findall("".join(text).replace("<s>", "").replace("</s>", "\n"))
-
-
-def mask_a_word(sentence: str, tokenizer) -> tuple[str, str] | None:
-    """The sentence with its middle-most word that is one token and has over three letters masked, and that word."""
-    words = sentence[:-1].split(" ")
-    for i in sorted(range(2, len(words)), key=lambda i: abs(i - len(words) // 2)):
-        if len(words[i]) > 3 and len(tokenizer.tokenize(" " + words[i])) == 1:
-            return " ".join([*words[:i], tokenizer.mask_token, *words[i + 1 :]]) + ".", words[i]
-    return None
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n")
+MOST_VALIDATION_ROWS, MOST_TRAINING_ROWS = 2_000, 500_000
 
 
 @dataclass
 class FillOptions:
     dataset: str
-    """Folder of `luna prepare` whose validation split the sentences are of."""
+    """Folder of `luna prepare` that the model was pretrained on."""
+    sentences: int = 6
+    """Held-out sentences to show."""
 
 
-def main(argv: list[str]) -> None:
-    parser = Parser("python -m pretraining.fill_masks", __doc__.splitlines()[0], FillOptions, words=("MODEL",))
-    (name,), options = parser.parse_command(argv)
-    dataset = Path(options.dataset)
-    if not (dataset / "validation").is_dir():
-        raise InputError(
-            f"--dataset is {options.dataset!r}, which has no validation split: give a folder of `luna prepare`."
-        )
-
-    from transformers import AutoTokenizer, pipeline
-
-    from luna_tools.load import load_luna, quiet_transformers
-    from modeling_luna import LunaForMaskedLM
-
-    with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        fill_mask = pipeline("fill-mask", model=load_luna(name, LunaForMaskedLM), tokenizer=tokenizer, device="cpu")
-    masked = [mask_a_word(sentence, tokenizer) for sentence in held_out_sentences(dataset, tokenizer)]
-    found = [pair for pair in masked if pair is not None][:3]
-    if not found:
-        print(f"The validation split of {dataset} has no plain sentence to mask a word of.")
-    for sentence, word in found:
-        guesses = fill_mask(sentence, top_k=5)
-        print(f"\n{sentence}   (was: {word})")
-        print("   " + ", ".join(f"{guess['token_str']!r} {guess['score']:.0%}" for guess in guesses))
+def held_out_sentences(rows_bn: np.ndarray, tokenizer) -> list[str]:
+    """Return the plainest sentences of packed rows in their order: 6 to 24 words, mostly letters; or else whole rows."""
+    stream = rows_bn[:, 1:-1].ravel()
+    documents = np.split(stream, np.flatnonzero(stream == tokenizer.eos_token_id))
+    texts = tokenizer.batch_decode([document.tolist() for document in documents], skip_special_tokens=True)
+    pieces = [piece.strip() for text in texts for piece in SENTENCE_END.split(text)[:-1]]
+    pieces = [piece for piece in dict.fromkeys(pieces) if 6 <= len(piece.split()) <= 24]
+    plain = [piece for piece in pieces if sum(c.isalpha() or c in " \n,.'-" for c in piece) >= 0.97 * len(piece)]
+    return plain or pieces or tokenizer.batch_decode(rows_bn.tolist(), skip_special_tokens=True)
 
 
-if __name__ == "__main__":
-    sys.exit(exit_status(lambda: main(sys.argv[1:]), "python -m pretraining.fill_masks", extra="pretrain"))
+def mask_a_word(ids: list[int], tokenizer) -> int:
+    """Return the place to mask: the middle-most token that is a word of over three letters, or else the middle."""
+    texts = [tokenizer.decode([token]) for token in ids] + [" "]
+    inner = sorted(range(1, len(ids) - 1), key=lambda i: abs(i - len(ids) // 2))
+    words = [
+        i for i in inner if len(texts[i].strip()) > 3 and texts[i].strip().isalpha() and not texts[i + 1][:1].isalnum()
+    ]
+    return ([i for i in words if texts[i][0].isspace()] or words or inner)[0]
+
+
+def measure(model, ids_bn: np.ndarray, labels_bn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rank (from 1) and the loss of each masked token under the model, row by row."""
+    import torch
+
+    parts = []
+    for ids, labels in zip(np.array_split(ids_bn, len(ids_bn) // 64 + 1), np.array_split(labels_bn, len(ids_bn) // 64 + 1)):
+        logits_rv = model(input_ids=torch.from_numpy(ids)).logits[torch.from_numpy(labels != -100)]
+        parts.append(ranks_and_losses(logits_rv.float().log_softmax(-1).numpy(), labels[labels != -100]))
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
-from pretraining.data import MaskedLMDataset, Masking, collate, unigram_cross_entropy
+from pretraining.data import MaskedLMDataset, Masking, MaskingRate, collate, unigram_cross_entropy
 from pretraining.recipe import Recipe
 
 IGNORED = -100  # the label where nothing is to be predicted
@@ -84,12 +84,16 @@ class MaskedLM(Objective):
 
     def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, vocab_size: int):
         specials = tuple(sorted(tokenizer.all_special_ids))
-        self.masking = Masking(recipe.mlm_probability, tokenizer.mask_token_id, specials, vocab_size)
+        replacements = recipe.mask_replace_prob, recipe.random_replace_prob
+        self.masking = Masking(recipe.last_mlm_probability, tokenizer.mask_token_id, specials, vocab_size, *replacements)
+        self.rate = MaskingRate(
+            recipe.mlm_probability, recipe.last_mlm_probability, recipe.global_batch_size, recipe.max_steps
+        )
         self.seed = recipe.seed
 
     def rows(self, split: Path, shuffle: bool) -> MaskedLMDataset:
-        """Read a packed split, masked."""
-        return MaskedLMDataset(split, self.masking, self.seed, shuffle)
+        """Read a packed split, masked; the share of masks follows the steps of training."""
+        return MaskedLMDataset(split, self.masking, self.seed, shuffle, self.rate if shuffle else None)
 
     def collate(self, rows: list) -> dict[str, torch.Tensor]:
         """Stack masked rows and their labels."""

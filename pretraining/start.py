@@ -20,7 +20,9 @@ from luna_tools.files import hold_lock
 from pretraining import checkpoint as ckpt
 from pretraining.dataset_format import read_manifest
 from pretraining.engines import has_gpu
+from pretraining.launcher import launched_engine
 from pretraining.model import model_config
+from pretraining.optimizers import check_optimizer
 from pretraining.plan import check_run
 from pretraining.recipe import CHANGEABLE_ON_RESUME, Recipe, difference_from_run
 
@@ -51,6 +53,7 @@ def check_environment(recipe: Recipe) -> None:
     """
     if recipe.mixed_precision == "fp16" and not has_gpu():
         raise InputError("`mixed_precision` is fp16, which needs a GPU: use bf16 or no.")
+    check_optimizer(recipe, launched_engine())
     for tracker in recipe.report_to:
         if tracker not in TRACKERS:
             raise InputError(f"`report_to` names {tracker!r}: the trackers are {', '.join(TRACKERS)}.")
