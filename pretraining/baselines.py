@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 SMOOTHING = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # tried in turn; the best one counts
+COPY_LENGTH = 12  # tokens in a row that two rows share by more than chance
+IGNORED = -100  # the label where nothing is masked
 CHUNK = 64  # positions at a time, each a distribution over the vocabulary
 
 
@@ -64,23 +66,21 @@ class NeighbourTable:
                 score_v += np.log(pairs.smoothed(token, self.prior_v, smoothing)) - log_prior_v
         return score_v
 
-    def measure(self, ids_bn: np.ndarray, labels_bn: np.ndarray, ignored: int = -100) -> dict[str, float]:
+    def measure(self, ids_bn: np.ndarray, labels_bn: np.ndarray) -> dict[str, float]:
         """Return `figures` of the masked positions, with the smoothing that gives the lowest loss."""
-        rows, places = np.nonzero(labels_bn != ignored)
+        rows, places = np.nonzero(labels_bn != IGNORED)
         lefts, rights, labels = ids_bn[rows, places - 1], ids_bn[rows, places + 1], labels_bn[rows, places]
         measured = []
         for smoothing in SMOOTHING:
-            at = 0
-            parts = []
-            for scores_cv in self.scores(lefts, rights, smoothing):
-                parts.append(ranks_and_losses(scores_cv, labels[at : at + len(scores_cv)]))
-                at += len(scores_cv)
+            scores = self.scores(lefts, rights, smoothing)
+            chunks = np.split(labels, range(CHUNK, len(labels), CHUNK))
+            parts = [ranks_and_losses(scores_cv, labels_c) for scores_cv, labels_c in zip(scores, chunks, strict=True)]
             measured.append(figures(*(np.concatenate(part) for part in zip(*parts, strict=True))))
         return min(measured, key=lambda row: row["loss"])
 
-    def measure_unigram(self, labels_bn: np.ndarray, ignored: int = -100) -> dict[str, float]:
+    def measure_unigram(self, labels_bn: np.ndarray) -> dict[str, float]:
         """Return `figures` of the training frequencies alone."""
-        labels = labels_bn[labels_bn != ignored]
+        labels = labels_bn[labels_bn != IGNORED]
         log_prior_v = np.log(self.prior_v)
         ranks_v = np.argsort(np.argsort(-log_prior_v, kind="stable"), kind="stable") + 1
         return figures(ranks_v[labels], -log_prior_v[labels])
@@ -97,7 +97,7 @@ def figures(ranks: np.ndarray, losses: np.ndarray) -> dict[str, float]:
     return {"loss": float(losses.mean()), "first": float((ranks == 1).mean()), "among five": float((ranks <= 5).mean())}
 
 
-def rows_seen(train_rows_bn: np.ndarray, rows_bn: np.ndarray, length: int = 12) -> np.ndarray:
+def rows_seen(train_rows_bn: np.ndarray, rows_bn: np.ndarray, length: int = COPY_LENGTH) -> np.ndarray:
     """Tell which rows share `length` tokens in a row with the training rows, as near-copies do: (b,) bool."""
     windows = np.lib.stride_tricks.sliding_window_view
     width = min(length, rows_bn.shape[1] - 2)
