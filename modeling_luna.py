@@ -287,6 +287,14 @@ def check_shape(name: str, tensor: torch.Tensor, axes: str, shape: tuple[int, ..
         raise ValueError(f"`{name}` has shape {tuple(tensor.shape)}, but must be {axes} = {tuple(shape)}, {meaning}.")
 
 
+def take_positions(x_bnd: torch.Tensor, positions_br: torch.Tensor | None) -> torch.Tensor:
+    """The tokens at `positions_br`, (b, r, d); -1 takes some token that is not to be read. None takes all of them."""
+    if positions_br is None:
+        return x_bnd
+    rows_b1 = torch.arange(x_bnd.shape[0], device=x_bnd.device)[:, None]
+    return x_bnd[rows_b1, positions_br.clamp(min=0)]
+
+
 def to_bool_mask(name: str, mask: torch.Tensor | None) -> torch.Tensor | None:
     """A mask of any type as one of booleans: a value is zero, or it is not.
 
@@ -348,9 +356,14 @@ ARGUMENTS = r"""
         Whether to give P as it enters the first layer and as it leaves each layer.
     labels (`torch.Tensor`, *optional*):
         For the masked language model, the original ids at masked positions, and for token classification class ids, both of
-        shape `(batch_size, sequence_length)` with -100 elsewhere. For multiple choice, of shape `(batch_size,)`, the index
-        of the right candidate. For sequence classification, of shape `(batch_size,)` or `(batch_size, num_labels)`, class
-        ids; for multi label 0 or 1 for each class; for regression the values.
+        shape `(batch_size, sequence_length)` with -100 elsewhere; with `masked_positions`, the ids at these and of their
+        shape. For multiple choice, of shape `(batch_size,)`, the index of the right candidate. For sequence classification,
+        of shape `(batch_size,)` or `(batch_size, num_labels)`, class ids; for multi label 0 or 1 for each class; for
+        regression the values.
+    masked_positions (`torch.LongTensor` of shape `(batch_size, num_masked)`, *optional*):
+        The positions whose logits are wanted, filled up with -1 where a row has fewer. Logits and labels are then of the
+        masked positions, in this order, and the label at a -1 is -100. Shapes stay the same from batch to batch, and the
+        last layer computes nothing for other tokens.
     start_positions (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
         Index of the answer's first token; an index beyond the text is left out of the loss.
     end_positions (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
@@ -378,7 +391,8 @@ OUTPUTS = r"""
         question answering the mean of the losses of the start and of the end.
     logits (`torch.FloatTensor`, *optional*):
         Scores, of shape `(batch_size, sequence_length, vocab_size)` from the masked language model, which with labels gives
-        them only when asked for by `output_logits=True`; `(batch_size, num_labels)` from sequence classification;
+        them only when asked for by `output_logits=True`, and with `masked_positions` `(batch_size, num_masked,
+        vocab_size)`; `(batch_size, num_labels)` from sequence classification;
         `(batch_size, num_choices)` from multiple choice; `(batch_size, sequence_length, num_labels)` from token
         classification.
     start_logits (`torch.FloatTensor` of shape `(batch_size, sequence_length)`, *optional*, from question answering):
@@ -672,6 +686,7 @@ class LunaForMaskedLM(LunaPreTrainedModel):
         packed_state: torch.FloatTensor | None = None,
         packed_attention_mask: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
+        masked_positions: torch.LongTensor | None = None,
         output_logits: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LunaHeadOutput:
@@ -688,16 +703,29 @@ class LunaForMaskedLM(LunaPreTrainedModel):
         x_bnd = outputs.last_hidden_state
         if output_logits is None:
             output_logits = self.config.output_logits
+        if masked_positions is not None:
+            if masked_positions.ndim != 2 or masked_positions.shape[0] != x_bnd.shape[0]:
+                raise ValueError(
+                    f"`masked_positions` has shape {tuple(masked_positions.shape)}, but must be (batch_size, num_masked) "
+                    f"with batch_size = {x_bnd.shape[0]}, filled up with -1."
+                )
+            x_bnd = take_positions(x_bnd, masked_positions)
+            axes, meaning = "(batch_size, num_masked)", "as `masked_positions` is, -100 at its -1"
+        else:
+            axes, meaning = "(batch_size, sequence_length)", "-100 where no token is to be predicted"
+        if labels is not None:
+            check_shape("labels", labels, axes, x_bnd.shape[:2], meaning)
 
         loss = logits_bnv = None
-        if labels is None or output_logits:
+        if labels is None or output_logits or masked_positions is not None:
             logits_bnv = self.lm_head(x_bnd)
         if labels is not None:
-            meaning = "-100 where no token is to be predicted"
-            check_shape("labels", labels, "(batch_size, sequence_length)", x_bnd.shape[:2], meaning)
-            is_masked_bn = labels != -100
-            logits_rv = logits_bnv[is_masked_bn] if output_logits else self.lm_head(x_bnd[is_masked_bn])
-            loss = self.loss_function(logits_rv, labels[is_masked_bn], vocab_size=self.config.vocab_size, **kwargs)
+            if logits_bnv is None:  # only what has a label is projected, whose number differs from batch to batch
+                is_masked_bn = labels != -100
+                logits_rv, labels_r = self.lm_head(x_bnd[is_masked_bn]), labels[is_masked_bn]
+            else:
+                logits_rv, labels_r = logits_bnv.flatten(0, 1), labels.flatten()
+            loss = self.loss_function(logits_rv, labels_r, vocab_size=self.config.vocab_size, **kwargs)
 
         return LunaHeadOutput(loss=loss, logits=logits_bnv, **encoder_fields(outputs))
 

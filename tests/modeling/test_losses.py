@@ -12,7 +12,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 from tests.support import naive
-from tests.support.luna_builders import assert_close, ids_of, pad_batch, random_ids
+from tests.support.luna_builders import TOLERANCE, assert_close, ids_of, pad_batch, random_ids
 from tests.support.models import ANSWERER, CHOICE, CLASSIFIER, MASKED_LM, TAGGER, each_option
 
 TEXT = random_ids(9, seed=3)
@@ -148,6 +148,33 @@ def test_masked_language_model_gives_logits_with_labels_only_when_asked_for():
     assert model(**FOUR, labels=labels, output_logits=False).logits is None
 
 
+def fill_up(labels):
+    """The positions and the labels of the tokens that have one, rows filled up with -1 and -100, one at least."""
+    rows = [row.nonzero().flatten().tolist() for row in labels != -100]
+    k = max(map(len, rows)) + 1
+    positions = torch.tensor([row + [-1] * (k - len(row)) for row in rows])
+    return positions, labels.gather(1, positions.clamp(min=0)).masked_fill(positions < 0, -100)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@each_option
+def test_masked_positions_give_the_logits_the_loss_and_the_gradients_of_these_tokens(options, attention):
+    model, labels = MASKED_LM.build(attention=attention, **options).train(), LOSSES["masked tokens"][2]
+    positions, labels_at = fill_up(labels)
+    assert (positions < 0).any(dim=1).all()
+    expected = model(**FOUR).logits[labels != -100]
+    for arguments in ({}, {"output_hidden_states": True}, {"output_attentions": True}, {"labels": labels_at}):
+        output = model(**FOUR, masked_positions=positions, **arguments)
+        assert output.logits.shape == (*positions.shape, 41)
+        assert_close(output.logits[positions >= 0], expected, TOLERANCE)
+    for count in ({}, {"num_items_in_batch": 7}):
+        plain_loss, plain = loss_and_gradients(model, **FOUR, labels=labels, output_logits=True, **count)
+        loss, gradients = loss_and_gradients(model, **FOUR, labels=labels_at, masked_positions=positions, **count)
+        assert_close(loss, plain_loss, 1e-6)
+        for gradient, wanted in zip(gradients, plain, strict=True):
+            assert_close(gradient, wanted, 1e-6)
+
+
 def test_loss_of_question_answering():
     model = ANSWERER.build()
     start, end = torch.tensor([0, 1, 2, 0]), torch.tensor([8, 1, 4, 2])
@@ -194,6 +221,18 @@ def test_integer_labels_of_a_multi_label_problem():
 LONG = torch.zeros(1, dtype=torch.long)
 WRONG_LABELS = {
     "too few tokens": (MASKED_LM, {}, {"labels": LONG.expand(4, 8)}, ("(4, 8)", "(4, 9)", "-100")),
+    "labels of all tokens": (
+        MASKED_LM,
+        {},
+        {"labels": LONG.expand(4, 9), "masked_positions": LONG.expand(4, 3)},
+        ("`labels` has shape (4, 9)", "(4, 3)", "`masked_positions`"),
+    ),
+    "positions of a row": (
+        MASKED_LM,
+        {},
+        {"masked_positions": LONG.expand(3)},
+        ("`masked_positions` has shape (3,)", "batch_size = 4", "-1"),
+    ),
     "column of classes": (CLASSIFIER, {}, {"labels": LONG.expand(4, 1)}, ("(4, 1)", "(4,)")),
     "too few classes": (CLASSIFIER, {}, {"labels": LONG.expand(3)}, ("(3,)", "(4,)")),
     "values for classes": (CLASSIFIER, {}, {"labels": torch.ones(4)}, ("(4,)", "(4, 3)")),
