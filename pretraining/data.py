@@ -7,6 +7,7 @@ process, in constant memory. That is why a run resumes in constant time and why 
 only divide a global batch and never change it.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -121,6 +122,29 @@ def collate(rows: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor
     """Stack rows, which have one length and no padding, so that a batch needs no attention mask."""
     input_ids, labels = zip(*rows, strict=True)
     return {"input_ids": torch.from_numpy(np.stack(input_ids)), "labels": torch.from_numpy(np.stack(labels))}
+
+
+def at_masked_positions(batch: dict[str, torch.Tensor], num_positions: int | None = None) -> dict[str, torch.Tensor]:
+    """Give labels at `masked_positions` alone, both (b, k), filled up with -100 and -1.
+
+    Args:
+        num_positions: k, whatever the batch; a row's masks beyond it have no label. Default: as many as the batch needs.
+    """
+    is_masked_bn = batch["labels"] != -100
+    k = num_positions or int(is_masked_bn.sum(-1).max())
+    positions_bk = is_masked_bn.int().argsort(dim=-1, descending=True, stable=True)[:, :k]
+    labels_bk = batch["labels"].gather(1, positions_bk)
+    return batch | {"labels": labels_bk, "masked_positions": positions_bk.masked_fill(labels_bk == -100, -1)}
+
+
+def most_masked(num_tokens: int, mlm_probability: float) -> int:
+    """Return a number of masks that a row exceeds with a probability below 1e-12, by Chernoff's bound; a multiple of 8."""
+    for k in range(math.ceil(num_tokens * mlm_probability), num_tokens):
+        share = k / num_tokens
+        divergence = share * math.log(share / mlm_probability) + (1 - share) * math.log((1 - share) / (1 - mlm_probability))
+        if num_tokens * divergence > 12 * math.log(10):
+            return min(num_tokens, -8 * (-k // 8))
+    return num_tokens
 
 
 def unigram_cross_entropy(token_counts_v: np.ndarray, labels: np.ndarray) -> float:

@@ -2,19 +2,28 @@
 # Licensed under the Apache License, Version 2.0.
 """What is learned: the rows of a batch with their labels, the loss of a micro-batch, the figures of an evaluation.
 
-An objective is a class with `auto_class`, `rows` and `collate`; `OBJECTIVES` names those that a recipe may choose. What
-they share is in `Objective`: each label that is not -100 counts once, however the batch is divided.
+An objective is a class with `auto_class`, `rows`, `suit` and `collate`; `OBJECTIVES` names those that a recipe may choose.
+What they share is in `Objective`: each label that is not -100 counts once, however the batch is divided.
 """
 
 import math
 from abc import ABC, abstractmethod
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
-from pretraining.data import MaskedLMDataset, Masking, MaskingRate, collate, unigram_cross_entropy
+from pretraining.data import (
+    MaskedLMDataset,
+    Masking,
+    MaskingRate,
+    at_masked_positions,
+    collate,
+    most_masked,
+    unigram_cross_entropy,
+)
 from pretraining.recipe import Recipe
 
 IGNORED = -100  # the label where nothing is to be predicted
@@ -35,7 +44,11 @@ class Objective(ABC):
 
     @abstractmethod
     def collate(self, rows: list) -> dict[str, torch.Tensor]:
-        """Make a micro-batch with `labels` (b, n) of rows."""
+        """Make a micro-batch with `labels`, (b, n) or where the model takes them at `masked_positions`, of rows."""
+
+    @abstractmethod
+    def suit(self, model: torch.nn.Module, sequence_length: int) -> None:
+        """Prepare the micro-batches that `collate` makes for a model."""
 
     def num_predicted(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Count the tokens that a micro-batch predicts: ()."""
@@ -52,9 +65,9 @@ class Objective(ABC):
         self, model: torch.nn.Module, batch: dict[str, torch.Tensor], counted_b: torch.Tensor
     ) -> torch.Tensor:
         """Return summed cross-entropy, number of right guesses and number of tokens of the rows that count: (3,) float64."""
-        is_predicted = (batch["labels"] != IGNORED) & counted_b[:, None]
-        logits = model(input_ids=batch["input_ids"]).logits[is_predicted].float()
-        labels = batch["labels"][is_predicted]
+        labels = batch.pop("labels")
+        is_predicted = (labels != IGNORED) & counted_b[:, None]
+        logits, labels = model(**batch).logits[is_predicted].float(), labels[is_predicted]
         sums = torch.zeros(3, dtype=torch.float64, device=labels.device)
         sums[0] += torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
         sums[1] += (logits.argmax(-1) == labels).sum()
@@ -89,15 +102,23 @@ class MaskedLM(Objective):
         self.rate = MaskingRate(
             recipe.mlm_probability, recipe.last_mlm_probability, recipe.global_batch_size, recipe.max_steps
         )
-        self.seed = recipe.seed
+        self.recipe, self.takes_positions, self.num_positions = recipe, False, None
 
     def rows(self, split: Path, shuffle: bool) -> MaskedLMDataset:
         """Read a packed split, masked; the share of masks follows the steps of training."""
-        return MaskedLMDataset(split, self.masking, self.seed, shuffle, self.rate if shuffle else None)
+        return MaskedLMDataset(split, self.masking, self.recipe.seed, shuffle, self.rate if shuffle else None)
+
+    def suit(self, model: torch.nn.Module, sequence_length: int) -> None:
+        """Let a model that can project masked positions alone; of a fixed number for one that is compiled."""
+        self.takes_positions = "masked_positions" in signature(model.forward).parameters
+        if self.recipe.compile:
+            highest = max(self.recipe.mlm_probability, self.recipe.last_mlm_probability)
+            self.num_positions = most_masked(sequence_length, highest)
 
     def collate(self, rows: list) -> dict[str, torch.Tensor]:
         """Stack masked rows and their labels."""
-        return collate(rows)
+        batch = collate(rows)
+        return at_masked_positions(batch, self.num_positions) if self.takes_positions else batch
 
 
 OBJECTIVES = {"masked_lm": MaskedLM}

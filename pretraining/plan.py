@@ -53,6 +53,20 @@ def check_run(recipe: Recipe, config: PreTrainedConfig, manifest: dict, num_proc
         )
 
 
+def check_engine(recipe: Recipe, engine: EngineName) -> None:
+    """Refuse a recipe that the engine would not run exactly.
+
+    Raises:
+        InputError: with what to choose.
+    """
+    check_optimizer(recipe, engine)
+    if recipe.compile and engine != "ddp":
+        raise InputError(
+            f"`compile` is true, but {engine} brings weights together inside the graph: launch with data parallelism, or "
+            "set it to false."
+        )
+
+
 def check_tokenizer(recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer whose special ids the model takes for something else.
 
@@ -159,7 +173,7 @@ def plan(recipe: Recipe, cluster: Cluster, manifest: dict | None) -> str:
     Raises:
         InputError: the plan cannot be met.
     """
-    check_optimizer(recipe, cluster.engine)
+    check_engine(recipe, cluster.engine)
     config, num_processes = model_config(recipe), cluster.num_processes
     if manifest is not None:
         check_run(recipe, config, manifest, num_processes)

@@ -33,6 +33,7 @@ CHANGEABLE_ON_RESUME = (
     "micro_batch_size",
     "eval_micro_batch_size",
     "gradient_checkpointing",
+    "compile",
     "num_processes",
     "logging_steps",
     "eval_steps",
@@ -81,6 +82,8 @@ class Recipe:
     """Attention of transformers: eager, sdpa, flash_attention_2, flex_attention, ..."""
     gradient_checkpointing: bool = False
     """Keep one activation a layer and compute the others again."""
+    compile: bool = False
+    """Compile the model's forward and backward pass by torch.compile as one graph; for Luna, on data parallelism."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """Precision of the computation, fp16 on GPUs alone; weights stay in float32."""
     num_processes: int | None = None

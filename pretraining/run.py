@@ -206,6 +206,9 @@ class Run:
         checkpoint, accelerator = self.start.checkpoint, self.accelerator
         model = together(lambda: build_model(self.recipe, self.start.config, checkpoint, self.objective.auto_class))
         model = model.to(accelerator.device).train()
+        self.objective.suit(model, self.start.manifest["sequence_length"])
+        if self.recipe.compile:
+            model.compile(fullgraph=True, dynamic=False)  # in place: its weights keep their names
         with torch.device("meta"):
             # What is saved, with weights from the engine: an engine changes the model.
             self.skeleton = type(model)(model.config)
@@ -369,7 +372,7 @@ class Run:
         )
         sums = torch.zeros(3, dtype=torch.float64, device=device)
         for batch, counted_b in zip(loader, counts.split(self.recipe.eval_micro_batch_size), strict=True):
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
                 sums += self.objective.evaluation_sums(engine.module, self.to_device(batch), counted_b)
         engine.module.train()
         figures = self.objective.figures(reduce(sums, "sum"))
