@@ -8,6 +8,7 @@ only divide a global batch and never change it.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,8 +35,14 @@ class Masking:
     random_replace_prob: float = 0.1
 
     @cached_property
+    def is_special_v(self) -> np.ndarray:
+        is_special_v = np.zeros(self.vocab_size, dtype=bool)
+        is_special_v[list(self.special_token_ids)] = True
+        return is_special_v
+
+    @cached_property
     def replacement_ids(self) -> np.ndarray:
-        return np.setdiff1d(np.arange(self.vocab_size), self.special_token_ids)
+        return np.flatnonzero(~self.is_special_v)
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ def mask_tokens(
     )
     raw = generator.random_raw(3 * n).reshape(3, n)
     chance, action = (raw[:2] >> np.uint64(11)) * 2.0**-53
-    chance[np.isin(ids, masking.special_token_ids)] = 1.0
+    chance[masking.is_special_v[ids]] = 1.0
 
     chosen = chance < (masking.mlm_probability if mlm_probability is None else mlm_probability)
     if not chosen.any():
@@ -102,15 +109,19 @@ class MaskedLMDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def locate(self, place: int) -> tuple[int, int]:
-        """Return (epoch, row index) of a place in the run."""
+    def locate(self, places: Sequence[int]) -> list[tuple[int, int]]:
+        """Return (epoch, row index) of places in the run."""
         if not self.shuffle:
-            return VALIDATION_EPOCH, place
-        epoch, offset = divmod(place, len(self.rows))
-        return epoch, int(permute(np.array([offset]), len(self.rows), self.seed, epoch)[0])
+            return [(VALIDATION_EPOCH, place) for place in places]
+        epochs, offsets = np.divmod(np.asarray(places), len(self.rows))
+        rows = np.empty_like(offsets)
+        for epoch in np.unique(epochs):
+            of_epoch = epochs == epoch
+            rows[of_epoch] = permute(offsets[of_epoch], len(self.rows), self.seed, int(epoch))
+        return list(zip(epochs.tolist(), rows.tolist(), strict=True))
 
     def __getitems__(self, places: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-        located = [self.locate(place) for place in places]
+        located = self.locate(places)
         input_ids_bn = self.rows[[index for _, index in located]]["input_ids"]
         return [
             mask_tokens(ids_n, self.masking, self.seed, epoch, index, self.rate.at(place) if self.rate else None)
