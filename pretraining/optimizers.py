@@ -58,7 +58,50 @@ def build_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optim
         return adamw
     matrices = {"params": [p for p in trained if id(p) in taken], "relative_lr": 1.0}
     options = {"momentum": recipe.muon_momentum, "weight_decay": recipe.weight_decay, "lr": recipe.learning_rate}
-    return MuonWithAdamW(torch.optim.Muon([matrices], **options), adamw)
+    return MuonWithAdamW(BatchedMuon([matrices], **options), adamw)
+
+
+class BatchedMuon(torch.optim.Muon):
+    """torch's Muon, with the same state and rounding, but all matrices of a shape orthogonalised together.
+
+    One by one, small matrices take as long as the training step that they follow.
+    """
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        """Update all weights."""
+        for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            for shape in dict.fromkeys(weight.shape for weight in weights):
+                self.update([weight for weight in weights if weight.shape == shape], group)
+
+    def update(self, weights: list[torch.nn.Parameter], group: dict) -> None:
+        """Update matrices of one shape (p, q)."""
+        gradients = [weight.grad for weight in weights]
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
+        updates_bpq = orthogonalize(torch.stack(nesterov), group["ns_coefficients"], group["ns_steps"], group["eps"])
+        p, q = weights[0].shape
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, list(updates_bpq.float().unbind()), alpha=-group["lr"] * max(1, p / q) ** 0.5)
+
+
+def orthogonalize(x_bpq: torch.Tensor, coefficients: tuple, steps: int, eps: float) -> torch.Tensor:
+    """Bring the singular values of each matrix near 1 by the quintic Newton-Schulz iteration of Muon, in bfloat16."""
+    a, b, c = coefficients
+    x_bpq = x_bpq.bfloat16()
+    is_tall = x_bpq.shape[1] > x_bpq.shape[2]
+    if is_tall:
+        x_bpq = x_bpq.mT
+    x_bpq = x_bpq / x_bpq.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram_bpp = x_bpq @ x_bpq.mT
+        x_bpq = torch.baddbmm(x_bpq, torch.baddbmm(gram_bpp, gram_bpp, gram_bpp, beta=b, alpha=c), x_bpq, beta=a)
+    return x_bpq.mT if is_tall else x_bpq
 
 
 class MuonWithAdamW(torch.optim.Optimizer):

@@ -66,8 +66,9 @@ def test_one_update_is_that_of_torchs_muon_and_adamw(recipe_values):
         other.grad = one.grad.clone()
     for each in (optimizer, *others):
         each.step()
+    # Sums in another order and then rounded to bfloat16: 2**-8 of an update of about 0.02 / 32 ** 0.5.
     for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-7, msg=name)
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4 if ".layers." in name else 1e-7, msg=name)
 
 
 def test_a_run_resumes_bit_for_bit(changes, values, tmp_path):
