@@ -219,8 +219,8 @@ def absorbed_pack(
     weights_bhln = masked_softmax(torch.einsum("bhld,bnd->bhln", absorbed_query_bhld, x_bnd), key_mask_b11n, dropout)
     context_bhld = torch.einsum("bhln,bnd->bhld", weights_bhln, x_bnd)
     y_blhk = torch.einsum("bhld,hkd->blhk", context_bhld, value_weight_hkd)
-    bias_blhk = torch.einsum("bhln,hk->blhk", weights_bhln, value_proj.bias.unflatten(0, heads))
-    y_bld = zero_without_keys(y_blhk + bias_blhk, key_mask_b11n).flatten(2)
+    bias_blhk = weights_bhln.sum(dim=-1).transpose(1, 2)[..., None] * value_proj.bias.unflatten(0, heads)
+    y_bld = zero_without_keys(y_blhk + bias_blhk.to(y_blhk.dtype), key_mask_b11n).flatten(2)
     if key_proj is not value_proj:  # nothing depends on the bias of the keys: its gradient is zero
         y_bld, _ = join_gradients(y_bld, key_proj.bias)
     return y_bld
@@ -245,8 +245,8 @@ def absorbed_unpack(
     key_bhlk = key_bhlk * scaling
     absorbed_key_bhld = torch.einsum("bhlk,hkd->bhld", key_bhlk, query_proj.weight.unflatten(0, heads))
     bias_bhl = torch.einsum("bhlk,hk->bhl", key_bhlk, query_proj.bias.unflatten(0, heads))
-    scores_bnhl = torch.einsum("bnd,bhld->bnhl", x_bnd, absorbed_key_bhld) + bias_bhl[:, None]
-    weights_bnhl = masked_softmax(scores_bnhl, key_mask_b11l, dropout)
+    scores_bnhl = torch.einsum("bnd,bhld->bnhl", x_bnd, absorbed_key_bhld)
+    weights_bnhl = masked_softmax(scores_bnhl + bias_bhl[:, None].to(scores_bnhl.dtype), key_mask_b11l, dropout)
     absorbed_value_bhld = torch.einsum("bhlk,dhk->bhld", value_bhlk, out_proj.weight.unflatten(1, heads))
     absorbed_value_bhld = zero_without_keys(absorbed_value_bhld, key_mask_b11l)
     y_bnd = torch.einsum("bnhl,bhld->bnd", weights_bnhl, absorbed_value_bhld)
