@@ -5,7 +5,7 @@
 Read top to bottom: attention, layer, embeddings, encoder, masked language model, heads for fine-tuning.
 
 Shape suffixes: b batch, n tokens, l packed slots, q and m queries and keys of one attention (n and l in some order),
-d hidden size, h heads, k head size, v vocabulary, r masked positions, c classes or choices.
+d hidden size, h heads, k head size, v vocabulary, r tokens that a head reads, c classes or choices.
 """
 
 import math
@@ -38,7 +38,57 @@ except ImportError:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Attention
+# What is read, and gradients of what is not
+
+
+def check_positions(name: str, positions: torch.Tensor, b: int) -> None:
+    """Raise a ValueError unless `positions` is (b, r)."""
+    if positions.ndim != 2 or positions.shape[0] != b:
+        raise ValueError(
+            f"`{name}` has shape {tuple(positions.shape)}, but must be (batch_size, number of positions) with batch_size = "
+            f"{b}: fill up rows that have fewer with -1."
+        )
+
+
+def take_positions(x_bnd: torch.Tensor, positions_br: torch.Tensor | None) -> torch.Tensor:
+    """The tokens at `positions_br`, (b, r, d); -1 takes some token that is not to be read. None takes all of them."""
+    if positions_br is None:
+        return x_bnd
+    rows_b1 = torch.arange(x_bnd.shape[0], device=x_bnd.device)[:, None]
+    return x_bnd[rows_b1, positions_br.clamp(min=0)]
+
+
+class JoinedGradients(torch.autograd.Function):
+    """The identity of several tensors, whose backward gives zeros to those that nothing reads.
+
+    Autograd itself turns missing gradients of a function's outputs into zeros.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(tensor.detach() for tensor in tensors)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        """Nothing to keep."""
+
+    @staticmethod
+    def backward(ctx, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return gradients
+
+
+def join_gradients(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same tensors, such that a loss of one of them gives a gradient, if of zeros, to every parameter of both.
+
+    DistributedDataParallel takes a parameter without a gradient for an error, and FSDP and ZeRO want the same of all ranks.
+    """
+    return JoinedGradients.apply(first, second) if torch.is_grad_enabled() else (first, second)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attention: the paper's form
 
 
 def eager_attention_forward(
@@ -98,10 +148,120 @@ def flash_attention_over_padded_keys(
     return output.reshape(b, q, h, k), None
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Attention: the same with absorbed projections
+#
+# A product with a weight is moved from the n tokens of X to the l slots of P: the heads then meet X itself, in all of its
+# d channels, and where l is small, n x d x d multiply-adds for each projection of X become h x l x n x d.
+
+
+def multiply_adds(n: int, l: int, h: int, d: int, num_projections: int) -> tuple[int, int]:
+    """Those of one attention between n tokens and l slots, with plain and with absorbed projections of the tokens.
+
+    The pack projects tokens to keys and values, by one or two matrices; the unpack to queries, and its own output again.
+    """
+    plain = n * (num_projections * d * d + 2 * l * d)
+    absorbed = n * 2 * h * l * d + 2 * l * d * d
+    return plain, absorbed
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether a module is its weight and its bias and no more, so that they may be used without a call.
+
+    LoRA, quantization, offloading, tensor parallelism and ZeRO-3 put another class, another kind of weight or hooks there.
+    """
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) in (nn.Parameter, torch.Tensor)
+        and module.weight.shape == (module.out_features, module.in_features)
+        and "forward" not in module.__dict__
+        and not (module._forward_pre_hooks or module._forward_hooks)
+        and not (module._backward_pre_hooks or module._backward_hooks)
+    )
+
+
+def masked_softmax(scores: torch.Tensor, key_mask_b11m: torch.Tensor | None, dropout: float) -> torch.Tensor:
+    """Attention weights over the last axis, in the dtype of the scores; equal ones where a row has no key."""
+    if key_mask_b11m is not None:
+        scores = scores.masked_fill(~key_mask_b11m, torch.finfo(scores.dtype).min)
+    softmax_dtype = torch.promote_types(scores.dtype, torch.float32)
+    weights = nn.functional.softmax(scores, dim=-1, dtype=softmax_dtype).to(scores.dtype)
+    return nn.functional.dropout(weights, p=dropout) if dropout > 0 else weights
+
+
+def key_mask(mask_b1qm: torch.Tensor | None) -> torch.Tensor | None:
+    """The mask of SDPA's form, which is the same for all queries, as (b, 1, 1, m)."""
+    return None if mask_b1qm is None else mask_b1qm[:, :, :1]
+
+
+def zero_without_keys(x: torch.Tensor, key_mask_b11m: torch.Tensor | None) -> torch.Tensor:
+    """Zeros in place of the values (b, ., ., .) of a row that has no key, as scaled dot product attention gives them."""
+    return x if key_mask_b11m is None else x.masked_fill(~key_mask_b11m.any(dim=-1, keepdim=True), 0)
+
+
+def absorbed_pack(
+    query_bhlk: torch.Tensor,
+    x_bnd: torch.Tensor,
+    key_proj: nn.Linear,
+    value_proj: nn.Linear,
+    key_mask_b11n: torch.Tensor | None,
+    scaling: float,
+    dropout: float,
+) -> torch.Tensor:
+    """The pack attention (b, l, d) without keys and values of X.
+
+    q . (W x + b) is (W' q) . x and a number that all keys share, which the softmax takes out. The sum of a (W x + b) over
+    the tokens is W times the sum of a x, and b times the sum of the weights a, which is not one after dropout.
+    """
+    heads = query_bhlk.shape[1], query_bhlk.shape[3]
+    key_weight_hkd, value_weight_hkd = key_proj.weight.unflatten(0, heads), value_proj.weight.unflatten(0, heads)
+    absorbed_query_bhld = torch.einsum("bhlk,hkd->bhld", query_bhlk * scaling, key_weight_hkd)
+    weights_bhln = masked_softmax(torch.einsum("bhld,bnd->bhln", absorbed_query_bhld, x_bnd), key_mask_b11n, dropout)
+    context_bhld = torch.einsum("bhln,bnd->bhld", weights_bhln, x_bnd)
+    y_blhk = torch.einsum("bhld,hkd->blhk", context_bhld, value_weight_hkd)
+    bias_blhk = weights_bhln.sum(dim=-1).transpose(1, 2)[..., None] * value_proj.bias.unflatten(0, heads)
+    y_bld = zero_without_keys(y_blhk + bias_blhk.to(y_blhk.dtype), key_mask_b11n).flatten(2)
+    if key_proj is not value_proj:  # nothing depends on the bias of the keys: its gradient is zero
+        y_bld, _ = join_gradients(y_bld, key_proj.bias)
+    return y_bld
+
+
+def absorbed_unpack(
+    x_bnd: torch.Tensor,
+    key_bhlk: torch.Tensor,
+    value_bhlk: torch.Tensor,
+    query_proj: nn.Linear,
+    out_proj: nn.Linear,
+    key_mask_b11l: torch.Tensor | None,
+    scaling: float,
+    dropout: float,
+) -> torch.Tensor:
+    """The unpack attention with its output projection, (b, n, d), without queries of X.
+
+    (W x + b) . k is x . (W' k) and b . k, one number for each key; the output projection of the sum of a v over the slots
+    is the sum of a times the output projection of v.
+    """
+    heads = key_bhlk.shape[1], key_bhlk.shape[3]
+    key_bhlk = key_bhlk * scaling
+    absorbed_key_bhld = torch.einsum("bhlk,hkd->bhld", key_bhlk, query_proj.weight.unflatten(0, heads))
+    bias_bhl = torch.einsum("bhlk,hk->bhl", key_bhlk, query_proj.bias.unflatten(0, heads))
+    scores_bnhl = torch.einsum("bnd,bhld->bnhl", x_bnd, absorbed_key_bhld)
+    weights_bnhl = masked_softmax(scores_bnhl + bias_bhl[:, None].to(scores_bnhl.dtype), key_mask_b11l, dropout)
+    absorbed_value_bhld = torch.einsum("bhlk,dhk->bhld", value_bhlk, out_proj.weight.unflatten(1, heads))
+    absorbed_value_bhld = zero_without_keys(absorbed_value_bhld, key_mask_b11l)
+    y_bnd = torch.einsum("bnhl,bhld->bnd", weights_bnhl, absorbed_value_bhld)
+    return y_bnd + out_proj.bias.to(y_bnd.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attention: the module
+
+
 class LunaAttention(nn.Module):
     """The nested attention of section 3.1: `LunaAttn(X, P, C)` of equation 5 with C = X.
 
-    Pack (equation 3): P attends to X and gives the packed context Y_P. Unpack (equation 4): X attends to Y_P.
+    Pack (equation 3): P attends to X and gives the packed context Y_P. Unpack (equation 4): X attends to Y_P. Each is
+    computed as the paper writes it or with absorbed projections, whichever takes fewer multiply-adds.
     """
 
     def __init__(self, config: LunaConfig):
@@ -131,34 +291,72 @@ class LunaAttention(nn.Module):
         packed_state: torch.Tensor,
         pack_mask: torch.Tensor | None = None,
         unpack_mask: torch.Tensor | None = None,
+        read_positions: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Returns Y_X (b, n, d), Y_P (b, l, d), and, from eager attention, unpack (b, h, n, l) and pack (b, h, l, n)."""
-        x_bnd, p_bld = hidden_states, packed_state
-        if self.config.tie_key_value:
-            pack_k = pack_v = self.split_heads(self.pack_kv_proj(x_bnd))
-        else:
-            pack_k, pack_v = self.split_heads(self.pack_k_proj(x_bnd)), self.split_heads(self.pack_v_proj(x_bnd))
-        pack_q = self.split_heads(self.pack_q_proj(p_bld))
-        y_bld, pack_weights_bhln = self.attend(pack_q, pack_k, pack_v, pack_mask, **kwargs)
+        """Returns Y_X (b, n, d), Y_P (b, l, d), and, from eager attention, unpack (b, h, n, l) and pack (b, h, l, n).
 
+        With `read_positions` (b, r), Y_X and the unpack attention are of these tokens only.
+        """
+        x_bnd, p_bld = hidden_states, packed_state
+        y_bld, pack_weights_bhln = self.pack(x_bnd, p_bld, pack_mask, **kwargs)
+        y_bnd, unpack_weights_bhnl = self.unpack(take_positions(x_bnd, read_positions), y_bld, unpack_mask, **kwargs)
+        return y_bnd, y_bld, unpack_weights_bhnl, pack_weights_bhln
+
+    def pack(self, x_bnd, p_bld, mask, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """P attends to X: Y_P (b, l, d) and the weights (b, h, l, n)."""
+        query = self.split_heads(self.pack_q_proj(p_bld))
         if self.config.tie_key_value:
-            unpack_k = unpack_v = self.split_heads(self.unpack_kv_proj(y_bld))
+            key_proj = value_proj = self.pack_kv_proj
         else:
-            unpack_k, unpack_v = self.split_heads(self.unpack_k_proj(y_bld)), self.split_heads(self.unpack_v_proj(y_bld))
-        unpack_q = self.split_heads(self.unpack_q_proj(x_bnd))
-        y_bnd, unpack_weights_bhnl = self.attend(unpack_q, unpack_k, unpack_v, unpack_mask, **kwargs)
-        return self.out_proj(y_bnd), y_bld, unpack_weights_bhnl, pack_weights_bhln
+            key_proj, value_proj = self.pack_k_proj, self.pack_v_proj
+        num_projections = 1 if key_proj is value_proj else 2
+        if self.absorbs(x_bnd.shape[1], p_bld.shape[1], num_projections, key_proj, value_proj):
+            return absorbed_pack(query, x_bnd, key_proj, value_proj, key_mask(mask), self.scaling, self.dropout_now()), None
+        return self.attend(query, *self.split_key_value(key_proj, value_proj, x_bnd), mask, **kwargs)
+
+    def unpack(self, x_bnd, y_bld, mask, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """X attends to Y_P: Y_X (b, n, d), after the output projection, and the weights (b, h, n, l)."""
+        if self.config.tie_key_value:
+            key_proj = value_proj = self.unpack_kv_proj
+        else:
+            key_proj, value_proj = self.unpack_k_proj, self.unpack_v_proj
+        key, value = self.split_key_value(key_proj, value_proj, y_bld)
+        query_proj, out_proj = self.unpack_q_proj, self.out_proj
+        if self.absorbs(x_bnd.shape[1], y_bld.shape[1], 2, query_proj, out_proj):
+            mask = key_mask(mask)
+            return absorbed_unpack(x_bnd, key, value, query_proj, out_proj, mask, self.scaling, self.dropout_now()), None
+        y_bnd, weights_bhnl = self.attend(self.split_heads(query_proj(x_bnd)), key, value, mask, **kwargs)
+        return out_proj(y_bnd), weights_bhnl
+
+    def absorbs(self, n: int, l: int, num_projections: int, *projections: nn.Module) -> bool:
+        """Whether to absorb `projections` of n tokens: where no backend but SDPA is asked for, and it saves work.
+
+        An exported program is one for all lengths: it keeps the paper's form.
+        """
+        if self.config._attn_implementation != "sdpa" or torch.compiler.is_exporting():
+            return False
+        if not all(map(is_plain_linear, projections)):
+            return False
+        plain, absorbed = multiply_adds(n, l, self.config.num_attention_heads, self.config.hidden_size, num_projections)
+        return absorbed < plain
 
     def split_heads(self, x_bqd: torch.Tensor) -> torch.Tensor:
         return x_bqd.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def split_key_value(self, key_proj, value_proj, x_bmd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        key_bhmk = self.split_heads(key_proj(x_bmd))
+        return key_bhmk, key_bhmk if value_proj is key_proj else self.split_heads(value_proj(x_bmd))
+
+    def dropout_now(self) -> float:
+        return self.attention_dropout if self.training else 0.0
 
     def attend(self, query, key, value, mask, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """One softmax attention by the configured backend: (b, q, d) and, from eager, its weights (b, h, q, m)."""
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        kwargs |= {"scaling": self.scaling, "dropout": self.attention_dropout if self.training else 0.0}
+        kwargs |= {"scaling": self.scaling, "dropout": self.dropout_now()}
         if mask is not None and "flash" in (self.config._attn_implementation or ""):
             output, weights = flash_attention_over_padded_keys(attention_interface, self, query, key, value, mask, **kwargs)
         else:
@@ -192,20 +390,22 @@ class LunaLayer(GradientCheckpointingLayer):
         packed_state: torch.Tensor,
         pack_mask: torch.Tensor | None = None,
         unpack_mask: torch.Tensor | None = None,
+        read_positions: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """X (b, n, d) and P (b, l, d) to X' and P'."""
+        """X (b, n, d) and P (b, l, d) to X' and P'; with `read_positions` (b, r), X' is (b, r, d), of these tokens only."""
         x_bnd, p_bld = hidden_states, packed_state
+        masks = pack_mask, unpack_mask, read_positions
         if self.norm_first:
             y_bnd, y_bld, *_ = self.attention(
-                self.attention_layer_norm(x_bnd), self.packed_layer_norm(p_bld), pack_mask, unpack_mask, **kwargs
+                self.attention_layer_norm(x_bnd), self.packed_layer_norm(p_bld), *masks, **kwargs
             )
-            x_bnd = x_bnd + self.dropout(y_bnd)
+            x_bnd = take_positions(x_bnd, read_positions) + self.dropout(y_bnd)
             p_bld = p_bld + self.dropout(y_bld)
             x_bnd = x_bnd + self.feed_forward(self.final_layer_norm(x_bnd))
         else:
-            y_bnd, y_bld, *_ = self.attention(x_bnd, p_bld, pack_mask, unpack_mask, **kwargs)
-            x_bnd = self.attention_layer_norm(x_bnd + self.dropout(y_bnd))
+            y_bnd, y_bld, *_ = self.attention(x_bnd, p_bld, *masks, **kwargs)
+            x_bnd = self.attention_layer_norm(take_positions(x_bnd, read_positions) + self.dropout(y_bnd))
             p_bld = self.packed_layer_norm(p_bld + self.dropout(y_bld))
             x_bnd = self.final_layer_norm(x_bnd + self.feed_forward(x_bnd))
         return x_bnd, p_bld
@@ -274,7 +474,7 @@ class LunaPackedEmbeddings(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Masks and gradients
+# Masks
 
 
 # How collators for flash attention describe rows that they put one behind the other.
@@ -285,14 +485,6 @@ def check_shape(name: str, tensor: torch.Tensor, axes: str, shape: tuple[int, ..
     """Raise a ValueError unless `tensor` has `shape`, whose axes are named `axes` and whose values are `meaning`."""
     if tensor.shape != shape:
         raise ValueError(f"`{name}` has shape {tuple(tensor.shape)}, but must be {axes} = {tuple(shape)}, {meaning}.")
-
-
-def take_positions(x_bnd: torch.Tensor, positions_br: torch.Tensor | None) -> torch.Tensor:
-    """The tokens at `positions_br`, (b, r, d); -1 takes some token that is not to be read. None takes all of them."""
-    if positions_br is None:
-        return x_bnd
-    rows_b1 = torch.arange(x_bnd.shape[0], device=x_bnd.device)[:, None]
-    return x_bnd[rows_b1, positions_br.clamp(min=0)]
 
 
 def to_bool_mask(name: str, mask: torch.Tensor | None) -> torch.Tensor | None:
@@ -312,35 +504,6 @@ def to_bool_mask(name: str, mask: torch.Tensor | None) -> torch.Tensor | None:
     return mask != 0
 
 
-class JoinedGradients(torch.autograd.Function):
-    """The identity of several tensors, whose backward gives zeros to those that nothing reads.
-
-    Autograd itself turns missing gradients of a function's outputs into zeros.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(tensor.detach() for tensor in tensors)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        """Nothing to keep."""
-
-    @staticmethod
-    def backward(ctx, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return gradients
-
-
-def join_gradients(x_bnd: torch.Tensor, p_bld: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """X and P, such that a loss of one of them gives a gradient, if of zeros, to every parameter of both.
-
-    DistributedDataParallel takes a parameter without a gradient for an error, and FSDP and ZeRO want the same of all ranks.
-    """
-    return JoinedGradients.apply(x_bnd, p_bld) if torch.is_grad_enabled() else (x_bnd, p_bld)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Models
 
@@ -352,6 +515,10 @@ ARGUMENTS = r"""
         in segments. A row whose tokens are all padding hands it on unchanged.
     packed_attention_mask (`torch.Tensor` of shape `(batch_size, packed_length)`, *optional*):
         Which slots of the given `packed_state` each row uses: the `packed_attention_mask` that came with it.
+    read_positions (`torch.LongTensor` of shape `(batch_size, num_read)`, *optional*):
+        The tokens whose states are read: of others the last layer computes no more than P needs. `last_hidden_state`, also
+        among the `hidden_states`, and the last layer's unpack attention are then of these tokens, in this order; -1 stands
+        for a token that is not to be read.
     output_packed_states (`bool`, *optional*, defaults to `False`):
         Whether to give P as it enters the first layer and as it leaves each layer.
     labels (`torch.Tensor`, *optional*):
@@ -480,6 +647,32 @@ class LunaPreTrainedModel(PreTrainedModel):
         "pack_attentions": OutputRecorder(LunaAttention, index=3),
     }
 
+    def encode(
+        self, *inputs, read_positions: torch.Tensor | None, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[LunaModelOutput, torch.Tensor]:
+        """Run the encoder of a model with a head that reads P and, of X, the tokens at `read_positions` (b, r) or all.
+
+        Returns its outputs and the tokens that are read, (b, r, d). States and attentions that are asked for are of all
+        tokens, which the last layer then computes.
+        """
+        flags = [f"output_{name}" for name in self._can_record_outputs]
+        if any(kwargs.get(flag, getattr(self.config, flag, False)) for flag in flags):
+            outputs = self.luna(*inputs, return_dict=True, **kwargs)
+            return outputs, take_positions(outputs.last_hidden_state, read_positions)
+        outputs = self.luna(*inputs, read_positions=read_positions, return_dict=True, **kwargs)
+        return outputs, outputs.last_hidden_state
+
+    def classify(
+        self, input_ids, attention_mask, position_ids, inputs_embeds, *packed, **kwargs
+    ) -> tuple[torch.Tensor, LunaModelOutput]:
+        """Logits (b, c) of a model with a classification head over whole texts, and the encoder's outputs."""
+        given = input_ids if input_ids is not None else inputs_embeds
+        read_positions = self.classifier.read_positions(given, attention_mask)
+        inputs = input_ids, attention_mask, position_ids, inputs_embeds, *packed
+        outputs, x_brd = self.encode(*inputs, read_positions=read_positions, **kwargs)
+        is_used_bl = outputs.packed_attention_mask != 0
+        return self.classifier(x_brd, outputs.packed_state, is_used_bl, attention_mask), outputs
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -522,6 +715,7 @@ class LunaModel(LunaPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         packed_state: torch.FloatTensor | None = None,
         packed_attention_mask: torch.Tensor | None = None,
+        read_positions: torch.LongTensor | None = None,
         output_packed_states: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LunaModelOutput:
@@ -536,6 +730,8 @@ class LunaModel(LunaPreTrainedModel):
         attention_mask = to_bool_mask("attention_mask", attention_mask)
         packed_attention_mask = to_bool_mask("packed_attention_mask", packed_attention_mask)
         b, n, _ = inputs_embeds.shape
+        if read_positions is not None:
+            check_positions("read_positions", read_positions, b)
 
         if position_ids is None:
             position_ids = self.make_position_ids(inputs_embeds, attention_mask)
@@ -559,7 +755,11 @@ class LunaModel(LunaPreTrainedModel):
             if i > 0 and not self.config.contextual_projection:
                 packed_state = self.packed_embeddings[i](b, packed_state.shape[1], packed_attention_mask)
             layer = self.layers[0 if self.config.share_layer_weights else i]
-            x_bnd, packed_state = layer(x_bnd, packed_state, pack_mask, unpack_mask, **kwargs)
+            read_of_layer = read_positions if i == self.config.num_hidden_layers - 1 else None
+            if read_of_layer is not None:
+                queries = x_bnd[:, :1].expand(-1, read_of_layer.shape[1], -1)  # the mask has their shape
+                unpack_mask = self.make_mask(queries, packed_state, packed_attention_mask)
+            x_bnd, packed_state = layer(x_bnd, packed_state, pack_mask, unpack_mask, read_of_layer, **kwargs)
             if not self.config.contextual_projection:  # the next layer does not read this P
                 x_bnd, packed_state = join_gradients(x_bnd, packed_state)
             if output_packed_states:
@@ -659,6 +859,13 @@ class LunaLMHead(nn.Module):
         return self.decoder(self.layer_norm(self.activation(self.dense(hidden_states))))
 
 
+def positions_with_labels(labels_bn: torch.Tensor) -> torch.Tensor:
+    """The positions whose label is not -100, (b, r), in order; rows with fewer than others have more positions behind."""
+    has_label_bn = labels_bn != -100
+    r = max(int(has_label_bn.sum(dim=-1).max()), 1)
+    return has_label_bn.int().argsort(dim=-1, descending=True, stable=True)[:, :r]
+
+
 @auto_docstring
 class LunaForMaskedLM(LunaPreTrainedModel):
     _tied_weights_keys = {"lm_head.decoder.weight": "luna.embeddings.word_embeddings.weight"}
@@ -690,44 +897,41 @@ class LunaForMaskedLM(LunaPreTrainedModel):
         output_logits: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LunaHeadOutput:
-        outputs = self.luna(
-            input_ids,
-            attention_mask,
-            position_ids,
-            inputs_embeds,
-            packed_state,
-            packed_attention_mask,
-            return_dict=True,
-            **kwargs,
-        )
-        x_bnd = outputs.last_hidden_state
+        given = input_ids if input_ids is not None else inputs_embeds
+        if given is not None:
+            self.check_positions_and_labels(masked_positions, labels, *given.shape[:2])
         if output_logits is None:
             output_logits = self.config.output_logits
-        if masked_positions is not None:
-            if masked_positions.ndim != 2 or masked_positions.shape[0] != x_bnd.shape[0]:
-                raise ValueError(
-                    f"`masked_positions` has shape {tuple(masked_positions.shape)}, but must be (batch_size, num_masked) "
-                    f"with batch_size = {x_bnd.shape[0]}, filled up with -1."
-                )
-            x_bnd = take_positions(x_bnd, masked_positions)
-            axes, meaning = "(batch_size, num_masked)", "as `masked_positions` is, -100 at its -1"
-        else:
-            axes, meaning = "(batch_size, sequence_length)", "-100 where no token is to be predicted"
-        if labels is not None:
-            check_shape("labels", labels, axes, x_bnd.shape[:2], meaning)
+        gives_logits = labels is None or output_logits or masked_positions is not None
+        read_positions = masked_positions
+        # How many tokens have a label is known to no compiler: a compiled model is to be given `masked_positions`.
+        if not gives_logits and not torch.compiler.is_compiling():
+            read_positions = positions_with_labels(labels)
+            labels = labels.gather(1, read_positions)
 
-        loss = logits_bnv = None
-        if labels is None or output_logits or masked_positions is not None:
-            logits_bnv = self.lm_head(x_bnd)
+        inputs = input_ids, attention_mask, position_ids, inputs_embeds, packed_state, packed_attention_mask
+        outputs, x_brd = self.encode(*inputs, read_positions=read_positions, **kwargs)
+        logits_brv = self.lm_head(x_brd) if gives_logits else None
+        loss = None
         if labels is not None:
-            if logits_bnv is None:  # only what has a label is projected, whose number differs from batch to batch
-                is_masked_bn = labels != -100
-                logits_rv, labels_r = self.lm_head(x_bnd[is_masked_bn]), labels[is_masked_bn]
+            if masked_positions is not None:  # all of a fixed number, without waiting for the labels' values
+                logits_rv, labels_r = logits_brv.flatten(0, 1), labels.flatten()
             else:
-                logits_rv, labels_r = logits_bnv.flatten(0, 1), labels.flatten()
+                has_label_br = labels != -100
+                logits_rv = logits_brv[has_label_br] if gives_logits else self.lm_head(x_brd[has_label_br])
+                labels_r = labels[has_label_br]
             loss = self.loss_function(logits_rv, labels_r, vocab_size=self.config.vocab_size, **kwargs)
 
-        return LunaHeadOutput(loss=loss, logits=logits_bnv, **encoder_fields(outputs))
+        return LunaHeadOutput(loss=loss, logits=logits_brv, **encoder_fields(outputs))
+
+    def check_positions_and_labels(self, masked_positions, labels, b: int, n: int) -> None:
+        shape, axes, meaning = (b, n), "(batch_size, sequence_length)", "-100 where no token is to be predicted"
+        if masked_positions is not None:
+            check_positions("masked_positions", masked_positions, b)
+            shape, axes = masked_positions.shape, "(batch_size, num_masked)"
+            meaning = "as `masked_positions` is, -100 where that is -1"
+        if labels is not None:
+            check_shape("labels", labels, axes, shape, meaning)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -817,20 +1021,25 @@ class LunaClassificationHead(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, num_labels)
 
-    def forward(self, outputs: LunaModelOutput, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """The encoder's outputs to logits (b, c)."""
-        is_token_bn = None if attention_mask is None else attention_mask != 0
-        is_used_bl = outputs.packed_attention_mask != 0
-        pooled_bd = self.pool(outputs.last_hidden_state, outputs.packed_state, is_token_bn, is_used_bl)
+    def read_positions(self, inputs: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """The tokens that are read, (b, 1): the first that is not padding; None for all, of which the mean is taken.
+
+        Where only P is read, the first token stands for none: it costs next to nothing, and no shape is empty.
+        """
+        if self.pooling == "mean" or inputs is None:
+            return None
+        if attention_mask is None:
+            return inputs.new_zeros((inputs.shape[0], 1), dtype=torch.long)
+        return (attention_mask != 0).int().argmax(dim=-1, keepdim=True)  # with left padding it is not at 0
+
+    def forward(
+        self, x_brd: torch.Tensor, p_bld: torch.Tensor, is_used_bl: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The tokens at `read_positions`, P and its slots in use to logits (b, c)."""
+        pooled_bd = self.pool(x_brd, p_bld, is_used_bl, attention_mask)
         return self.out_proj(self.dropout(torch.tanh(self.dense(self.dropout(pooled_bd)))))
 
-    def pool(
-        self,
-        x_bnd: torch.Tensor,
-        p_bld: torch.Tensor,
-        is_token_bn: torch.Tensor | None,
-        is_used_bl: torch.Tensor,
-    ) -> torch.Tensor:
+    def pool(self, x_brd, p_bld, is_used_bl, attention_mask) -> torch.Tensor:
         """The sentence representation (b, d): it depends on no padded position and on no unused slot of P."""
         if self.pooling == "packed_mean":
             return masked_mean(p_bld, is_used_bl)
@@ -840,12 +1049,8 @@ class LunaClassificationHead(nn.Module):
             # A row without tokens uses no slot: the linear map after this would overflow, to NaN.
             return pooled_bd.masked_fill(~is_used_bl.any(dim=1, keepdim=True), 0)
         if self.pooling == "mean":
-            return x_bnd.mean(dim=1) if is_token_bn is None else masked_mean(x_bnd, is_token_bn)
-        if is_token_bn is None:
-            first_bd = x_bnd[:, 0]
-        else:  # the first token that is not padding: with left padding it is not at 0
-            rows = torch.arange(x_bnd.shape[0], device=x_bnd.device)
-            first_bd = x_bnd[rows, is_token_bn.int().argmax(dim=-1)]
+            return x_brd.mean(dim=1) if attention_mask is None else masked_mean(x_brd, attention_mask != 0)
+        first_bd = x_brd[:, 0]
         return first_bd if self.pooling == "cls" else self.attention(first_bd, p_bld, is_used_bl)
 
 
@@ -877,17 +1082,8 @@ class LunaForSequenceClassification(LunaPreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LunaHeadOutput:
-        outputs = self.luna(
-            input_ids,
-            attention_mask,
-            position_ids,
-            inputs_embeds,
-            packed_state,
-            packed_attention_mask,
-            return_dict=True,
-            **kwargs,
-        )
-        logits_bc = self.classifier(outputs, attention_mask)
+        inputs = input_ids, attention_mask, position_ids, inputs_embeds, packed_state, packed_attention_mask
+        logits_bc, outputs = self.classify(*inputs, **kwargs)
         loss = None
         if labels is not None:
             loss = sequence_classification_loss(logits_bc, labels, self.config, num_items_in_batch)
@@ -925,8 +1121,8 @@ class LunaForMultipleChoice(LunaPreTrainedModel):
         input_ids, attention_mask, position_ids, inputs_embeds = (
             None if x is None else x.flatten(0, 1) for x in (input_ids, attention_mask, position_ids, inputs_embeds)
         )
-        outputs = self.luna(input_ids, attention_mask, position_ids, inputs_embeds, return_dict=True, **kwargs)
-        logits_bc = self.classifier(outputs, attention_mask).view(given.shape[:2])
+        logits_bc, outputs = self.classify(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
+        logits_bc = logits_bc.view(given.shape[:2])
         loss = None
         if labels is not None:
             check_shape("labels", labels, "(batch_size,)", given.shape[:1], "the index of the right candidate")

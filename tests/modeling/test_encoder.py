@@ -22,7 +22,16 @@ from configuration_luna import LunaConfig
 from modeling_luna import LunaForMaskedLM, LunaModel, eager_attention_forward, to_bool_mask
 from tests.support import naive
 from tests.support.backends import BACKENDS, backend_context, emulated_flash
-from tests.support.luna_builders import TOLERANCE, assert_close, build, ids_of, pad_batch, random_ids, tiny_config
+from tests.support.luna_builders import (
+    TOLERANCE,
+    assert_close,
+    build,
+    ids_of,
+    pad_batch,
+    projections,
+    random_ids,
+    tiny_config,
+)
 from tests.support.models import ALL_OPTIONS, COVERING_OPTIONS, ENCODER, each_model, each_option, option_id
 
 TEXT = random_ids(9, seed=3)
@@ -362,7 +371,8 @@ def test_attention_dropout_of_sdpa_and_flash_acts_on_both_attentions():
         return [call.kwargs["dropout_p"] for kernel in mocks for call in kernel.call_args_list]
 
     real = nn.functional.scaled_dot_product_attention
-    with mock.patch.object(nn.functional, "scaled_dot_product_attention", wraps=real) as sdpa:
+    kernel = mock.patch.object(nn.functional, "scaled_dot_product_attention", wraps=real)
+    with kernel as sdpa, projections("plain"):
         assert calls("sdpa", [sdpa], BATCH) == [0.25] * 6 + [0.0] * 6
     for inputs in (BATCH, {"input_ids": ids_of(TEXT)}):
         with emulated_flash() as kernels:

@@ -3,6 +3,8 @@
 """Tiny models with weights at unit scale, batches with padding anywhere, a tokenizer, and comparisons."""
 
 import math
+from contextlib import contextmanager
+from unittest import mock
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from tokenizers import ByteLevelBPETokenizer
 from tokenizers.processors import RobertaProcessing
 from transformers import PreTrainedTokenizerFast
 
+import modeling_luna
 from configuration_luna import LunaConfig
 from modeling_luna import LunaModel, LunaPackedEmbeddings
 
@@ -59,6 +62,13 @@ def build(model_class=LunaModel, *, attention="eager", dtype=torch.float64, seed
     model = model_class(tiny_config(**changes))
     model.config._attn_implementation = attention
     return randomise(model, seed).to(dtype).eval()
+
+
+@contextmanager
+def projections(form):
+    """Both attentions in one form, "plain" or "absorbed", where they may choose by counting."""
+    with mock.patch.object(modeling_luna, "multiply_adds", lambda *sizes: (form == "absorbed", form == "plain")):
+        yield
 
 
 def random_ids(n, seed=0, vocab_size=41):

@@ -31,7 +31,7 @@ def test_writes_table_json_and_plot(tmp_path, monkeypatch):
         (16, "training"),
         (16, "training with dropout"),
     ]
-    contestants = {"RoBERTa SDPA", "RoBERTa eager", "Luna l = 4"}
+    contestants = {"RoBERTa SDPA", "RoBERTa eager", "Luna l = 4", "Luna l = 4, plain projections"}
     for cell in results["encoder"]["cells"]:
         assert set(cell["peak_mib"]) == contestants
         assert [set(seconds) for seconds in cell["seconds"]] == [contestants] * 3
@@ -39,7 +39,7 @@ def test_writes_table_json_and_plot(tmp_path, monkeypatch):
 
     report = (tmp_path / "encoder.md").read_text()
     assert "| Luna l = 4 | 16 |" in report
-    assert "| masked positions only |" in report
+    assert "| Luna, masked positions only |" in report
     assert (tmp_path / "encoder.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -57,10 +57,14 @@ def test_time_budget_leaves_the_minimum_of_rounds():
 
 
 def test_predicted_counts_match_the_matrix_products():
-    args = Namespace(hidden_size=768, intermediate_size=3072)
+    args = Namespace(hidden_size=768, intermediate_size=3072, num_heads=12, projection_lengths=[16, 128])
     d = 768
     assert benchmark.multiply_adds(args, "RoBERTa eager", 2 * d) == 16 * d**2
     assert benchmark.multiply_adds(args, "Luna l = 128", 1024) == (11 + 0.25) * d**2 + 4 * 128 * d
+    absorbed, plain = "Luna l = 16", "Luna l = 16, plain projections"
+    assert benchmark.multiply_adds(args, plain, 1024) == (11 + 2 * 16 / 1024) * d**2 + 4 * 16 * d
+    assert benchmark.multiply_adds(args, absorbed, 1024) == (8 + 6 * 16 / 1024) * d**2 + 4 * 12 * 16 * d
+    assert benchmark.luna_names(args, 1024) == [absorbed, plain, "Luna l = 128"]
 
 
 def test_attention_that_does_not_fit_is_left_out(monkeypatch, tmp_path):
