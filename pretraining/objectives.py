@@ -34,9 +34,11 @@ class Objective(ABC):
 
     Attributes:
         auto_class: what builds and loads the model.
+        takes_positions: whether the model computes `masked_positions` alone if it is given them.
     """
 
     auto_class: type
+    takes_positions = False
 
     @abstractmethod
     def rows(self, split: Path, shuffle: bool) -> torch.utils.data.Dataset:
@@ -65,6 +67,8 @@ class Objective(ABC):
         self, model: torch.nn.Module, batch: dict[str, torch.Tensor], counted_b: torch.Tensor
     ) -> torch.Tensor:
         """Return summed cross-entropy, number of right guesses and number of tokens of the rows that count: (3,) float64."""
+        if self.takes_positions and "masked_positions" not in batch:
+            batch = at_masked_positions(batch)
         labels = batch.pop("labels")
         is_predicted = (labels != IGNORED) & counted_b[:, None]
         logits, labels = model(**batch).logits[is_predicted].float(), labels[is_predicted]
@@ -102,15 +106,16 @@ class MaskedLM(Objective):
         self.rate = MaskingRate(
             recipe.mlm_probability, recipe.last_mlm_probability, recipe.global_batch_size, recipe.max_steps
         )
-        self.recipe, self.takes_positions, self.num_positions = recipe, False, None
+        self.recipe, self.gives_positions, self.num_positions = recipe, False, None
 
     def rows(self, split: Path, shuffle: bool) -> MaskedLMDataset:
         """Read a packed split, masked; the share of masks follows the steps of training."""
         return MaskedLMDataset(split, self.masking, self.recipe.seed, shuffle, self.rate if shuffle else None)
 
     def suit(self, model: torch.nn.Module, sequence_length: int) -> None:
-        """Let a model that can project masked positions alone; of a fixed number for one that is compiled."""
+        """Find the masked positions here, so that no device need be asked for them; of a fixed number for a compiled model."""
         self.takes_positions = "masked_positions" in signature(model.forward).parameters
+        self.gives_positions = self.takes_positions and (self.recipe.compile or model.device.type != "cpu")
         if self.recipe.compile:
             highest = max(self.recipe.mlm_probability, self.recipe.last_mlm_probability)
             self.num_positions = most_masked(sequence_length, highest)
@@ -118,7 +123,7 @@ class MaskedLM(Objective):
     def collate(self, rows: list) -> dict[str, torch.Tensor]:
         """Stack masked rows and their labels."""
         batch = collate(rows)
-        return at_masked_positions(batch, self.num_positions) if self.takes_positions else batch
+        return at_masked_positions(batch, self.num_positions) if self.gives_positions else batch
 
 
 OBJECTIVES = {"masked_lm": MaskedLM}
