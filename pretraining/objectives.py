@@ -113,7 +113,7 @@ class MaskedLM(Objective):
         return MaskedLMDataset(split, self.masking, self.recipe.seed, shuffle, self.rate if shuffle else None)
 
     def suit(self, model: torch.nn.Module, sequence_length: int) -> None:
-        """Find masked positions here where no device is to be asked for them, and as many in each row for a compiled model."""
+        """Find masked positions where no device is to be asked for them, and as many in each row for a compiled model."""
         self.takes_positions = "masked_positions" in signature(model.forward).parameters
         self.gives_positions = self.takes_positions and (self.recipe.compile or model.device.type != "cpu")
         if self.recipe.compile:

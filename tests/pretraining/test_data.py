@@ -64,7 +64,7 @@ def test_masks_differ_by_seed_epoch_and_index_and_never_change():
 
 
 def test_a_dataset_is_read_once_an_epoch_and_validation_always_alike(prepared):
-    masking = Masking(0.15, 99, (0, 1, 2, 3, 99), 100)
+    masking = Masking(0.15, 99, (0, 1, 2, 3, 99), 600)
     train = MaskedLMDataset(prepared / "train", masking, seed=4, shuffle=True)
     n = len(train)
     located = train.locate(range(2 * n))
