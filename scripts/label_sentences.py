@@ -4,7 +4,7 @@
 
     python -m scripts.label_sentences ["Open a socket and wait for an answer." ...]
 
-A model that is fine-tuned already is used as it is.
+Other options are those of `luna finetune`. A model that is fine-tuned already is used as it is.
 """
 
 import argparse
@@ -26,7 +26,7 @@ SENTENCES = (
 )
 
 
-def finetune(model: str, folder: Path) -> int:
+def finetune(model: str, folder: Path, overrides: list[str]) -> int:
     """Fine-tune a head on the packed vectors. Returns the exit status."""
     data = folder.parent / f"{folder.name}-data"
     make_dataset(data, seed=0)
@@ -34,7 +34,7 @@ def finetune(model: str, folder: Path) -> int:
         token for split in ("train", "validation", "test") for token in (f"--{split}_file", str(data / f"{split}.jsonl"))
     ]
     options = ["--classifier_pooling", "packed_mean", "--model_name_or_path", model, "--output_dir", str(folder)]
-    return run("finetune", ["custom", *OPTIONS, *files, *options])
+    return run("finetune", ["custom", *OPTIONS, *files, *options, *overrides])
 
 
 def main(argv: list[str]) -> int:
@@ -42,11 +42,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("sentences", nargs="*", default=SENTENCES, metavar="SENTENCE")
     parser.add_argument("--model_name_or_path", default="runs/quickstart/model")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/docstring-labels"))
-    options = parser.parse_args(argv)
+    options, overrides = parser.parse_known_args(argv)
     if not Path(options.model_name_or_path).is_dir():
         raise InputError(f"{options.model_name_or_path} is not there: run `python3 scripts/quickstart.py` first.")
     if not (options.output_dir / "all_results.json").exists():
-        if status := finetune(options.model_name_or_path, options.output_dir):
+        if status := finetune(options.model_name_or_path, options.output_dir, overrides):
             return status
 
     from transformers import pipeline
