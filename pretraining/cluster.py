@@ -25,7 +25,8 @@ def flops_per_sequence(recipe: Recipe, config: PreTrainedConfig, sequence_length
         model = AutoModelForMaskedLM.from_config(config, attn_implementation="eager")  # whose products are all counted
         hidden = model.base_model(input_ids=torch.zeros(1, sequence_length, dtype=torch.long))[0]
         hidden.sum().backward()
-    rows = round(recipe.mlm_probability * sequence_length) if config.model_type == "luna" else sequence_length
+    masked_share = (recipe.mlm_probability + recipe.last_mlm_probability) / 2
+    rows = round(masked_share * sequence_length) if config.model_type == "luna" else sequence_length
     width = hidden.shape[-1]
     return counter.get_total_flops() + 3 * 2 * rows * width * (width + config.vocab_size)
 

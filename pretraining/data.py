@@ -7,6 +7,8 @@ process, in constant memory. That is why a run resumes in constant time and why 
 only divide a global batch and never change it.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,24 +25,48 @@ VALIDATION_EPOCH = 2**64 - 1
 
 @dataclass(frozen=True)
 class Masking:
-    """How tokens are masked: 80 % of the chosen ones become the mask token, 10 % a random one, 10 % stay."""
+    """How tokens are masked: most of the chosen ones become the mask token, some a random one, the others stay."""
 
     mlm_probability: float
     mask_token_id: int
     special_token_ids: tuple[int, ...]
     vocab_size: int
+    mask_replace_prob: float = 0.8
+    random_replace_prob: float = 0.1
+
+    @cached_property
+    def is_special_v(self) -> np.ndarray:
+        is_special_v = np.zeros(self.vocab_size, dtype=bool)
+        is_special_v[list(self.special_token_ids)] = True
+        return is_special_v
 
     @cached_property
     def replacement_ids(self) -> np.ndarray:
-        return np.setdiff1d(np.arange(self.vocab_size), self.special_token_ids)
+        return np.flatnonzero(~self.is_special_v)
 
 
-def mask_tokens(input_ids_n: np.ndarray, masking: Masking, seed: int, epoch: int, index: int):
+@dataclass(frozen=True)
+class MaskingRate:
+    """The share of the tokens to predict at each place of a run, linear in the step from `first` to `last`."""
+
+    first: float
+    last: float
+    global_batch_size: int
+    max_steps: int
+
+    def at(self, place: int) -> float:
+        """Return the share at a place: a function of its step alone, and so of no process or micro-batch."""
+        return self.first + (self.last - self.first) * (place // self.global_batch_size) / max(1, self.max_steps - 1)
+
+
+def mask_tokens(
+    input_ids_n: np.ndarray, masking: Masking, seed: int, epoch: int, index: int, mlm_probability: float | None = None
+):
     """Mask one sequence: (masked ids, labels), each (n,) int64, labels -100 where nothing is to be predicted.
 
-    Each token that is not special is chosen with `mlm_probability`; where chance chooses none, the nearest to being chosen
-    is, so that every sequence has a loss. The raw output of a counter-based generator is used, whose stream no version of
-    NumPy will change.
+    Each token that is not special is chosen with `mlm_probability` (default: that of `masking`); where chance chooses none,
+    the nearest to being chosen is, so that every sequence has a loss. The raw output of a counter-based generator is used,
+    whose stream no version of NumPy will change.
     """
     ids = input_ids_n.astype(np.int64)
     n = len(ids)
@@ -49,17 +75,18 @@ def mask_tokens(input_ids_n: np.ndarray, masking: Masking, seed: int, epoch: int
     )
     raw = generator.random_raw(3 * n).reshape(3, n)
     chance, action = (raw[:2] >> np.uint64(11)) * 2.0**-53
-    chance[np.isin(ids, masking.special_token_ids)] = 1.0
+    chance[masking.is_special_v[ids]] = 1.0
 
-    chosen = chance < masking.mlm_probability
+    chosen = chance < (masking.mlm_probability if mlm_probability is None else mlm_probability)
     if not chosen.any():
         chosen = chance == chance.min()
         chosen &= chance < 1.0
     labels = np.where(chosen, ids, -100)
     replacements = masking.replacement_ids
     random_ids = replacements[(raw[2] % np.uint64(len(replacements))).astype(np.int64)]
-    masked = np.where(chosen & (action < 0.8), masking.mask_token_id, ids)
-    masked = np.where(chosen & (action >= 0.8) & (action < 0.9), random_ids, masked)
+    mask_share, replaced_share = masking.mask_replace_prob, masking.mask_replace_prob + masking.random_replace_prob
+    masked = np.where(chosen & (action < mask_share), masking.mask_token_id, ids)
+    masked = np.where(chosen & (action >= mask_share) & (action < replaced_share), random_ids, masked)
     return masked, labels
 
 
@@ -67,30 +94,38 @@ class MaskedLMDataset(torch.utils.data.Dataset):
     """Masked rows of a packed split by their place in the run: place p is row permute(p mod rows) of epoch p // rows.
 
     With `shuffle=False` place p is row p, masked the same way each time (validation).
+
+    Args:
+        rate: the share of tokens to predict by place (default: that of `masking`, everywhere).
     """
 
-    def __init__(self, split: Path, masking: Masking, seed: int, shuffle: bool):
+    def __init__(self, split: Path, masking: Masking, seed: int, shuffle: bool, rate: MaskingRate | None = None):
         self.rows = load_from_disk(str(split)).with_format("numpy")
         self.masking = masking
         self.seed = seed
         self.shuffle = shuffle
+        self.rate = rate
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def locate(self, place: int) -> tuple[int, int]:
-        """Return (epoch, row index) of a place in the run."""
+    def locate(self, places: Sequence[int]) -> list[tuple[int, int]]:
+        """Return (epoch, row index) of places in the run."""
         if not self.shuffle:
-            return VALIDATION_EPOCH, place
-        epoch, offset = divmod(place, len(self.rows))
-        return epoch, int(permute(np.array([offset]), len(self.rows), self.seed, epoch)[0])
+            return [(VALIDATION_EPOCH, place) for place in places]
+        epochs, offsets = np.divmod(np.asarray(places), len(self.rows))
+        rows = np.empty_like(offsets)
+        for epoch in np.unique(epochs):
+            of_epoch = epochs == epoch
+            rows[of_epoch] = permute(offsets[of_epoch], len(self.rows), self.seed, int(epoch))
+        return list(zip(epochs.tolist(), rows.tolist(), strict=True))
 
     def __getitems__(self, places: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-        located = [self.locate(place) for place in places]
+        located = self.locate(places)
         input_ids_bn = self.rows[[index for _, index in located]]["input_ids"]
         return [
-            mask_tokens(ids_n, self.masking, self.seed, epoch, index)
-            for ids_n, (epoch, index) in zip(input_ids_bn, located, strict=True)
+            mask_tokens(ids_n, self.masking, self.seed, epoch, index, self.rate.at(place) if self.rate else None)
+            for ids_n, place, (epoch, index) in zip(input_ids_bn, places, located, strict=True)
         ]
 
 
@@ -98,6 +133,29 @@ def collate(rows: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor
     """Stack rows, which have one length and no padding, so that a batch needs no attention mask."""
     input_ids, labels = zip(*rows, strict=True)
     return {"input_ids": torch.from_numpy(np.stack(input_ids)), "labels": torch.from_numpy(np.stack(labels))}
+
+
+def at_masked_positions(batch: dict[str, torch.Tensor], num_positions: int | None = None) -> dict[str, torch.Tensor]:
+    """Give labels at `masked_positions` alone, both (b, k), filled up with -100 and -1.
+
+    Args:
+        num_positions: k, whatever the batch; a row's masks beyond it have no label. Default: as many as the batch needs.
+    """
+    is_masked_bn = batch["labels"] != -100
+    k = num_positions or int(is_masked_bn.sum(-1).max())
+    positions_bk = is_masked_bn.int().argsort(dim=-1, descending=True, stable=True)[:, :k]
+    labels_bk = batch["labels"].gather(1, positions_bk)
+    return batch | {"labels": labels_bk, "masked_positions": positions_bk.masked_fill(labels_bk == -100, -1)}
+
+
+def most_masked(num_tokens: int, mlm_probability: float) -> int:
+    """Return a number of masks that a row exceeds with a probability below 1e-12, by Chernoff's bound; a multiple of 8."""
+    for k in range(math.ceil(num_tokens * mlm_probability), num_tokens):
+        share = k / num_tokens
+        divergence = share * math.log(share / mlm_probability) + (1 - share) * math.log((1 - share) / (1 - mlm_probability))
+        if num_tokens * divergence > 12 * math.log(10):
+            return min(num_tokens, -8 * (-k // 8))
+    return num_tokens
 
 
 def unigram_cross_entropy(token_counts_v: np.ndarray, labels: np.ndarray) -> float:

@@ -24,6 +24,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 
 from luna_tools.errors import InputError
 from pretraining.launcher import RECIPE_DECIDES, EngineName, launched_processes
+from pretraining.optimizers import build_optimizer
 from pretraining.recipe import Recipe
 
 # Launches in which Accelerate gives each process the whole model.
@@ -36,24 +37,11 @@ PLAIN_LAUNCHES = (
 )
 
 
+GROUP = "param_groups."  # where a checkpoint keeps what belongs to a group of parameters
+
+
 class NonFiniteError(RuntimeError):
     """The loss or its gradient stopped being a number."""
-
-
-def build_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.AdamW:
-    """Build AdamW that decays matrices only, not norms and biases."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups,
-        lr=recipe.learning_rate,
-        betas=(recipe.adam_beta1, recipe.adam_beta2),
-        eps=recipe.adam_epsilon,
-        fused=True,
-    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -150,7 +138,7 @@ class DataParallel:
             NonFiniteError: the norm is not finite, and no loss scale is to blame.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["relative_lr"]
         norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.recipe.max_grad_norm)
         norm = self.whole(norm).item()
         self.require_finite(norm)
@@ -177,15 +165,22 @@ class DataParallel:
             yield name, self.whole(parameter.detach())
 
     def optimizer_state(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield `name.exp_avg`, `name.exp_avg_sq`, `name.step` of each parameter. All processes must ask for all of them."""
+        """Yield `name.exp_avg`, `name.exp_avg_sq`, `name.step`, ... of each parameter. All processes must ask for all."""
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                yield f"{name}.{key}", self.whole(value)
+                if value is not None:
+                    yield f"{name}.{key}", self.whole(value)
+        for i, group in enumerate(self.optimizer.param_groups):
+            if "step" in group:  # of an optimizer that counts by group
+                yield f"{GROUP}{i}.step", torch.tensor(group["step"])
 
     def load_optimizer_state(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take back what `optimizer_state` gave, under this or another engine."""
         for full_name, tensor in tensors.items():
             name, _, key = full_name.rpartition(".")
+            if name.startswith(GROUP):
+                self.optimizer.param_groups[int(name.removeprefix(GROUP))][key] = int(tensor)
+                continue
             parameter = self.parameters[name]
             self.optimizer.state[parameter][key] = self.part(tensor.to(parameter.device), parameter)
 
@@ -313,7 +308,7 @@ class ZeRO(DataParallel):
 
     def update(self, learning_rate: float) -> float:
         for group in self.zero.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["relative_lr"]
         self.module.step()  # clips, updates and clears, but leaves out the update if the norm is not finite
         norm = float(self.module.get_global_grad_norm())
         self.require_finite(norm)

@@ -1,11 +1,10 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Fill one masked word in each of three validation sentences of the dataset that a model was pretrained on.
+"""Show what a model has learned: its guesses on held-out masks beside those of counting tables, and held-out sentences.
 
-`python -m pretraining.fill_masks MODEL --dataset DATASET`
+`python -m pretraining.fill_masks MODEL --dataset DATASET [--sentences 6]`
 """
 
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,30 +13,13 @@ from luna_tools.command_line import exit_status
 from luna_tools.errors import InputError
 from luna_tools.settings import Parser
 
-SENTENCE = re.compile(r"(?<=\n)[A-Z][a-z]+(?: [a-z]+){6,16}\.")
-
-
-def held_out_sentences(dataset: Path, tokenizer) -> list[str]:
-    """Plain sentences of the validation split, in order."""
-    from datasets import load_from_disk
-
-    text = tokenizer.batch_decode(load_from_disk(str(dataset / "validation"))["input_ids"][:])
-    return SENTENCE.findall("".join(text).replace("<s>", "").replace("</s>", "\n"))
-
-
-def mask_a_word(sentence: str, tokenizer) -> tuple[str, str] | None:
-    """The sentence with its middle-most word that is one token and has over three letters masked, and that word."""
-    words = sentence[:-1].split(" ")
-    for i in sorted(range(2, len(words)), key=lambda i: abs(i - len(words) // 2)):
-        if len(words[i]) > 3 and len(tokenizer.tokenize(" " + words[i])) == 1:
-            return " ".join([*words[:i], tokenizer.mask_token, *words[i + 1 :]]) + ".", words[i]
-    return None
-
 
 @dataclass
 class FillOptions:
     dataset: str
-    """Folder of `luna prepare` whose validation split the sentences are of."""
+    """Folder of `luna prepare` that the model was pretrained on."""
+    sentences: int = 6
+    """Held-out sentences to show."""
 
 
 def main(argv: list[str]) -> None:
@@ -48,23 +30,22 @@ def main(argv: list[str]) -> None:
         raise InputError(
             f"--dataset is {options.dataset!r}, which has no validation split: give a folder of `luna prepare`."
         )
+    if options.sentences < 1:
+        raise InputError(f"--sentences is {options.sentences}, but must be at least 1.")
 
-    from transformers import AutoTokenizer, pipeline
+    import torch
+    from transformers import AutoTokenizer
 
     from luna_tools.load import load_luna, quiet_transformers
     from modeling_luna import LunaForMaskedLM
+    from pretraining.held_out import show_sentences, show_tables
 
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(name)
-        fill_mask = pipeline("fill-mask", model=load_luna(name, LunaForMaskedLM), tokenizer=tokenizer, device="cpu")
-    masked = [mask_a_word(sentence, tokenizer) for sentence in held_out_sentences(dataset, tokenizer)]
-    found = [pair for pair in masked if pair is not None][:3]
-    if not found:
-        print(f"The validation split of {dataset} has no plain sentence to mask a word of.")
-    for sentence, word in found:
-        guesses = fill_mask(sentence, top_k=5)
-        print(f"\n{sentence}   (was: {word})")
-        print("   " + ", ".join(f"{guess['token_str']!r} {guess['score']:.0%}" for guess in guesses))
+        model = load_luna(name, LunaForMaskedLM).eval()
+    with torch.inference_mode():
+        show_tables(model, tokenizer, dataset)
+        show_sentences(model, tokenizer, dataset, options.sentences)
 
 
 if __name__ == "__main__":

@@ -2,19 +2,28 @@
 # Licensed under the Apache License, Version 2.0.
 """What is learned: the rows of a batch with their labels, the loss of a micro-batch, the figures of an evaluation.
 
-An objective is a class with `auto_class`, `rows` and `collate`; `OBJECTIVES` names those that a recipe may choose. What
-they share is in `Objective`: each label that is not -100 counts once, however the batch is divided.
+An objective is a class with `auto_class`, `rows`, `suit` and `collate`; `OBJECTIVES` names those that a recipe may choose.
+What they share is in `Objective`: each label that is not -100 counts once, however the batch is divided.
 """
 
 import math
 from abc import ABC, abstractmethod
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
-from pretraining.data import MaskedLMDataset, Masking, collate, unigram_cross_entropy
+from pretraining.data import (
+    MaskedLMDataset,
+    Masking,
+    MaskingRate,
+    at_masked_positions,
+    collate,
+    most_masked,
+    unigram_cross_entropy,
+)
 from pretraining.recipe import Recipe
 
 IGNORED = -100  # the label where nothing is to be predicted
@@ -25,9 +34,11 @@ class Objective(ABC):
 
     Attributes:
         auto_class: what builds and loads the model.
+        takes_positions: whether the model computes `masked_positions` alone if it is given them.
     """
 
     auto_class: type
+    takes_positions = False
 
     @abstractmethod
     def rows(self, split: Path, shuffle: bool) -> torch.utils.data.Dataset:
@@ -35,7 +46,11 @@ class Objective(ABC):
 
     @abstractmethod
     def collate(self, rows: list) -> dict[str, torch.Tensor]:
-        """Make a micro-batch with `labels` (b, n) of rows."""
+        """Make a micro-batch with `labels`, (b, n) or where the model takes them at `masked_positions`, of rows."""
+
+    @abstractmethod
+    def suit(self, model: torch.nn.Module, sequence_length: int) -> None:
+        """Prepare the micro-batches that `collate` makes for a model."""
 
     def num_predicted(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Count the tokens that a micro-batch predicts: ()."""
@@ -52,9 +67,11 @@ class Objective(ABC):
         self, model: torch.nn.Module, batch: dict[str, torch.Tensor], counted_b: torch.Tensor
     ) -> torch.Tensor:
         """Return summed cross-entropy, number of right guesses and number of tokens of the rows that count: (3,) float64."""
-        is_predicted = (batch["labels"] != IGNORED) & counted_b[:, None]
-        logits = model(input_ids=batch["input_ids"]).logits[is_predicted].float()
-        labels = batch["labels"][is_predicted]
+        if self.takes_positions and "masked_positions" not in batch:
+            batch = at_masked_positions(batch)
+        labels = batch.pop("labels")
+        is_predicted = (labels != IGNORED) & counted_b[:, None]
+        logits, labels = model(**batch).logits[is_predicted].float(), labels[is_predicted]
         sums = torch.zeros(3, dtype=torch.float64, device=labels.device)
         sums[0] += torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
         sums[1] += (logits.argmax(-1) == labels).sum()
@@ -84,16 +101,29 @@ class MaskedLM(Objective):
 
     def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, vocab_size: int):
         specials = tuple(sorted(tokenizer.all_special_ids))
-        self.masking = Masking(recipe.mlm_probability, tokenizer.mask_token_id, specials, vocab_size)
-        self.seed = recipe.seed
+        replacements = recipe.mask_replace_prob, recipe.random_replace_prob
+        self.masking = Masking(recipe.last_mlm_probability, tokenizer.mask_token_id, specials, vocab_size, *replacements)
+        self.rate = MaskingRate(
+            recipe.mlm_probability, recipe.last_mlm_probability, recipe.global_batch_size, recipe.max_steps
+        )
+        self.recipe, self.gives_positions, self.num_positions = recipe, False, None
 
     def rows(self, split: Path, shuffle: bool) -> MaskedLMDataset:
-        """Read a packed split, masked."""
-        return MaskedLMDataset(split, self.masking, self.seed, shuffle)
+        """Read a packed split, masked; the share of masks follows the steps of training."""
+        return MaskedLMDataset(split, self.masking, self.recipe.seed, shuffle, self.rate if shuffle else None)
+
+    def suit(self, model: torch.nn.Module, sequence_length: int) -> None:
+        """Find masked positions where no device is to be asked for them, and as many in each row for a compiled model."""
+        self.takes_positions = "masked_positions" in signature(model.forward).parameters
+        self.gives_positions = self.takes_positions and (self.recipe.compile or model.device.type != "cpu")
+        if self.recipe.compile:
+            highest = max(self.recipe.mlm_probability, self.recipe.last_mlm_probability)
+            self.num_positions = most_masked(sequence_length, highest)
 
     def collate(self, rows: list) -> dict[str, torch.Tensor]:
         """Stack masked rows and their labels."""
-        return collate(rows)
+        batch = collate(rows)
+        return at_masked_positions(batch, self.num_positions) if self.gives_positions else batch
 
 
 OBJECTIVES = {"masked_lm": MaskedLM}

@@ -13,7 +13,9 @@ from luna_tools.errors import InputError
 from pretraining.cluster import bytes_sent, deepspeed_estimate, flops_per_sequence, largest_world, state_bytes
 from pretraining.launcher import EngineName
 from pretraining.model import enable_gradient_checkpointing, max_sequence_length, model_config
+from pretraining.optimizers import check_optimizer, hidden_matrices
 from pretraining.recipe import Recipe
+from pretraining.schedules import check_schedule
 
 GIB = 2**30
 
@@ -37,6 +39,7 @@ def check_run(recipe: Recipe, config: PreTrainedConfig, manifest: dict, num_proc
             f"{num_processes} processes does not divide: choose a multiple of {share}."
         )
     sequence_length = manifest["sequence_length"]
+    check_schedule(recipe)
     positions = max_sequence_length(config)
     if positions is not None and sequence_length > positions:
         raise InputError(
@@ -47,6 +50,20 @@ def check_run(recipe: Recipe, config: PreTrainedConfig, manifest: dict, num_proc
         raise InputError(
             f"`model.vocab_size` is {config.vocab_size}, but the tokenizer of the dataset {recipe.dataset} has "
             f"{manifest['vocab_size']} entries: set it to that."
+        )
+
+
+def check_engine(recipe: Recipe, engine: EngineName) -> None:
+    """Refuse a recipe that the engine would not run exactly.
+
+    Raises:
+        InputError: with what to choose.
+    """
+    check_optimizer(recipe, engine)
+    if recipe.compile and engine != "ddp":
+        raise InputError(
+            f"`compile` is true, but {engine} brings weights together inside the graph: launch with data parallelism, or "
+            "set it to false."
         )
 
 
@@ -139,12 +156,24 @@ def cost_lines(
     return lines
 
 
+def describe_learning_rate(recipe: Recipe) -> str:
+    """Tell peak and course of the learning rate, and the optimizer."""
+    peak, course = f"{recipe.learning_rate:g}", "linearly to 0"
+    if recipe.adamw_learning_rate is not None:
+        peak += f" (AdamW's {recipe.adamw_learning_rate:g})"
+    if recipe.lr_scheduler_type != "linear":
+        options = (f"{name}={value}" for name, value in recipe.lr_scheduler_kwargs.items())
+        course = f"by {recipe.lr_scheduler_type}({', '.join(options)})"
+    return f"learning rate to {peak}, then {course}; optimizer {recipe.optimizer}"
+
+
 def plan(recipe: Recipe, cluster: Cluster, manifest: dict | None) -> str:
     """Write the text of `--plan`: what the run would do on a cluster.
 
     Raises:
         InputError: the plan cannot be met.
     """
+    check_engine(recipe, cluster.engine)
     config, num_processes = model_config(recipe), cluster.num_processes
     if manifest is not None:
         check_run(recipe, config, manifest, num_processes)
@@ -161,14 +190,16 @@ def plan(recipe: Recipe, cluster: Cluster, manifest: dict | None) -> str:
     total = sum(parts.values())
     tokens_per_step = recipe.global_batch_size * sequence_length
     states = state_bytes(cluster.engine, total, num_processes)
+    if recipe.optimizer == "muon":  # which keeps one number for a weight, not two
+        states["optimizer"] -= 4 * sum(weight.numel() for weight in hidden_matrices(model))
     activations = activation_bytes(recipe, config, sequence_length)
 
     lines = [f"Model: {type(model).__name__}, {total:,} parameters"]
     width = max(len(name) for name in parts)
     lines += [f"  {name:<{width}}  {count:>13,}" for name, count in parts.items()]
     lines += [
-        f"Steps: {recipe.max_steps:,}, of which warm-up {recipe.warmup_steps:,}; learning rate to "
-        f"{recipe.learning_rate:g}, then linearly to 0",
+        f"Steps: {recipe.max_steps:,}, of which warm-up {recipe.warmup_steps:,}; {describe_learning_rate(recipe)}",
+        f"Masks: {recipe.mlm_probability:.1%} of the tokens at first, {recipe.last_mlm_probability:.1%} at last",
         f"Batch: {recipe.global_batch_size:,} sequences of {sequence_length} tokens = {tokens_per_step:,} tokens a step, "
         f"{tokens_per_step * recipe.max_steps:,} in all",
         f"Processes: {num_processes}, each {recipe.micro_batch_size} sequences at a time, accumulating "

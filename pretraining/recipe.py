@@ -16,12 +16,24 @@ from luna_tools.settings import Parser, named_files, split_command_line
 
 RECIPES = Path(__file__).parent / "recipes"
 
+Schedule = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "polynomial",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+]
+
 # What a resumed run may change: it alters neither the weights nor the data of the run.
 CHANGEABLE_ON_RESUME = (
     "output_dir",
     "micro_batch_size",
     "eval_micro_batch_size",
     "gradient_checkpointing",
+    "compile",
     "num_processes",
     "logging_steps",
     "eval_steps",
@@ -51,11 +63,11 @@ class Recipe:
     output_dir: str
     """Where the run writes."""
     max_steps: int
-    """Updates; the learning rate reaches 0 at the last one."""
+    """Updates; the linear schedule reaches 0 after the last one."""
     global_batch_size: int
     """Sequences a step over all processes."""
     learning_rate: float
-    """Peak of the learning rate, which rises linearly over the warm-up and then falls linearly to 0."""
+    """Peak of the learning rate, which rises linearly over the warm-up and then follows the schedule; Muon's with muon."""
     model: dict[str, Any] = field(default_factory=dict)
     """Fields of the configuration of any masked language model of transformers, `model_type` among them."""
     objective: Literal["masked_lm"] = "masked_lm"
@@ -70,12 +82,24 @@ class Recipe:
     """Attention of transformers: eager, sdpa, flash_attention_2, flex_attention, ..."""
     gradient_checkpointing: bool = False
     """Keep one activation a layer and compute the others again."""
+    compile: bool = False
+    """Compile the model's forward and backward pass by torch.compile as one graph; for Luna, on data parallelism."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """Precision of the computation, fp16 on GPUs alone; weights stay in float32."""
     num_processes: int | None = None
     """Refuse to start with another number of processes."""
+    lr_scheduler_type: Schedule = "linear"
+    """Course of the learning rate after the warm-up: a schedule of transformers' `get_scheduler`."""
+    lr_scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
+    """What the schedule takes besides: `num_decay_steps` and `decay_type` of warmup_stable_decay, ..."""
     warmup_steps: int = 0
     """Updates over which the learning rate rises."""
+    optimizer: Literal["adamw", "muon", "stable_adamw"] = "adamw"
+    """muon: torch.optim.Muon for the matrices of the layers, AdamW for all else; stable_adamw: pytorch-optimizer's."""
+    adamw_learning_rate: float | None = None
+    """Peak of the learning rate of what Muon leaves to AdamW: embeddings, head, norms, biases."""
+    muon_momentum: float = 0.95
+    """Decay of Muon's momentum."""
     weight_decay: float = 0.01
     """Decay of matrices; norms and biases have none."""
     adam_beta1: float = 0.9
@@ -88,6 +112,13 @@ class Recipe:
     """Gradients of a larger norm are clipped to it."""
     mlm_probability: float = 0.15
     """Share of the tokens to predict."""
+    final_mlm_probability: float | None = None
+    """Share of the tokens to predict at the last step, linearly from `mlm_probability` (default: the same); evaluations
+    mask this share."""
+    mask_replace_prob: float = 0.8
+    """Share of the tokens to predict that become the mask token."""
+    random_replace_prob: float = 0.1
+    """Share of the tokens to predict that become a random token; the rest stays."""
     seed: int = 0
     """Of weights, order, masks and dropout."""
     logging_steps: int = 10
@@ -132,11 +163,24 @@ class Recipe:
             self._require(name, lambda value: value >= 1, "at least 1")
         for name in (f.name for f in fields(self) if f.type in (float, float | None)):
             self._require(name, math.isfinite, "a finite number")
-        for name in ("learning_rate", "adam_epsilon", "max_grad_norm", "peak_tflops"):
+        for name in ("learning_rate", "adamw_learning_rate", "adam_epsilon", "max_grad_norm", "peak_tflops"):
             self._require(name, lambda value: value > 0, "above 0")
-        for name in ("adam_beta1", "adam_beta2"):
+        for name in ("adam_beta1", "adam_beta2", "muon_momentum"):
             self._require(name, lambda value: 0 <= value < 1, "in [0, 1)")
-        self._require("mlm_probability", lambda value: 0 < value < 1, "between 0 and 1")
+        for name in ("mlm_probability", "final_mlm_probability"):
+            self._require(name, lambda value: 0 < value < 1, "between 0 and 1")
+        self._require("mask_replace_prob", lambda value: 0 <= value <= 1, "in [0, 1]")
+        left = 1 - self.mask_replace_prob
+        self._require(
+            "random_replace_prob",
+            lambda value: 0 <= value <= left,
+            f"between 0 and the {left:g} that `mask_replace_prob` leaves",
+        )
+        if (self.adamw_learning_rate is not None) != (self.optimizer == "muon"):
+            raise InputError(
+                f"`adamw_learning_rate` is {self.adamw_learning_rate}, but `optimizer` is {self.optimizer}: set it with "
+                "muon, whose `learning_rate` is not for the weights that are left to AdamW, and with no other."
+            )
         self._require("seed", lambda value: value < 2**63, "below 2**63")
         for name in ("weight_decay", "warmup_steps", "seed", "dataloader_num_workers"):
             if getattr(self, name) < 0:
@@ -157,6 +201,11 @@ class Recipe:
         value = getattr(self, name)
         if value is not None and not holds(value):
             raise InputError(f"`{name}` is {value}, but must be {wanted}.")
+
+    @property
+    def last_mlm_probability(self) -> float:
+        """Share of the tokens to predict at the last step and in evaluations."""
+        return self.mlm_probability if self.final_mlm_probability is None else self.final_mlm_probability
 
     def identity(self) -> dict[str, Any]:
         """Return what a resumed run must have in common with the run it resumes."""

@@ -45,6 +45,7 @@ from pretraining.order import MicroBatchSampler
 from pretraining.plan import check_tokenizer
 from pretraining.plot import plot_loss
 from pretraining.recipe import Recipe
+from pretraining.schedules import learning_rate_at
 from pretraining.start import Start, allowed_changes, check_environment, file_error, find_start, together
 from pretraining.throughput import TOO_LONG_A_WAIT, Profiler, Throughput
 from pretraining.workers import MicroBatches, WorkerError, start_server
@@ -151,13 +152,6 @@ class StopRequest:
         self.signal_number, self.received_at = self.signal_number or number, now
 
 
-def learning_rate_at(step: int, recipe: Recipe) -> float:
-    """Return the rate of update `step` (from 0): linear warm-up to the peak, then linear decay that reaches 0 at the end."""
-    warmup = (step + 1) / (recipe.warmup_steps + 1)
-    decay = (recipe.max_steps - step) / max(1, recipe.max_steps - recipe.warmup_steps)
-    return recipe.learning_rate * min(1.0, warmup, decay)
-
-
 class Run:
     """A run on this process, from the start or its last checkpoint. Construction sets it up: data, model, engine, outputs.
 
@@ -212,6 +206,9 @@ class Run:
         checkpoint, accelerator = self.start.checkpoint, self.accelerator
         model = together(lambda: build_model(self.recipe, self.start.config, checkpoint, self.objective.auto_class))
         model = model.to(accelerator.device).train()
+        self.objective.suit(model, self.start.manifest["sequence_length"])
+        if self.recipe.compile:
+            model.compile(fullgraph=True, dynamic=False)  # in place: its weights keep their names
         with torch.device("meta"):
             # What is saved, with weights from the engine: an engine changes the model.
             self.skeleton = type(model)(model.config)
@@ -253,7 +250,7 @@ class Run:
                 self.evaluate()
             self.profiler.before_step(self.done + 1)
             self.throughput.begin_step()
-            micro_batches = [self.to_device(next(self.batches)) for _ in range(self.sampler.accumulation_steps)]
+            micro_batches = [next(self.batches) for _ in range(self.sampler.accumulation_steps)]
             self.throughput.data_is_there()
             num_predicted, is_stopped = self.exchange(micro_batches, stop)
             if is_stopped:
@@ -261,7 +258,7 @@ class Run:
                 self.save()
                 saved = f"Stopped by a signal after step {self.done}, which is saved: give the same command again to go on."
                 return Stopped(stop.signal_number or signal.SIGTERM, saved)
-            loss, grad_norm = self.step(micro_batches, num_predicted)
+            loss, grad_norm = self.step([self.to_device(batch) for batch in micro_batches], num_predicted)
             self.throughput.end_step()
             self.profiler.after_step(self.done)
             self.progress.step_done()
@@ -278,10 +275,15 @@ class Run:
         return {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
 
     def exchange(self, micro_batches: list[dict], stop: StopRequest) -> tuple[int, bool]:
-        """Return the predicted tokens of the global batch, and whether a process was told to stop, by one exchange."""
-        num_predicted = sum(self.objective.num_predicted(batch) for batch in micro_batches)
-        told = torch.tensor(int(stop.signal_number > 0), device=self.accelerator.device)
-        num_predicted, stopped = reduce(torch.stack([num_predicted, told]), "sum").tolist()
+        """Return the predicted tokens of the global batch, and whether a process was told to stop, by one exchange.
+
+        A process alone has nothing to ask its device for.
+        """
+        num_predicted = sum(int(self.objective.num_predicted(batch)) for batch in micro_batches)
+        told = torch.tensor([num_predicted, int(stop.signal_number > 0)])
+        if self.accelerator.num_processes > 1:
+            told = reduce(told.to(self.accelerator.device), "sum")
+        num_predicted, stopped = told.tolist()
         return num_predicted, stopped > 0
 
     def step(self, micro_batches: list[dict], num_predicted: int) -> tuple[float, float]:
@@ -304,18 +306,21 @@ class Run:
                 # Every engine averages gradients over the processes, hence the factor.
                 engine.backward(batch_sum * (accelerator.num_processes / num_predicted))
             loss_sum += batch_sum.detach()
-        loss = (reduce(loss_sum, "sum") / num_predicted).item()
+        loss, failure = reduce(loss_sum, "sum") / num_predicted, None
         try:
-            if not math.isfinite(loss):
-                raise NonFiniteError(f"The loss is {loss}")
-            grad_norm = engine.update(learning_rate_at(self.done, self.recipe))
+            grad_norm = engine.update(learning_rate_at(self.done, self.recipe))  # which waits for the device
         except NonFiniteError as error:
+            failure = error
+        loss = loss.item()
+        if not math.isfinite(loss):
+            failure = NonFiniteError(f"The loss is {loss}")
+        if failure is not None:
             self.profiler.write()
             good = ckpt.checkpoints(self.output_dir / "checkpoints")
             kept = f"the last good checkpoint is {good[-1]}" if good else "no checkpoint had been saved yet"
             raise InputError(
-                f"{error} at step {self.done + 1}: {kept}; lower `learning_rate` or lengthen `warmup_steps`."
-            ) from error
+                f"{failure} at step {self.done + 1}: {kept}; lower `learning_rate` or lengthen `warmup_steps`."
+            ) from failure
         self.done += 1
         return loss, grad_norm
 
@@ -367,7 +372,7 @@ class Run:
         )
         sums = torch.zeros(3, dtype=torch.float64, device=device)
         for batch, counted_b in zip(loader, counts.split(self.recipe.eval_micro_batch_size), strict=True):
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
                 sums += self.objective.evaluation_sums(engine.module, self.to_device(batch), counted_b)
         engine.module.train()
         figures = self.objective.figures(reduce(sums, "sum"))

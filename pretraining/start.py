@@ -4,6 +4,7 @@
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +21,9 @@ from luna_tools.files import hold_lock
 from pretraining import checkpoint as ckpt
 from pretraining.dataset_format import read_manifest
 from pretraining.engines import has_gpu
+from pretraining.launcher import launched_engine
 from pretraining.model import model_config
-from pretraining.plan import check_run
+from pretraining.plan import check_engine, check_run
 from pretraining.recipe import CHANGEABLE_ON_RESUME, Recipe, difference_from_run
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -51,6 +53,9 @@ def check_environment(recipe: Recipe) -> None:
     """
     if recipe.mixed_precision == "fp16" and not has_gpu():
         raise InputError("`mixed_precision` is fp16, which needs a GPU: use bf16 or no.")
+    check_engine(recipe, launched_engine())
+    if recipe.compile and not (shutil.which("g++") or shutil.which("clang++")):
+        raise InputError("`compile` is true, but there is no C++ compiler: install g++ or clang++, or set it to false.")
     for tracker in recipe.report_to:
         if tracker not in TRACKERS:
             raise InputError(f"`report_to` names {tracker!r}: the trackers are {', '.join(TRACKERS)}.")

@@ -110,7 +110,7 @@ def test_the_first_loss_is_that_of_the_definition(values, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(Path(recipe.dataset) / "tokenizer")
     masking = Masking(0.15, tokenizer.mask_token_id, tuple(tokenizer.all_special_ids), 600)
     data = MaskedLMDataset(Path(recipe.dataset) / "train", masking, seed=0, shuffle=True)
-    rows = [mask_tokens(data.rows[i]["input_ids"], masking, 0, 0, i) for i in (data.locate(p)[1] for p in range(8))]
+    rows = [mask_tokens(data.rows[i]["input_ids"], masking, 0, 0, i) for _, i in data.locate(range(8))]
     ids, labels = (torch.from_numpy(np.stack(x)) for x in zip(*rows, strict=True))
     logits = build_model(recipe, model_config(recipe), None).eval()(input_ids=ids).logits[labels != -100]
     expected = torch.nn.functional.cross_entropy(logits.double(), labels[labels != -100])

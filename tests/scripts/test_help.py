@@ -14,10 +14,13 @@ PROGRAMS = [["scripts/quickstart.py"], ["scripts/test.py"]]
 FILES = [path for path in sorted((ROOT / "scripts" / "reports").glob("*.py")) if "__main__" in path.read_text()]
 REPORTS = [["-m", f"scripts.reports.{path.stem}"] for path in FILES]
 assert len(REPORTS) >= 8
+OTHERS = [["-m", "scripts.label_sentences"], ["-m", "pretraining.average"]]
 
 
 # The reports load the programs that they measure, which takes seconds.
-@pytest.mark.parametrize("program", [*PROGRAMS, *(pytest.param(report, marks=pytest.mark.slow) for report in REPORTS)])
+@pytest.mark.parametrize(
+    "program", [*PROGRAMS, *(pytest.param(report, marks=pytest.mark.slow) for report in [*REPORTS, *OTHERS])]
+)
 def test_help_starts_nothing(program):
     before = sorted(os.listdir(ROOT)), sorted(os.listdir(ROOT / "docs"))
     done = subprocess.run([sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -111,7 +111,7 @@ PAPER = {
 def test_every_corpus_is_known_here():
     assert set(named_files(CORPORA)) == {"quickstart", *PAPER}
     assert parse_arguments(["quickstart", "--num_proc", "1"]) == PrepareConfig(
-        "data/python-docs", ["python-docs"], vocab_size=4096, sequence_length=128, validation_fraction=0.05, num_proc=1
+        "data/python-docs", ["python-docs"], vocab_size=4096, sequence_length=32, validation_fraction=0.05, num_proc=1
     )
 
 

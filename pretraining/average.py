@@ -1,0 +1,70 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""Average the weights of checkpoints, the last of a run as a rule, into one model.
+
+`python -m pretraining.average CHECKPOINT CHECKPOINT ... --output_dir FOLDER`
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from luna_tools.command_line import exit_status
+from luna_tools.errors import InputError
+
+PROG = "python -m pretraining.average"
+
+
+def average_weights(folders: list[Path]) -> dict:
+    """Return the mean of each tensor of the checkpoints, added up in float64.
+
+    Raises:
+        InputError: a folder is no checkpoint, or of another model than the first.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    sums, shapes, dtypes = {}, None, {}
+    for folder in folders:
+        try:
+            tensors = load_file(folder / "model.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{folder} has no model.safetensors that can be read ({error}): give checkpoints.") from error
+        these = {name: tensor.shape for name, tensor in tensors.items()}
+        if shapes is not None and these != shapes:
+            raise InputError(f"{folder} is of another model than {folders[0]}: give checkpoints of one.")
+        shapes, dtypes = these, {name: tensor.dtype for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            sums[name] = sums.get(name, torch.zeros(())) + tensor.double()
+    return {name: (total / len(folders)).to(dtypes[name]).contiguous() for name, total in sums.items()}
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog=PROG, description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="a folder, runs/R/checkpoints/step-N"
+    )
+    parser.add_argument("--output_dir", required=True, type=Path, help="a new folder for the model")
+    options = parser.parse_args(argv)
+    if len(options.checkpoints) < 2:
+        raise InputError("One checkpoint is given: give two or more to average.")
+    if options.output_dir.exists():
+        raise InputError(f"--output_dir {options.output_dir} is there already: choose another folder.")
+
+    weights = average_weights(options.checkpoints)
+
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    import modeling_luna  # noqa: F401  (registers Luna with the Auto classes)
+    from luna_tools.load import quiet_transformers
+
+    with quiet_transformers():
+        model = AutoModelForMaskedLM.from_pretrained(options.checkpoints[-1])
+        model.save_pretrained(options.output_dir, state_dict=weights)
+        AutoTokenizer.from_pretrained(options.checkpoints[-1]).save_pretrained(options.output_dir)
+    print(f"The mean of {len(options.checkpoints)} checkpoints is in {options.output_dir}.")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(lambda: main(sys.argv[1:]), PROG, extra="pretrain"))

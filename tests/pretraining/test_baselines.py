@@ -1,0 +1,61 @@
+# Copyright 2026 The Luna authors.
+# Licensed under the Apache License, Version 2.0.
+"""Counting tables predict what was counted, from neighbours that can be seen."""
+
+import numpy as np
+import pytest
+
+from pretraining.baselines import IGNORED, NeighbourTable, figures, ranks_and_losses, rows_seen
+
+BOS, EOS, MASK, A, B, C = range(6)
+TRAIN = np.array([[BOS, A, B, C, A, B, C, EOS]] * 5)  # A is followed by B, B by C, C by A
+
+
+@pytest.fixture
+def table():
+    return NeighbourTable(TRAIN, 6, MASK)
+
+
+def measured(table, row: list[int], place: int) -> dict[str, float]:
+    ids, labels = np.array([row]), np.full((1, len(row)), IGNORED)
+    labels[0, place], ids[0, place] = row[place], MASK
+    return table.measure(ids, labels)
+
+
+def test_either_neighbour_tells_the_token(table):
+    assert measured(table, [BOS, A, B, C, EOS], 2)["loss"] < 0.01
+    assert measured(table, [BOS, A, B, MASK, EOS], 2)["loss"] < 0.1
+    assert measured(table, [BOS, MASK, B, C, EOS], 2)["loss"] < 0.1
+    assert measured(table, [BOS, A, C, C, EOS], 2)["first"] == 0
+
+
+def test_neighbours_that_are_masked_leave_the_frequencies(table):
+    both = measured(table, [BOS, MASK, B, MASK, EOS], 2)
+    labels = np.array([[IGNORED, IGNORED, B, IGNORED, IGNORED]])
+    assert both["loss"] == pytest.approx(table.measure_unigram(labels)["loss"]) == pytest.approx(-np.log(11 / 36))
+    assert both["among five"] == 1
+
+
+def test_scores_are_distributions_by_the_rule(table):
+    (scores_cv,) = table.scores(np.array([A, MASK]), np.array([C, A]), smoothing=3.0)
+    np.testing.assert_allclose(np.exp(scores_cv).sum(-1), 1)
+    prior = table.prior_v
+    after_a, before_c = 3 * prior, 3 * prior
+    after_a[B] += 10
+    before_c[B] += 10
+    by_hand = (after_a / after_a.sum()) * (before_c / before_c.sum()) / prior
+    np.testing.assert_allclose(np.exp(scores_cv[0]), by_hand / by_hand.sum())
+
+
+def test_ranks_count_from_one():
+    scores = np.log(np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]]))
+    ranks, losses = ranks_and_losses(scores, np.array([0, 0]))
+    assert ranks.tolist() == [1, 3] and losses == pytest.approx(-np.log([0.5, 0.1]))
+    assert figures(ranks, losses) == pytest.approx({"loss": -np.log([0.5, 0.1]).mean(), "first": 0.5, "among five": 1.0})
+
+
+def test_copies_are_found_wherever_they_start():
+    train = np.arange(100).reshape(5, 20)
+    fresh = np.arange(200, 220)
+    copied = np.concatenate([fresh[:5], train[2, 3:15], fresh[5:8]])
+    assert rows_seen(train, np.stack([fresh, copied])).tolist() == [False, True]
