@@ -113,10 +113,10 @@ def activation_bytes(recipe: Recipe, config: PreTrainedConfig, sequence_length: 
         ids = torch.zeros(recipe.micro_batch_size, sequence_length, dtype=torch.long)
         with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
             with torch.autocast("cpu", dtype=dtype, enabled=recipe.mixed_precision != "no"):
-                hidden = model.base_model(input_ids=ids)[0]
-                # The head as it trains: every architecture's loss projects at least the masked positions.
-                masked = max(1, round(recipe.mlm_probability * ids.numel()))
-                rows = hidden.flatten(0, 1)[:masked] if config.model_type == "luna" else hidden.flatten(0, 1)
+                # The head as it trains: Luna's reads the masked positions alone, and so does its last layer.
+                masked = max(1, round(recipe.mlm_probability * sequence_length))
+                reads = {"read_positions": ids[:, :masked]} if config.model_type == "luna" else {}
+                rows = model.base_model(input_ids=ids, **reads)[0].flatten(0, 1)
                 logits = rows.new_empty(rows.shape[0], config.vocab_size, dtype=torch.float32)
         weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     activations = sum(nbytes for storage, nbytes in kept.items() if storage not in weights)

@@ -60,7 +60,7 @@ def test_activations_are_those_that_a_real_step_keeps(recipe_values):
         return tensor
 
     ids = torch.randint(4, 600, (2, 32))
-    labels = torch.where(torch.arange(64).view(2, 32) < 10, ids, -100)
+    labels = torch.where(torch.arange(32) < 5, ids, -100)
     with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         loss = model(input_ids=ids, labels=labels).loss
     assert loss.requires_grad
