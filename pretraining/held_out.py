@@ -76,7 +76,7 @@ def show_tables(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data
 def show_sentences(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Path, wanted: int) -> None:
     """Print held-out sentences, taken evenly from all, with a word masked, the model's guesses and the word's rank."""
     rows_bn = load_from_disk(str(dataset / VALIDATION)).with_format("numpy")[:MOST_VALIDATION_ROWS]["input_ids"]
-    encoded = [tokenizer(sentence)["input_ids"] for sentence in held_out_sentences(rows_bn, tokenizer)]
+    encoded = [tokenizer(sentence, verbose=False)["input_ids"] for sentence in held_out_sentences(rows_bn, tokenizer)]
     longest = read_manifest(dataset)["sequence_length"]
     encoded = [ids for ids in encoded if len(ids) <= longest] or rows_bn.tolist()
     for ids in encoded[:: max(1, len(encoded) // wanted)][:wanted]:
