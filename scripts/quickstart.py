@@ -42,7 +42,7 @@ def main():
                 "Prepare the docstrings of Python's standard library",
                 lambda: ["luna_tools.command_line", "prepare", "quickstart"],
             ),
-            ("Pretrain (about five minutes on two cores)", lambda: pretraining(python)),
+            ("Pretrain (about eight minutes on two cores)", lambda: pretraining(python)),
             ("Show what it has learned", lambda: ["pretraining.fill_masks", MODEL, "--dataset", DATASET]),
         )
         for number, (title, command) in enumerate(stages, start=2):
