@@ -79,6 +79,8 @@ def run_rank(program: str, argv: list[str], folder: str, variables: dict[str, st
     """Be one rank: its output goes to files, signals are as a launcher leaves them, and `before` may change the program."""
     gc.freeze()  # the programs' garbage collections leave out what the server has imported
     os.setsid()  # a signal to the tests is not one to the rank
+    # A server that a run with data workers has started in this process forks with them blocked.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     os.environ.update(variables)
