@@ -38,7 +38,7 @@ from pretraining.dataset_format import TOKEN_COUNTS, TOKENIZER, TRAIN, VALIDATIO
 from pretraining.engines import ENGINES, NonFiniteError, make_accelerator
 from pretraining.launcher import EngineName, launched_engine
 from pretraining.metrics import Metrics, Progress, read_metrics
-from pretraining.model import build_model
+from pretraining.model import build_model, max_sequence_length
 from pretraining.model_card import make_model_card, without_local_paths
 from pretraining.objectives import OBJECTIVES
 from pretraining.order import MicroBatchSampler
@@ -184,6 +184,9 @@ class Run:
         splits, vocab_size = self.start.manifest["splits"], self.start.manifest["vocab_size"]
         self.tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER)
         together(lambda: check_tokenizer(recipe, self.start.config, self.tokenizer))
+        # Saved with the model, which may read longer texts than the rows that it is trained on.
+        longest = max_sequence_length(self.start.config) or self.start.manifest["sequence_length"]
+        self.tokenizer.model_max_length = longest
         together(lambda: verify_shards(folder, splits, accelerator.process_index, accelerator.num_processes))
         self.objective = OBJECTIVES[recipe.objective](recipe, self.tokenizer, vocab_size)
         self.train_rows = self.objective.rows(folder / TRAIN, shuffle=True)

@@ -103,8 +103,11 @@ def test_training_learns(values, tmp_path):
 
 def test_the_first_loss_is_that_of_the_definition(values, tmp_path):
     """Step 1 by hand: the rows of the permutation, masked one by one, through the freshly initialised model."""
-    changed = values | {"model": values["model"] | NO_DROPOUT, "max_steps": 1, "warmup_steps": 0}
+    model = values["model"] | NO_DROPOUT | {"max_position_embeddings": 50}
+    changed = values | {"model": model, "max_steps": 1, "warmup_steps": 0}
     assert pretrain(write_recipe(changed, tmp_path / "run")) == 0
+    longest = AutoTokenizer.from_pretrained(tmp_path / "run" / "model").model_max_length
+    assert longest == 48, "the tokenizer lets pass what the model has positions for, not what a row holds"
 
     recipe = Recipe(**changed, output_dir="")
     tokenizer = AutoTokenizer.from_pretrained(Path(recipe.dataset) / "tokenizer")
