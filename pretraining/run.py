@@ -27,6 +27,7 @@ from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.utils import logging as transformers_logging
 
 from luna_tools.errors import InputError, Stopped, first_sentence
@@ -185,8 +186,7 @@ class Run:
         self.tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER)
         together(lambda: check_tokenizer(recipe, self.start.config, self.tokenizer))
         # Saved with the model, which may read longer texts than the rows that it is trained on.
-        longest = max_sequence_length(self.start.config) or self.start.manifest["sequence_length"]
-        self.tokenizer.model_max_length = longest
+        self.tokenizer.model_max_length = max_sequence_length(self.start.config) or VERY_LARGE_INTEGER
         together(lambda: verify_shards(folder, splits, accelerator.process_index, accelerator.num_processes))
         self.objective = OBJECTIVES[recipe.objective](recipe, self.tokenizer, vocab_size)
         self.train_rows = self.objective.rows(folder / TRAIN, shuffle=True)

@@ -31,6 +31,7 @@ SHORTER = {
     r"^python3 scripts/test\.py": "python3 scripts/test.py --help",
     r"^(python -m scripts\.reports\.docstring_families)$": (r"\1 --num_seeds 1 --train_rows 60 --num_train_epochs 1"),
     r"^(python -m scripts\.label_sentences .*)$": r"\1 --num_train_epochs 1",
+    r"^(luna pretrain quickstart)(?= +#)": r"\1 --max_steps 20 --warmup_steps 2 --save_steps 20",
     r"--max_steps 100 --warmup_steps 10": "--max_steps 10 --warmup_steps 2",
     r"--output_dir runs/(one-process|two-processes|launched)": r"\g<0> --max_steps 4 --warmup_steps 1",
     r"simulate_ranks --every_place 1000000000": "simulate_ranks --every_place 1000000 --sequences 20000 --num_processes 4",
