@@ -134,7 +134,7 @@ def cluster(tmp_path):
     return Cluster(tmp_path)
 
 
-RECIPE = "quickstart --output_dir runs/x --global_batch_size 256 --micro_batch_size 16".split()
+RECIPE = "luna_base_16gb --output_dir runs/x".split()
 SLURM = ("slurm.sh", "pretraining/launch/64gpu_ddp.yaml")
 
 
