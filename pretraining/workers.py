@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import connection, forkserver, resource_tracker
 
 import torch
 from torch.utils.data import DataLoader
@@ -47,7 +47,8 @@ class MicroBatches:
     def __next__(self) -> dict[str, torch.Tensor]:
         try:
             return next(self.iterator)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:  # the last two from a tensor that a dead worker was handing over
+            connection.wait([worker.sentinel for worker in self.workers], timeout=1)
             dead = [worker for worker in self.workers if not worker.is_alive()]
             if not dead:
                 raise

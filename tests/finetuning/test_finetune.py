@@ -332,13 +332,14 @@ def test_early_stopping_stops_after_its_patience(undisturbed):
 @pytest.mark.parametrize("name", [slow("grouped"), "early"])
 def test_a_crash_after_the_training_trains_no_further(values, name, undisturbed, tmp_path, monkeypatch):
     values |= RUNS[name] | {"save_total_limit": 9}
+    expected = outcome(undisturbed(name))
     with monkeypatch.context() as patch:
         patch.setattr(finetune.Run, "evaluate", lambda run: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_task("sst2", **values)
     monkeypatch.setattr(FinetuningTrainer, "training_step", None)
     run_task("sst2", **values)
-    assert outcome(tmp_path / "run") == outcome(undisturbed(name))
+    assert outcome(tmp_path / "run") == expected
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 # Licensed under the Apache License, Version 2.0.
 """Data workers change nothing, outlive no signal before the save, and never hold up or outlive their process."""
 
+import multiprocessing
 import os
 import signal
+import time
 
 import psutil
 import pytest
 
+from pretraining.workers import MicroBatches, WorkerError
 from tests.support import faults
 from tests.support.pretraining import error, is_same_run, last_checkpoint, left_alive, pretrain, write_recipe
 from tests.support.ranks import start
@@ -56,3 +59,20 @@ def test_an_error_beside_workers_ends_all_processes_with_one_sentence(processes,
     if fault is faults.lose_a_worker:
         assert "make room or lower `dataloader_num_workers` (now 2)" in done.stderr
     check_that_nothing_is_left(ranks)
+
+
+@pytest.mark.parametrize("raised", [RuntimeError, ConnectionResetError, EOFError])
+def test_whatever_a_dead_worker_breaks_is_told_as_its_end(raised):
+    """The one that waits for a tensor notices first, and in its own way."""
+    worker = multiprocessing.Process(target=time.sleep, args=(60,))
+    worker.start()
+    batches = MicroBatches([], [], list, num_workers=0)
+
+    def broken():
+        yield worker.kill()
+        raise raised("broken")
+
+    batches.workers, batches.iterator = {worker}, broken()
+    next(batches)
+    with pytest.raises(WorkerError, match="^A data worker ended .exit code -9"):
+        next(batches)
