@@ -23,7 +23,7 @@ The loss over the steps: runs/quickstart/loss.png. Next, after `source .venv/bin
 
 
 def pretraining(python):
-    """The command that pretrains: where there is no GPU, by two processes, which wait less for each other than two threads."""
+    """The command that pretrains: by two processes where there is no GPU, for they wait less than two threads."""
     count = "import torch; print(torch.accelerator.device_count())"
     if os.cpu_count() == 1 or subprocess.check_output([python, "-c", count]).strip() != b"0":
         return ["luna_tools.command_line", "pretrain", "quickstart"]
