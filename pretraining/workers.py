@@ -48,10 +48,11 @@ class MicroBatches:
         try:
             return next(self.iterator)
         except (RuntimeError, OSError, EOFError) as error:  # the last two from a tensor that a dead worker was handing over
-            connection.wait([worker.sentinel for worker in self.workers], timeout=1)
-            dead = [worker for worker in self.workers if not worker.is_alive()]
+            ended = connection.wait([worker.sentinel for worker in self.workers], timeout=5)
+            dead = [worker for worker in self.workers if worker.sentinel in ended]
             if not dead:
                 raise
+            dead[0].join()  # so that it has an exit code
             self.kill()  # one that waits for a lock that the dead one held
             raise WorkerError(
                 f"A data worker ended (exit code {dead[0].exitcode}, process {dead[0].pid}), as when the system is out of "
