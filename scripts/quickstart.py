@@ -16,9 +16,9 @@ MODEL, DATASET = "runs/quickstart/model", "data/python-docs"
 NEXT = f"""
 The loss over the steps: runs/quickstart/loss.png. Next, after `source .venv/bin/activate`:
 
-    python -m scripts.label_sentences "Send a request to the server."   # fine-tune on labelled docstrings, label your sentence
-    luna plot {MODEL} "Return a list of the words in the string."   # what the packed vectors attend to
-    luna prepare --output_dir data/mine --sources FOLDER          # your own text, for `luna pretrain quickstart --dataset`
+    python -m scripts.label_sentences "Send a request to the server."  # fine-tune on docstrings, label your sentence
+    luna plot {MODEL} "Return a list of the words in the string."  # what the packed vectors attend to
+    luna prepare --output_dir data/mine --sources FOLDER  # your own text, for `luna pretrain quickstart --dataset`
 """
 
 
