@@ -30,6 +30,7 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING if is_first else logging.ERROR)
 
     import datasets
+    import torch
     from transformers.utils import logging as transformers_logging
 
     from finetuning.experiments import compare, sweep
@@ -40,6 +41,8 @@ def main(argv: list[str]) -> None:
     transformers_logging.disable_progress_bar()  # of loading and writing weights; the Trainer's own stays
     if arguments.training.disable_tqdm:
         datasets.disable_progress_bars()
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")  # and not cpu:0, to which torch 2.11 loads nothing
     try:
         args = make_training_arguments(arguments)
         logging.getLogger(__name__).warning("Processes: %d, on %s.", args.world_size, args.device.type)
