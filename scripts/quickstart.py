@@ -38,16 +38,13 @@ def main():
     try:
         python = environment.ensure("pretrain,finetune")
         stages = (
-            (
-                "Prepare the docstrings of Python's standard library",
-                lambda: ["luna_tools.command_line", "prepare", "quickstart"],
-            ),
-            ("Pretrain (about eight minutes on two cores)", lambda: pretraining(python)),
-            ("Show what it has learned", lambda: ["pretraining.fill_masks", MODEL, "--dataset", DATASET]),
+            ("Prepare the docstrings of Python's standard library", ["luna_tools.command_line", "prepare", "quickstart"]),
+            ("Pretrain (about eight minutes on two cores)", pretraining(python)),
+            ("Show what it has learned", ["pretraining.fill_masks", MODEL, "--dataset", DATASET]),
         )
-        for number, (title, command) in enumerate(stages, start=2):
+        for number, (title, arguments) in enumerate(stages, start=2):
             print(f"[{number}/4] {title}", flush=True)
-            status = environment.run([python, "-m", *command()])
+            status = environment.run([python, "-m", *arguments])
             if status != 0:
                 return status
     except KeyboardInterrupt:
