@@ -871,11 +871,9 @@ class LunaLMHead(nn.Module):
         return self.decoder(self.layer_norm(self.activation(self.dense(hidden_states))))
 
 
-def positions_with_labels(labels_bn: torch.Tensor) -> torch.Tensor:
-    """The positions whose label is not -100, (b, r), in order; rows with fewer than others have more positions behind."""
-    has_label_bn = labels_bn != -100
-    r = max(int(has_label_bn.sum(dim=-1).max()), 1)
-    return has_label_bn.int().argsort(dim=-1, descending=True, stable=True)[:, :r]
+def positions_with_labels(labels_bn: torch.Tensor, r: int) -> torch.Tensor:
+    """The first r positions of each row whose label is not -100, in order, (b, r); where there are fewer, others follow."""
+    return (labels_bn != -100).int().argsort(dim=-1, descending=True, stable=True)[:, :r]
 
 
 @auto_docstring
@@ -918,7 +916,8 @@ class LunaForMaskedLM(LunaPreTrainedModel):
         read_positions = masked_positions
         # How many tokens have a label is known to no compiler: a compiled model is to be given `masked_positions`.
         if not gives_logits and not torch.compiler.is_compiling():
-            read_positions = positions_with_labels(labels)
+            most = int((labels != -100).sum(dim=-1).max())
+            read_positions = positions_with_labels(labels, max(most, 1))
             labels = labels.gather(1, read_positions)
 
         inputs = input_ids, attention_mask, position_ids, inputs_embeds, packed_state, packed_attention_mask

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from pretraining.data import IGNORED
+
 SMOOTHING = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # tried in turn; the best one counts
 COPY_LENGTH = 12  # tokens in a row that two rows share by more than chance
-IGNORED = -100  # the label where nothing is masked
 CHUNK = 64  # positions at a time, each a distribution over the vocabulary
 
 

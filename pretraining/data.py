@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from datasets import load_from_disk
 
+from modeling_luna import positions_with_labels
 from pretraining.order import permute
 
 # The "epoch" under which validation rows are masked: the same masks at every evaluation, shared with no training epoch.
 VALIDATION_EPOCH = 2**64 - 1
+IGNORED = -100  # the label where nothing is to be predicted
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def mask_tokens(
     if not chosen.any():
         chosen = chance == chance.min()
         chosen &= chance < 1.0
-    labels = np.where(chosen, ids, -100)
+    labels = np.where(chosen, ids, IGNORED)
     replacements = masking.replacement_ids
     random_ids = replacements[(raw[2] % np.uint64(len(replacements))).astype(np.int64)]
     mask_share, replaced_share = masking.mask_replace_prob, masking.mask_replace_prob + masking.random_replace_prob
@@ -141,11 +143,10 @@ def at_masked_positions(batch: dict[str, torch.Tensor], num_positions: int | Non
     Args:
         num_positions: k, whatever the batch; a row's masks beyond it have no label. Default: as many as the batch needs.
     """
-    is_masked_bn = batch["labels"] != -100
-    k = num_positions or int(is_masked_bn.sum(-1).max())
-    positions_bk = is_masked_bn.int().argsort(dim=-1, descending=True, stable=True)[:, :k]
+    k = num_positions or int((batch["labels"] != IGNORED).sum(-1).max())
+    positions_bk = positions_with_labels(batch["labels"], k)
     labels_bk = batch["labels"].gather(1, positions_bk)
-    return batch | {"labels": labels_bk, "masked_positions": positions_bk.masked_fill(labels_bk == -100, -1)}
+    return batch | {"labels": labels_bk, "masked_positions": positions_bk.masked_fill(labels_bk == IGNORED, -1)}
 
 
 def most_masked(num_tokens: int, mlm_probability: float) -> int:

@@ -10,8 +10,8 @@ import torch
 from datasets import load_from_disk
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pretraining.baselines import COPY_LENGTH, IGNORED, NeighbourTable, figures, ranks_and_losses, rows_seen
-from pretraining.data import MaskedLMDataset, Masking
+from pretraining.baselines import COPY_LENGTH, NeighbourTable, figures, ranks_and_losses, rows_seen
+from pretraining.data import IGNORED, MaskedLMDataset, Masking
 from pretraining.dataset_format import TRAIN, VALIDATION, read_manifest
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n")

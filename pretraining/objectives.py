@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
 from pretraining.data import (
+    IGNORED,
     MaskedLMDataset,
     Masking,
     MaskingRate,
@@ -25,8 +26,6 @@ from pretraining.data import (
     unigram_cross_entropy,
 )
 from pretraining.recipe import Recipe
-
-IGNORED = -100  # the label where nothing is to be predicted
 
 
 class Objective(ABC):
