@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import psutil
+import yaml
 from tqdm import tqdm
 
 from pretraining.launcher import ENGINE_NAMES
@@ -87,12 +88,13 @@ def main() -> int:
     parser.add_argument("--num_processes", type=int, default=2)
     parser.add_argument("--engine", choices=ENGINE_NAMES, default="ddp")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args, options = parser.parse_known_args()
+    changes = dict(zip((name.removeprefix("--") for name in options[::2]), map(yaml.safe_load, options[1::2]), strict=True))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder / "dataset")
         values = VALUES | {"dataset": f"{folder}/dataset", "max_steps": 10 * args.kills, "warmup_steps": 10}
-        values |= {"eval_steps": 50, "save_steps": 2}
+        values |= {"eval_steps": 50, "save_steps": 2} | changes
         undisturbed = launch(args.engine, values, folder / "undisturbed", args.num_processes)
         hits = run_and_kill(args.engine, values, folder / "killed", args.num_processes, args.kills, args.seed)
         is_same = digest(undisturbed) == digest(folder / "killed") and curve(undisturbed) == curve(folder / "killed")

@@ -15,6 +15,7 @@ from pretraining.plan import check_engine
 from pretraining.recipe import Recipe
 from pretraining.run import Run
 from tests.support.pretraining import NO_DROPOUT, curve, cut_back, exact_rows, pretrain, weights, write_recipe
+from tests.support.ranks import launch
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=4), st.sampled_from([None, 4, 6]))
@@ -69,6 +70,29 @@ def test_a_compiled_run_is_one_graph_and_the_same_run(values, graphs, tmp_path, 
     assert pretrain(write_recipe(values, tmp_path / "plain")) == 0
     assert len(graphs) == 16 and curve(tmp_path / "compiled") == pytest.approx(curve(tmp_path / "plain"), abs=1e-4)
     assert weights(tmp_path / "compiled") != weights(tmp_path / "plain")
+
+
+def print_graphs():
+    """Have a rank print how many graphs it has compiled after each step."""
+    real = Run.step
+
+    def step(self, *args):
+        result = real(self, *args)
+        print("graphs", counters["stats"]["unique_graphs"], flush=True)
+        return result
+
+    Run.step = step
+
+
+@pytest.mark.slow
+def test_two_compiled_processes_are_the_same_run_as_one(values, tmp_path):
+    values = values | {"model": values["model"] | NO_DROPOUT, "micro_batch_size": 4}
+    compiled = write_recipe(values, tmp_path / "compiled", compile=True)
+    ranks = launch("pretrain", [compiled], processes=2, before=print_graphs)
+    graphs = [int(line.split()[1]) for line in ranks.stdout.splitlines() if line.startswith("graphs")]
+    assert len(graphs) == 16 and len(set(graphs)) == 1, "none is compiled after the first step"
+    assert pretrain(write_recipe(values, tmp_path / "plain")) == 0
+    assert curve(tmp_path / "compiled") == pytest.approx(curve(tmp_path / "plain"), abs=1e-4)
 
 
 @pytest.mark.slow
