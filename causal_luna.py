@@ -105,10 +105,11 @@ def causal_sums(
         return CausalSums.apply(x_bhni, y_bhni, z_bhno, zeros, False)
     if x_bhni.shape[2] > 1:
         return CausalSums.apply(x_bhni, y_bhni, z_bhno, state_bhio, False)
-    dtype = state_bhio.dtype
-    # A product and a sum, as in a chunk of one token and zeros: the state is the same to the bit.
-    state_bhio = state_bhio + y_bhni.to(dtype).mT * z_bhno.to(dtype)
-    return x_bhni.to(dtype) @ state_bhio, state_bhio
+    # A product and a sum, as in a chunk of one token and zeros: the state is the same to the bit. No matrix products, which
+    # autocast would round in the backward pass.
+    x_bhi1, y_bhi1, z_bh1o = (x.to(state_bhio.dtype) for x in (x_bhni.mT, y_bhni.mT, z_bhno))
+    state_bhio = state_bhio + y_bhi1 * z_bh1o
+    return (x_bhi1 * state_bhio).sum(dim=2, keepdim=True), state_bhio
 
 
 # ---------------------------------------------------------------------------------------------------------------------
