@@ -257,6 +257,16 @@ class Block(NamedTuple):
         return self.is_token_bn.shape[1]
 
 
+def make_block(
+    key_bhnk: torch.Tensor, value_bhnk: torch.Tensor, pack_bhnl: torch.Tensor, attention_mask: torch.Tensor | None
+) -> Block:
+    b, _, n, _ = pack_bhnl.shape
+    if attention_mask is None:
+        attention_mask = torch.ones(b, n, dtype=torch.bool, device=pack_bhnl.device)
+    pack_bhnl, _ = without_padding(pack_bhnl, attention_mask, None)
+    return Block(key_bhnk, value_bhnk, pack_bhnl, attention_mask.bool())
+
+
 def read_block(block: Block, state: CausalState | None) -> CausalState:
     """The state after a block, the same to the bit as that which `causal_attention` gives."""
     key, value, pack = block.key_bhnk, block.value_bhnk, block.pack_bhnl
@@ -365,17 +375,13 @@ class LunaCausalCacheLayer(CacheLayerMixin):
         """Take note of tokens, and of `state`, which `causal_attention` gave after them. Returns its two sums."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        pack_bhnl, _ = without_padding(pack_bhnl, attention_mask, None)
-        b, _, n, _ = pack_bhnl.shape
-        if attention_mask is None:
-            attention_mask = torch.ones(b, n, dtype=torch.bool, device=pack_bhnl.device)
-        block = Block(key_states, value_states, pack_bhnl, attention_mask.bool())
-        if state is None:
-            state = read_block(block, self.state)
+        if self.record_past or state is None:
+            block = make_block(key_states, value_states, pack_bhnl, attention_mask)
+            state = state or read_block(block, self.state)
         if self.record_past:
             self.record(block)
         self.state = state
-        self.num_seen += n
+        self.num_seen += key_states.shape[2]
         return state.key_slots, state.slot_values
 
     def record(self, block: Block) -> None:

@@ -20,42 +20,16 @@ from causal_luna import (
     causal_attention,
 )
 from tests.support import naive_causal
+from tests.support.causal_inputs import assert_same, cut, make_inputs, random_mask
 
 PROPERTY = settings(deadline=None, max_examples=100, print_blob=True)
 # What rounding may change, relative to the largest number: results of half precision are rounded once, at the end.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-10}
 
 
-def make_inputs(n, b=1, h=2, k=4, l=3, dtype=torch.float64, seed=0):
-    """Query, key, value (b, h, n, k) and pack weights (b, h, n, l), laid out as a model's projections give them."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(size):
-        return torch.randn(b, n, h, size, generator=generator, dtype=torch.float64)
-
-    pack = CAUSAL_ACTIVATIONS["softplus"](normal(l))
-    return tuple(x.to(dtype).transpose(1, 2) for x in (normal(k), normal(k), normal(k), pack))
-
-
-def random_mask(b, n):
-    return torch.rand(b, n, generator=torch.Generator().manual_seed(n)) < 0.7
-
-
-def cut(inputs, *bounds):
-    """The tokens of one piece; None, for no mask, stays None."""
-    piece = slice(*bounds)
-    return tuple(x if x is None else x[:, :, piece] if x.ndim == 4 else x[:, piece] for x in inputs)
-
-
 def assert_close(actual, expected, dtype):
     difference = np.abs(actual.double().numpy() - expected).max(initial=0)
     assert difference <= TOLERANCES[dtype] * max(1.0, np.abs(expected).max(initial=0))
-
-
-def assert_same(actual, expected):
-    """Equal to the bit."""
-    for x, y in zip(actual, expected, strict=True):
-        assert torch.equal(x, y)
 
 
 def assert_agrees_with_equation_7(outputs, weights, state, inputs, mask_bn, dtype):

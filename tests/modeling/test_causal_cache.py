@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from causal_luna import CHUNK_SIZE, KEPT_TOKENS, LunaCausalCacheLayer, causal_attention
-from tests.modeling.test_causal import assert_same, cut, make_inputs, random_mask
+from tests.support.causal_inputs import assert_same, cut, make_inputs, random_mask
 
 PROPERTY = settings(deadline=None, max_examples=100, print_blob=True)
 
@@ -148,15 +148,17 @@ CHANGES = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_rows_of_a_cache_change_as_rows_of_the_text_do(name):
     argument, rows = CHANGES[name]
-    inputs, mask_bn = make_inputs(40, b=3, dtype=torch.float32), random_mask(3, 40)
+    lengths = [KEPT_TOKENS, 30, 1, 1]
+    n = sum(lengths) + 20
+    inputs, mask_bn = make_inputs(n, b=3, dtype=torch.float32), random_mask(3, n)
     changed, expected = recording_layer(), recording_layer()
     cache = Cache(layers=[changed])
     getattr(cache, name)(argument)  # before anything was read
-    read(changed, inputs, mask_bn, [30, 1, 1])
+    read(changed, inputs, mask_bn, lengths)
     getattr(cache, name)(argument)
     inputs, mask_bn = [x[rows] for x in inputs], mask_bn[rows]
-    read(expected, inputs, mask_bn, [30, 1, 1])
-    for removed in (0, 5):
+    read(expected, inputs, mask_bn, lengths)
+    for removed in (0, 5, 9, 60):
         outputs = []
         for layer in (changed, expected):
             layer.crop(-removed)
