@@ -114,8 +114,9 @@ on CPU, with torch {torch.__version__} and transformers {transformers.__version_
 ## Causal attention
 
 The module alone: the chunked form against the official parallel one, with gradients, and the recurrent form against the
-official decoding step by step, with its two sums and its count. No error of the unpack weights and of the sums is recorded;
-the tolerance is that of the output beside them. That of a gradient is a thousandth of its largest number.
+official decoding step by step, with its two sums and its count. No error of the unpack weights and of the sums is recorded:
+relative to their largest number it is taken to be that of the output beside them. The tolerance of a gradient is a
+thousandth of its largest number.
 
 | variant | {" | ".join(CAUSAL_KINDS)} |
 |---|{"---|" * len(CAUSAL_KINDS)}"""
