@@ -123,6 +123,7 @@ def causal_attention(
     attention_mask: torch.Tensor | None = None,
     state: CausalState | None = None,
     dropout: float = 0.0,
+    packed_mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, CausalState]:
     """Luna's causal attention, each token reading itself and those before it.
 
@@ -133,6 +134,7 @@ def causal_attention(
             gets zeros.
         state: of the tokens before these; None where there are none.
         dropout: of the unpack weights.
+        packed_mask: (b, l), False for slots that a row does not use: no token reads them.
 
     Returns:
         The output (b, h, n, k), the unpack weights (b, h, n, l) before dropout, and the state after the last token.
@@ -142,7 +144,10 @@ def causal_attention(
         key_slots, slot_values, _ = state or (None, None, None)
         share_b1n1 = count_bn.clamp(min=1)[:, None, :, None].to(sum_dtype(query_bhnk)).reciprocal()
         scores_bhnl, key_slots = causal_sums(query_bhnk, key_bhnk, pack_bhnl, key_slots)
-        weights_bhnl = (scores_bhnl * share_b1n1).softmax(dim=-1)
+        scores_bhnl = scores_bhnl * share_b1n1
+        if packed_mask is not None:
+            scores_bhnl = scores_bhnl.masked_fill(~packed_mask.bool()[:, None, None], torch.finfo(scores_bhnl.dtype).min)
+        weights_bhnl = scores_bhnl.softmax(dim=-1)
         if attention_mask is not None:
             weights_bhnl = weights_bhnl.masked_fill(~attention_mask.bool()[:, None, :, None], 0)
         dropped_bhnl = nn.functional.dropout(weights_bhnl, dropout) if dropout > 0 else weights_bhnl
@@ -263,6 +268,7 @@ class LunaCausalCacheLayer(CacheLayerMixin):
         pack_bhnl: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         dropout: float = 0.0,
+        packed_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`causal_attention` that goes on from the tokens read before, and remembers these: output and unpack weights."""
         n = query_bhnk.shape[2]
@@ -272,7 +278,9 @@ class LunaCausalCacheLayer(CacheLayerMixin):
         for piece in (slice(0, unrecorded), slice(unrecorded, n)) if unrecorded else (slice(0, n),):
             query, key, value, pack = (x[:, :, piece] for x in (query_bhnk, key_bhnk, value_bhnk, pack_bhnl))
             mask = None if attention_mask is None else attention_mask[:, piece]
-            *attended, state = causal_attention(query, key, value, pack, mask, self.state, dropout)
+            *attended, state = causal_attention(
+                query, key, value, pack, mask, self.state, dropout, packed_mask
+            )
             pieces.append(attended)
             self.update(key, value, pack, mask, state)
         outputs, weights = zip(*pieces, strict=True)
