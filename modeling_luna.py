@@ -910,7 +910,7 @@ class LunaPreTrainedModel(PreTrainedModel):
         is_used_bl = outputs.packed_attention_mask != 0
         return self.classifier(x_brd, outputs.packed_state, is_used_bl, attention_mask), outputs
 
-    def embed_tokens(
+    def embed_inputs(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor | None
     ) -> torch.Tensor:
         """Word embeddings (b, n, d) of the one of `input_ids` and `inputs_embeds` that is given."""
@@ -1004,7 +1004,7 @@ class LunaModel(LunaPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LunaModelOutput:
         kwargs.pop("use_cache")
-        inputs_embeds = self.embed_tokens(input_ids, attention_mask, inputs_embeds)
+        inputs_embeds = self.embed_inputs(input_ids, attention_mask, inputs_embeds)
         flattening = [name for name in FLATTENED_BATCH_ARGUMENTS if kwargs.pop(name, None) is not None]
         self.refuse_flattened_batch(inputs_embeds, attention_mask, position_ids, flattening)
         self.check_shapes(inputs_embeds, attention_mask, position_ids, packed_state, packed_attention_mask)
@@ -1644,7 +1644,7 @@ class LunaDecoder(LunaPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPastAndCrossAttentions:
-        inputs_embeds = self.embed_tokens(input_ids, attention_mask, inputs_embeds)
+        inputs_embeds = self.embed_inputs(input_ids, attention_mask, inputs_embeds)
         cache = self.new_cache() if past_key_values is None and use_cache else past_key_values
         b, n, _ = inputs_embeds.shape
         self.check_cache(cache, b)
