@@ -943,6 +943,19 @@ class LunaPreTrainedModel(PreTrainedModel):
             config=self.config, inputs_embeds=queries, attention_mask=key_mask, encoder_hidden_states=keys
         )
 
+    def refuse_flattened_batch(self, inputs_embeds, attention_mask, position_ids, kwargs: dict) -> None:
+        flattening = [name for name in FLATTENED_BATCH_ARGUMENTS if kwargs.pop(name, None) is not None]
+        may_restart = position_ids is not None and attention_mask is None and inputs_embeds.shape[0] == 1
+        # Asking for values makes the host wait for the device: only where nothing else tells.
+        if not flattening and may_restart and not torch.compiler.is_compiling():
+            flattening = ["position_ids"] if (position_ids.diff(dim=-1) < 0).any() else []
+        if flattening:
+            raise ValueError(
+                f"`{flattening[0]}` says that the rows of the batch are flattened into one, which Luna would pack into one "
+                "P: pad the rows, with an ordinary padding collator in place of DataCollatorWithFlattening, and with "
+                "`unpad_inputs=False` in sentence-transformers."
+            )
+
     def check_length(self, n: int, position_ids: torch.Tensor | None, instead: str) -> None:
         """Raise a ValueError where there are no positions for n tokens; `instead` says what to do."""
         limit = self.config.max_sequence_length
@@ -1005,8 +1018,7 @@ class LunaModel(LunaPreTrainedModel):
     ) -> tuple | LunaModelOutput:
         kwargs.pop("use_cache")
         inputs_embeds = self.embed_inputs(input_ids, attention_mask, inputs_embeds)
-        flattening = [name for name in FLATTENED_BATCH_ARGUMENTS if kwargs.pop(name, None) is not None]
-        self.refuse_flattened_batch(inputs_embeds, attention_mask, position_ids, flattening)
+        self.refuse_flattened_batch(inputs_embeds, attention_mask, position_ids, kwargs)
         self.check_shapes(inputs_embeds, attention_mask, position_ids, packed_state, packed_attention_mask)
         attention_mask = to_bool_mask("attention_mask", attention_mask)
         packed_attention_mask = to_bool_mask("packed_attention_mask", packed_attention_mask)
@@ -1061,18 +1073,6 @@ class LunaModel(LunaPreTrainedModel):
             packed_attention_mask=packed_attention_mask.long(),
             packed_states=(*packed_states[:-1], packed_state) if output_packed_states else None,
         )
-
-    def refuse_flattened_batch(self, inputs_embeds, attention_mask, position_ids, flattening: list[str]) -> None:
-        may_restart = position_ids is not None and attention_mask is None and inputs_embeds.shape[0] == 1
-        # Asking for values makes the host wait for the device: only where nothing else tells.
-        if not flattening and may_restart and not torch.compiler.is_compiling():
-            flattening = ["position_ids"] if (position_ids.diff(dim=-1) < 0).any() else []
-        if flattening:
-            raise ValueError(
-                f"`{flattening[0]}` says that the rows of the batch are flattened into one, which Luna would pack into one "
-                "P: pad the rows, with an ordinary padding collator in place of DataCollatorWithFlattening, and with "
-                "`unpad_inputs=False` in sentence-transformers."
-            )
 
     def check_shapes(self, inputs_embeds, attention_mask, position_ids, packed_state, packed_attention_mask) -> None:
         b, n, d = inputs_embeds.shape
@@ -1645,6 +1645,7 @@ class LunaDecoder(LunaPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPastAndCrossAttentions:
         inputs_embeds = self.embed_inputs(input_ids, attention_mask, inputs_embeds)
+        self.refuse_flattened_batch(inputs_embeds, attention_mask, position_ids, kwargs)
         cache = self.new_cache() if past_key_values is None and use_cache else past_key_values
         b, n, _ = inputs_embeds.shape
         self.check_cache(cache, b)
