@@ -460,8 +460,8 @@ class LunaCausalAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         packed_attention_mask: torch.Tensor | None = None,
         state: LunaCausalCacheLayer | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Y (b, n, d) and A_unpack (b, h, n, l). A `state` of the tokens before these is read, and goes on.
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Y (b, n, d) and, where attention is eager, A_unpack (b, h, n, l). A `state` of the tokens before goes on with these.
 
         Args:
             pack_queries: of P, (b or 1, h, l, k).
@@ -484,8 +484,9 @@ class LunaCausalAttention(nn.Module):
             value_bhnk,
             pack_bhnl,
             attention_mask,
-            packed_mask=packed_attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
+            packed_attention_mask=packed_attention_mask,
+            output_weights=self.config._attn_implementation == "eager",
         )
         return self.out_proj(y_bhnk.transpose(1, 2).flatten(2)), unpack_weights_bhnl
 
