@@ -57,7 +57,7 @@ def attention(query, key, value, num_heads):
 
 
 def luna_attention(weights, name, config, x, p, context=None):
-    """Equations 3 and 4: Y_P = Attn(P, C), then Y_X = Attn(X, Y_P) with an output projection on Y_X alone; C = X by default."""
+    """Equations 3 and 4: Y_P = Attn(P, C), by default with C = X, then Y_X = Attn(X, Y_P) with an output projection."""
     key, value = ("kv", "kv") if config.tie_key_value else ("k", "v")
     context = x if context is None else context
     y_p, pack = attention(
