@@ -985,7 +985,7 @@ class LunaModel(LunaPreTrainedModel):
         super().__init__(config)
         if config.is_decoder:
             raise ValueError(
-                "`is_decoder` is True: the configuration is that of a decoder-only model, which has no encoder. Load it "
+                "`is_decoder` is True: the configuration is that of a decoder-only model, which has no encoder: load it "
                 "with AutoModelForCausalLM."
             )
         self.embeddings = LunaEmbeddings(config, config.vocab_size)
@@ -2009,6 +2009,11 @@ class LunaForConditionalGeneration(LunaPreTrainedModel, LunaGenerationMixin):
             if labels is None:
                 raise ValueError("Give `decoder_input_ids`, or `labels` to make them of; generate() makes them itself.")
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        if decoder_input_ids is not None and decoder_input_ids.ndim != 2:
+            raise ValueError(
+                f"`decoder_input_ids` has shape {tuple(decoder_input_ids.shape)}, but must be (batch_size, "
+                "target_sequence_length)."
+            )
         if decoder_inputs_embeds is None:
             decoder_inputs_embeds = self.target_embeddings(decoder_input_ids)
         outputs = self.decoder(

@@ -142,6 +142,16 @@ def assert_close(actual, expected, tolerance):
     torch.testing.assert_close(actual.detach(), expected.detach(), rtol=tolerance, atol=tolerance)
 
 
+def assert_refused_in_one_sentence(call, parts):
+    """A ValueError of one sentence with these parts."""
+    with pytest.raises(ValueError) as caught:
+        call()
+    message = str(caught.value)
+    for part in parts:
+        assert part in message
+    assert message.endswith(".") and message.count(". ") == 0 and "\n" not in message, "one sentence"
+
+
 def assert_initialised(weight, std):
     """Normal(0, std): mean and standard deviation within five standard errors."""
     n = weight.numel()

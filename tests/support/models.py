@@ -145,6 +145,12 @@ def token_labels(batch: dict, classes: int | None = None) -> dict:
     return {"labels": ids.masked_fill(batch["attention_mask"] == 0, -100)}
 
 
+def labels_of_the_rest(batch: dict) -> dict:
+    """Each token but a row's first, which nothing comes before."""
+    labels, is_token = token_labels(batch)["labels"], batch["attention_mask"].bool()
+    return {"labels": labels.masked_fill(is_token & (is_token.cumsum(-1) == 1), -100)}
+
+
 def answers(batch: dict) -> dict:
     first = batch["attention_mask"].argmax(dim=-1)
     return {"start_positions": first, "end_positions": first + 1}
@@ -211,7 +217,7 @@ MODELS = [
         "AutoModelForCausalLM",
         "X",
         naive.causal_lm_logits,
-        token_labels,
+        labels_of_the_rest,
         per_token=True,
         has_encoder=False,
         has_decoder=True,
