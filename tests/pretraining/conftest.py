@@ -68,6 +68,14 @@ def values(prepared):
     }
 
 
+@pytest.fixture(scope="session")
+def causal_values(values):
+    """The same for a causal model."""
+    model = {"model_type": "gpt2", "vocab_size": VOCAB_SIZE, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
+    model |= {"bos_token_id": 0, "eos_token_id": 2}
+    return values | {"objective": "clm", "model": model}
+
+
 @pytest.fixture
 def recipe_values(values, tmp_path):
     """A recipe of a few seconds; tests change single values."""
@@ -86,6 +94,14 @@ def finished(values, tmp_path_factory) -> Path:
     """The folder of a finished run of the recipe, not to be changed."""
     output = tmp_path_factory.mktemp("finished") / "run"
     assert pretrain(write_recipe(values, output)) == 0
+    return output
+
+
+@pytest.fixture(scope="session")
+def finished_causal(causal_values, tmp_path_factory) -> Path:
+    """The folder of a finished run of a causal model, not to be changed."""
+    output = tmp_path_factory.mktemp("finished-causal") / "run"
+    assert pretrain(write_recipe(causal_values, output)) == 0
     return output
 
 
