@@ -71,9 +71,7 @@ def values(prepared):
 @pytest.fixture(scope="session")
 def causal_values(values):
     """The same for a causal model."""
-    model = {"model_type": "gpt2", "vocab_size": VOCAB_SIZE, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
-    model |= {"bos_token_id": 0, "eos_token_id": 2}
-    return values | {"objective": "clm", "model": model}
+    return values | {"objective": "clm"}
 
 
 @pytest.fixture

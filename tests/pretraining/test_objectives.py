@@ -25,14 +25,12 @@ from pretraining.plan import Cluster, activation_bytes, plan
 from pretraining.recipe import Recipe
 from pretraining.throughput import Throughput
 from tests.support.hub_server import metadata_errors
-from tests.support.pretraining import NO_DROPOUT, error, exact_rows, pretrain, write_recipe
+from tests.support.pretraining import GPT2, NO_DROPOUT, error, exact_rows, pretrain, write_recipe
 from tests.support.ranks import launch
 
 
 def no_dropout(values: dict) -> dict:
-    """GPT-2 has names of its own."""
-    own = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    return values | {"model": values["model"] | (own if values["model"]["model_type"] == "gpt2" else NO_DROPOUT)}
+    return values | {"model": values["model"] | NO_DROPOUT}
 
 
 def cross_entropy_by_hand(model, rows_bn: np.ndarray) -> float:
@@ -133,8 +131,9 @@ def test_the_plan_is_of_the_causal_model(causal_values, prepared):
     assert not re.search("[Mm]ask", text)
 
 
-def test_activations_are_those_that_a_real_step_keeps(causal_values):
-    recipe = Recipe(**causal_values, output_dir="")
+@pytest.mark.parametrize("model", [{}, GPT2], ids=["luna", "gpt2"])
+def test_activations_are_those_that_a_real_step_keeps(causal_values, model):
+    recipe = Recipe(**causal_values | ({"model": model} if model else {}), output_dir="")
     config = model_config(recipe)
     model, held = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa"), {}
 
@@ -152,12 +151,12 @@ def test_activations_are_those_that_a_real_step_keeps(causal_values):
 
 
 def test_the_flops_are_six_a_weight_and_token(causal_values):
-    recipe = Recipe(**causal_values, output_dir="", peak_tflops=1e-12)
+    recipe = Recipe(**causal_values | {"model": GPT2}, output_dir="", peak_tflops=1e-12)
     config = model_config(recipe)
     weights = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters() if p.ndim == 2)
-    positions = 32 * 32 if config.model_type == "gpt2" else 0
+    positions, attention = config.n_positions * config.n_embd, config.n_layer * 2 * 32 * config.n_embd
     share = Throughput(recipe, config, 32, 1).peak_share_per_second / recipe.global_batch_size
-    assert share == pytest.approx(6 * (weights - positions) * 32, rel=0.1)
+    assert share == pytest.approx(6 * (weights - positions + attention) * 32, rel=0.02)
 
 
 @pytest.mark.parametrize(
