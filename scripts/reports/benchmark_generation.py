@@ -22,8 +22,10 @@ from statistics import median
 import psutil
 import torch
 from matplotlib.figure import Figure
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from causal_luna import CausalState
 from configuration_luna import LunaConfig
 from luna_tools.load import quiet_transformers
 from modeling_luna import LunaForCausalLM
@@ -147,6 +149,22 @@ def sample(logits_bv: torch.Tensor, step: int) -> torch.Tensor:
     return torch.multinomial(logits_bv.float().softmax(-1), 1)
 
 
+def save_state(cache, file: Path) -> None:
+    """Write what the layers remember."""
+    tensors = {f"{i}.{name}": x for i, layer in enumerate(cache.layers) for name, x in layer.state._asdict().items()}
+    save_file({name: x.contiguous() for name, x in tensors.items()}, file)
+
+
+def load_state(model: PreTrainedModel, file: Path):
+    """Read a cache that goes on from the file."""
+    cache, tensors = model.new_cache(), load_file(file)
+    for i, layer in enumerate(cache.layers):
+        layer.state = CausalState(*(tensors[f"{i}.{name}"] for name in CausalState._fields))
+        layer.num_seen = int(layer.state.count.max())
+        layer.lazy_initialization(layer.state.key_slots, layer.state.slot_values)
+    return cache
+
+
 @torch.inference_mode()
 def measure_stream(args: argparse.Namespace) -> dict:
     """One long text by the trained model; its state is saved half-way, and a second one goes on from the file."""
@@ -265,8 +283,8 @@ def stream_report(section: dict) -> list[str]:
         f"## {points[-1]['tokens']:,} tokens in constant memory",
         *section_lines(section),
         f"One text sampled by the trained model, a token at a time. A point is {STREAM_BLOCK} tokens. The state was saved "
-        f"half-way ({section['file_bytes']:,} bytes); from the file a second pass gave the same logits to the bit, and so the "
-        "same tokens.",
+        f"half-way ({section['file_bytes']:,} bytes); from the file a second pass gave the same logits to the bit, and so "
+        "the same tokens.",
         table(["", "ms a token", "bytes of the state at its end", "resident memory at its end, MiB"], rows),
         "![Time and memory against the tokens](stream.png)",
     ]
@@ -282,7 +300,7 @@ def lookup_report(section: dict) -> list[str]:
         "## Prompt lookup",
         *section_lines(section),
         f"{tokens} tokens by the trained model after a text that repeats itself, greedily; with prompt lookup the same "
-        "tokens come out, which the program asserts. Guesses that are wrong are taken back from the state exactly. Medians of "
+        "tokens come out, which the program asserts. Wrong guesses are taken back from the state exactly. Medians of "
         f"{len(rounds)} rounds, in which the two take turns, with minimum and maximum.",
         table(["", "tokens/s", "speed-up"], rows),
     ]
