@@ -196,7 +196,9 @@ def convert_seq2seq_state_dict(
     constants = official_constants(config)
     state_dict = {name: tensor for name, tensor in state_dict.items() if name not in constants}
     names = map_seq2seq_names(config)
-    converted = convert_parameters(state_dict, names, parameter_shapes(LunaForConditionalGeneration, config), layer_norm_scale)
+    converted = convert_parameters(
+        state_dict, names, parameter_shapes(LunaForConditionalGeneration, config), layer_norm_scale
+    )
     shared = ["encoder.embed_tokens.weight"] if config.target_vocab_size is None else []
     shared += ["decoder.embed_tokens.weight"]
     shared += ["decoder.output_projection.weight"] if config.tie_word_embeddings else []
