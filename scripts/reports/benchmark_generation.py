@@ -22,10 +22,8 @@ from statistics import median
 import psutil
 import torch
 from matplotlib.figure import Figure
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from causal_luna import CausalState
 from configuration_luna import LunaConfig
 from luna_tools.load import quiet_transformers
 from modeling_luna import LunaForCausalLM
@@ -149,22 +147,6 @@ def sample(logits_bv: torch.Tensor, step: int) -> torch.Tensor:
     return torch.multinomial(logits_bv.float().softmax(-1), 1)
 
 
-def save_state(cache, file: Path) -> None:
-    """Write what the layers remember."""
-    tensors = {f"{i}.{name}": x for i, layer in enumerate(cache.layers) for name, x in layer.state._asdict().items()}
-    save_file({name: x.contiguous() for name, x in tensors.items()}, file)
-
-
-def load_state(model: PreTrainedModel, file: Path):
-    """Read a cache that goes on from the file."""
-    cache, tensors = model.new_cache(), load_file(file)
-    for i, layer in enumerate(cache.layers):
-        layer.state = CausalState(*(tensors[f"{i}.{name}"] for name in CausalState._fields))
-        layer.num_seen = int(layer.state.count.max())
-        layer.lazy_initialization(layer.state.key_slots, layer.state.slot_values)
-    return cache
-
-
 @torch.inference_mode()
 def measure_stream(args: argparse.Namespace) -> dict:
     """One long text by the trained model; its state is saved half-way, and a second one goes on from the file."""
@@ -178,7 +160,7 @@ def measure_stream(args: argparse.Namespace) -> dict:
     start = time.perf_counter()
     for step in range(args.stream_tokens):
         if step == half:
-            save_state(cache, file)
+            model.save_cache(cache, file)
             start, at_half = time.perf_counter(), token
         logits_bv = last_logits(model, token, cache)
         token = sample(logits_bv, step)
@@ -191,7 +173,7 @@ def measure_stream(args: argparse.Namespace) -> dict:
             points.append({"tokens": step + 1, "seconds": seconds, "state_bytes": cache_bytes(cache), "rss": rss})
             start = time.perf_counter()
 
-    again, token = load_state(model, file), at_half
+    again, token = model.load_cache(file), at_half
     is_same = True
     for step in range(half, args.stream_tokens):
         logits_bv = last_logits(model, token, again)
