@@ -23,7 +23,7 @@ class Program(NamedTuple):
 
 PROGRAMS = {
     "prepare": Program("pretraining.prepare.run", "pretrain", "turn text into a tokenizer and a packed dataset"),
-    "pretrain": Program("pretraining.train", "pretrain", "pretrain a masked language model from a recipe"),
+    "pretrain": Program("pretraining.train", "pretrain", "pretrain a masked or causal language model from a recipe"),
     "finetune": Program("finetuning.run", "finetune", "fine-tune a checkpoint on a task"),
     "merge": Program("finetuning.predictions", "finetune", "merge the GLUE submissions of several runs into one zip"),
     "convert": Program("luna_tools.convert.run", None, "convert the authors' checkpoints, or a model back"),

@@ -54,13 +54,16 @@ def main(argv: list[str]) -> None:
 
     weights = average_weights(options.checkpoints)
 
-    from transformers import AutoModelForMaskedLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     import modeling_luna  # noqa: F401  (registers Luna with the Auto classes)
     from luna_tools.load import quiet_transformers
+    from pretraining.checkpoint import load_trainer_state
+    from pretraining.objectives import OBJECTIVES
 
+    auto_class = OBJECTIVES[load_trainer_state(options.checkpoints[-1])["recipe"]["objective"]].auto_class
     with quiet_transformers():
-        model = AutoModelForMaskedLM.from_pretrained(options.checkpoints[-1])
+        model = auto_class.from_pretrained(options.checkpoints[-1])
         model.save_pretrained(options.output_dir, state_dict=weights)
         AutoTokenizer.from_pretrained(options.checkpoints[-1]).save_pretrained(options.output_dir)
     print(f"The mean of {len(options.checkpoints)} checkpoints is in {options.output_dir}.")

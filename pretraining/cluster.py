@@ -8,9 +8,10 @@ P parameters, N processes (one a device); weights, gradients and Adam's moments 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForMaskedLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from pretraining.launcher import EngineName
+from pretraining.objectives import OBJECTIVES
 from pretraining.recipe import Recipe
 
 
@@ -18,17 +19,17 @@ def flops_per_sequence(recipe: Recipe, config: PreTrainedConfig, sequence_length
     """Count multiplications and additions of the matrix products of forward and backward pass over one sequence.
 
     torch's counter counts them on tensors without data, so it holds for any architecture. What activation checkpointing
-    computes again is not counted (model FLOPs, as MFU wants them). The head is that of training: Luna projects only the
-    masked positions to the vocabulary.
+    computes again is not counted (model FLOPs, as MFU wants them). The head is that of training, which may project only some
+    of the positions to the vocabulary.
     """
+    objective = OBJECTIVES[recipe.objective]
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
-        model = AutoModelForMaskedLM.from_config(config, attn_implementation="eager")  # whose products are all counted
+        model = objective.auto_class.from_config(config, attn_implementation="eager")  # whose products are all counted
         hidden = model.base_model(input_ids=torch.zeros(1, sequence_length, dtype=torch.long))[0]
         hidden.sum().backward()
-    masked_share = (recipe.mlm_probability + recipe.last_mlm_probability) / 2
-    rows = round(masked_share * sequence_length) if config.model_type == "luna" else sequence_length
+    rows = round(sum(objective.projected_shares(recipe, config)) / 2 * sequence_length)
     width = hidden.shape[-1]
-    return counter.get_total_flops() + 3 * 2 * rows * width * (width + config.vocab_size)
+    return counter.get_total_flops() + 3 * 2 * rows * width * (objective.head_layers * width + config.vocab_size)
 
 
 def state_bytes(engine: EngineName, parameters: int, processes: int) -> dict[str, float]:

@@ -1,6 +1,6 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Masked rows as pure functions of seed, epoch and sequence index.
+"""Rows of a packed split, masked or whole, as pure functions of seed, epoch and sequence index.
 
 Nothing here keeps state: the sequence at any place of the run and its masked tokens can be computed at once, on any
 process, in constant memory. That is why a run resumes in constant time and why processes, micro-batches and accumulation
@@ -92,21 +92,17 @@ def mask_tokens(
     return masked, labels
 
 
-class MaskedLMDataset(torch.utils.data.Dataset):
-    """Masked rows of a packed split by their place in the run: place p is row permute(p mod rows) of epoch p // rows.
+class PackedDataset(torch.utils.data.Dataset):
+    """Rows of a packed split with their labels by place in the run: place p is row permute(p mod rows) of epoch p // rows.
 
-    With `shuffle=False` place p is row p, masked the same way each time (validation).
-
-    Args:
-        rate: the share of tokens to predict by place (default: that of `masking`, everywhere).
+    With `shuffle=False` place p is row p (validation). Here a row is its own label but for its first and last token, which
+    every row has.
     """
 
-    def __init__(self, split: Path, masking: Masking, seed: int, shuffle: bool, rate: MaskingRate | None = None):
+    def __init__(self, split: Path, seed: int, shuffle: bool):
         self.rows = load_from_disk(str(split)).with_format("numpy")
-        self.masking = masking
         self.seed = seed
         self.shuffle = shuffle
-        self.rate = rate
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -125,10 +121,30 @@ class MaskedLMDataset(torch.utils.data.Dataset):
     def __getitems__(self, places: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
         located = self.locate(places)
         input_ids_bn = self.rows[[index for _, index in located]]["input_ids"]
-        return [
-            mask_tokens(ids_n, self.masking, self.seed, epoch, index, self.rate.at(place) if self.rate else None)
-            for ids_n, place, (epoch, index) in zip(input_ids_bn, places, located, strict=True)
-        ]
+        return [self.example(*row) for row in zip(input_ids_bn, places, located, strict=True)]
+
+    def example(self, input_ids_n: np.ndarray, place: int, located: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and labels of a row, each (n,) int64."""
+        ids_n = input_ids_n.astype(np.int64)
+        labels_n = ids_n.copy()
+        labels_n[[0, -1]] = IGNORED
+        return ids_n, labels_n
+
+
+class MaskedLMDataset(PackedDataset):
+    """The rows masked; those of validation the same way each time.
+
+    Args:
+        rate: the share of tokens to predict by place (default: that of `masking`, everywhere).
+    """
+
+    def __init__(self, split: Path, masking: Masking, seed: int, shuffle: bool, rate: MaskingRate | None = None):
+        super().__init__(split, seed, shuffle)
+        self.masking = masking
+        self.rate = rate
+
+    def example(self, input_ids_n: np.ndarray, place: int, located: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        return mask_tokens(input_ids_n, self.masking, self.seed, *located, self.rate.at(place) if self.rate else None)
 
 
 def collate(rows: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor]:

@@ -4,20 +4,57 @@
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
 from luna_tools.cards import UNNAMED, size_rows, table, use_section
 from pretraining.prepare.sources import HUB_PREFIX
-from pretraining.recipe import Recipe
+from pretraining.recipe import MASKING_FIELDS, Recipe
 
 # Key in results.json, the Hub's name of the metric, and how the table names it.
 METRICS = (
     ("eval_loss", "loss", "cross-entropy, nats"),
     ("eval_perplexity", "perplexity", "perplexity"),
     ("eval_accuracy", "accuracy", "accuracy"),
+    ("eval_bits_per_byte", "bits_per_byte", "bits per byte"),
 )
+# What counting alone makes of the same tokens.
+BASELINES = {
+    "unigram_cross_entropy": "unigram cross-entropy, nats, for comparison",
+    "five_gram_cross_entropy": "5-gram cross-entropy, nats, for comparison",
+    "five_gram_bits_per_byte": "5-gram bits per byte, for comparison",
+}
+
+
+class Words(NamedTuple):
+    """What a card says of an objective."""
+
+    task: str  # the Hub's name
+    model: str
+    tokens: str
+    program: str  # the lines of the example after `from transformers import pipeline` and the name; `remote` to be filled in
+
+
+WORDS = {
+    "masked_lm": Words(
+        "fill-mask",
+        "masked language model",
+        "masked tokens",
+        """fill_mask = pipeline("fill-mask", model=name{remote})
+print(fill_mask(f"The moon goes {fill_mask.tokenizer.mask_token} the earth."))
+""",
+    ),
+    "clm": Words(
+        "text-generation",
+        "causal language model",
+        "tokens",
+        """write = pipeline("text-generation", model=name{remote})
+print(write("The moon goes", max_new_tokens=20, do_sample=True))
+""",
+    ),
+}
 
 
 def make_model_card(
@@ -38,6 +75,7 @@ def make_model_card(
         step: how many of the recipe's steps the weights have seen.
         results: as in results.json, of a finished run.
     """
+    words = WORDS[recipe.objective]
     name = recipe.hub_model_id or Path(recipe.output_dir).name
     dataset = Path(recipe.dataset).name
     measured = [metric for metric in METRICS if results is not None and metric[0] in results]
@@ -50,12 +88,12 @@ def make_model_card(
         license=recipe.license,
         base_model=base if base == recipe.model_name_or_path else None,  # else a folder, which the Hub does not know
         library_name="transformers",
-        pipeline_tag="fill-mask",
+        pipeline_tag=words.task,
         datasets=[re.split("[:@]", source)[1] for source in sources if source.startswith(HUB_PREFIX)] or None,
         tags=[config.model_type] + ["custom_code"] * (config.model_type == "luna"),
         eval_results=[
             EvalResult(
-                task_type="fill-mask",
+                task_type=words.task,
                 dataset_type=dataset,
                 dataset_name=dataset,
                 dataset_split="validation",
@@ -77,12 +115,13 @@ def make_model_card(
         for source, listed in zip(sources, manifest["sources"], strict=True)
     ]
     splits = " and ".join(f"{of['rows']:,} rows in `{split}`" for split, of in manifest["splits"].items())
-    training = {field: value for field, value in values.items() if field not in ("dataset", "model")}
+    untold = ("dataset", "model") if recipe.objective == "masked_lm" else ("dataset", "model", *MASKING_FIELDS)
+    training = {field: value for field, value in values.items() if field not in untold}
     body = [
         f"# {name}",
-        f"A `{config.model_type}` masked language model after step {step:,} of {recipe.max_steps:,}, from {start}.",
+        f"A `{config.model_type}` {words.model} after step {step:,} of {recipe.max_steps:,}, from {start}.",
         table(("", ""), sizes.items()),
-        _use(config.model_type),
+        _use(config.model_type, words.program),
         "## Data",
         table(("source", "documents", "bytes"), rows),
         f"Packed into {splits} of {manifest['sequence_length']} tokens, by a tokenizer with {manifest['vocab_size']:,} "
@@ -112,14 +151,10 @@ def without_local_paths(values: dict) -> dict:
     return told
 
 
-def _use(model_type: str) -> str:
-    remote = ", trust_remote_code=True" if model_type == "luna" else ""
-    program = f"""from transformers import pipeline
-
-{UNNAMED}
-fill_mask = pipeline("fill-mask", model=name{remote})
-print(fill_mask(f"The moon goes {{fill_mask.tokenizer.mask_token}} the earth."))
-"""
+def _use(model_type: str, program: str) -> str:
+    remote = model_type == "luna"
+    program = program.replace("{remote}", ", trust_remote_code=True" if remote else "")
+    program = f"from transformers import pipeline\n\n{UNNAMED}\n{program}"
     return use_section(program).rstrip() if remote else f"## Use\n\n```python\n{program}```"
 
 
@@ -129,7 +164,6 @@ def _results(recipe: Recipe, measured: list[tuple[str, str, str]], results: dict
     if not measured:
         return "None: no documents were held out."
     rows = [(title, f"{results[key]:.4f}") for key, _, title in measured]
-    if "unigram_cross_entropy" in results:
-        rows.append(("unigram cross-entropy, nats, for comparison", f"{results['unigram_cross_entropy']:.4f}"))
+    rows += [(title, f"{results[key]:.4f}") for key, title in BASELINES.items() if key in results]
     part = "" if recipe.max_eval_sequences is None else f" (at most its first {recipe.max_eval_sequences:,} rows)"
-    return f"Over the masked tokens of the validation split{part}:\n\n" + table(("", "value"), rows)
+    return f"Over the {WORDS[recipe.objective].tokens} of the validation split{part}:\n\n" + table(("", "value"), rows)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from luna_tools.errors import InputError
 from pretraining.cluster import bytes_sent, deepspeed_estimate, flops_per_sequence, largest_world, state_bytes
 from pretraining.launcher import EngineName
 from pretraining.model import enable_gradient_checkpointing, max_sequence_length, model_config
+from pretraining.objectives import OBJECTIVES
 from pretraining.optimizers import check_optimizer, hidden_matrices
 from pretraining.recipe import Recipe
 from pretraining.schedules import check_schedule
@@ -97,7 +98,7 @@ def activation_bytes(recipe: Recipe, config: PreTrainedConfig, sequence_length: 
     The count runs the real model under a fake device, so it holds for any architecture and precision; transient buffers
     and the allocator's slack come on top.
     """
-    kept = {}
+    kept, objective = {}, OBJECTIVES[recipe.objective]
 
     def record(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -106,7 +107,7 @@ def activation_bytes(recipe: Recipe, config: PreTrainedConfig, sequence_length: 
 
     dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[recipe.mixed_precision]
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = AutoModelForMaskedLM.from_config(config, attn_implementation=recipe.attn_implementation)
+        model = objective.auto_class.from_config(config, attn_implementation=recipe.attn_implementation)
         if recipe.gradient_checkpointing:
             enable_gradient_checkpointing(model)
         model.train()
@@ -114,14 +115,14 @@ def activation_bytes(recipe: Recipe, config: PreTrainedConfig, sequence_length: 
         with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
             with torch.autocast("cpu", dtype=dtype, enabled=recipe.mixed_precision != "no"):
                 # The head as it trains: Luna's reads the masked positions alone, and so does its last layer.
-                masked = max(1, round(recipe.mlm_probability * sequence_length))
-                reads = {"read_positions": ids[:, :masked]} if config.model_type == "luna" else {}
+                share = max(objective.projected_shares(recipe, config))
+                reads = {"read_positions": ids[:, : max(1, round(share * sequence_length))]} if share < 1 else {}
                 rows = model.base_model(input_ids=ids, **reads)[0].flatten(0, 1)
                 logits = rows.new_empty(rows.shape[0], config.vocab_size, dtype=torch.float32)
         weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     activations = sum(nbytes for storage, nbytes in kept.items() if storage not in weights)
     # Logits, their softmax for the backward pass, and the head's own hidden rows.
-    return activations + 2 * logits.numel() * 4 + 3 * rows.numel() * 4
+    return activations + 2 * logits.numel() * 4 + 3 * objective.head_layers * rows.numel() * 4
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,13 @@ def describe_learning_rate(recipe: Recipe) -> str:
     return f"learning rate to {peak}, then {course}; optimizer {recipe.optimizer}"
 
 
+def describe_objective(recipe: Recipe) -> str:
+    """Tell what is predicted."""
+    if recipe.objective == "clm":
+        return "clm, each token of a row from those before it"
+    return f"masked_lm, {recipe.mlm_probability:.1%} of the tokens at first, {recipe.last_mlm_probability:.1%} at last"
+
+
 def plan(recipe: Recipe, cluster: Cluster, manifest: dict | None) -> str:
     """Write the text of `--plan`: what the run would do on a cluster.
 
@@ -181,9 +189,10 @@ def plan(recipe: Recipe, cluster: Cluster, manifest: dict | None) -> str:
     else:
         sequence_length = max_sequence_length(config) or 512
         check_run(recipe, config, {"sequence_length": sequence_length, "vocab_size": config.vocab_size}, num_processes)
+    auto_class = OBJECTIVES[recipe.objective].auto_class
     try:
         with torch.device("meta"):
-            model = AutoModelForMaskedLM.from_config(config, attn_implementation=recipe.attn_implementation)
+            model = auto_class.from_config(config, attn_implementation=recipe.attn_implementation)
     except (ValueError, ImportError) as error:
         raise InputError(f"The model can't be built: {' '.join(str(error).split())}") from error
     parts = parameters_by_part(model)
@@ -199,7 +208,7 @@ def plan(recipe: Recipe, cluster: Cluster, manifest: dict | None) -> str:
     lines += [f"  {name:<{width}}  {count:>13,}" for name, count in parts.items()]
     lines += [
         f"Steps: {recipe.max_steps:,}, of which warm-up {recipe.warmup_steps:,}; {describe_learning_rate(recipe)}",
-        f"Masks: {recipe.mlm_probability:.1%} of the tokens at first, {recipe.last_mlm_probability:.1%} at last",
+        f"Objective: {describe_objective(recipe)}",
         f"Batch: {recipe.global_batch_size:,} sequences of {sequence_length} tokens = {tokens_per_step:,} tokens a step, "
         f"{tokens_per_step * recipe.max_steps:,} in all",
         f"Processes: {num_processes}, each {recipe.micro_batch_size} sequences at a time, accumulating "

@@ -9,9 +9,11 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
+BASELINES = {"unigram_cross_entropy": ("unigram", "--"), "five_gram_cross_entropy": ("5-gram", ":")}
 
-def plot_loss(rows: list[dict], unigram_cross_entropy: float | None, path: Path) -> None:
-    """Draw training and validation loss over the steps, and the unigram baseline, into a PNG file."""
+
+def plot_loss(rows: list[dict], results: dict, path: Path) -> None:
+    """Draw training and validation loss over the steps, and the baselines among the results, into a PNG file."""
     train = [(row["step"], row["loss"]) for row in rows if "loss" in row]
     validation = [(row["step"], row["eval_loss"]) for row in rows if "eval_loss" in row]
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
@@ -20,11 +22,11 @@ def plot_loss(rows: list[dict], unigram_cross_entropy: float | None, path: Path)
         axes.plot(*zip(*validation, strict=True), color="tab:orange", marker="o", markersize=4, label="validation")
         step, loss = validation[-1]
         axes.annotate(f"{loss:.2f}", (step, loss), textcoords="offset points", xytext=(0, 8), ha="right")
-    if unigram_cross_entropy is not None:
-        axes.axhline(
-            unigram_cross_entropy, color="gray", linestyle="--", label=f"unigram baseline ({unigram_cross_entropy:.2f})"
-        )
-    axes.set(xlabel="step", ylabel="masked-LM loss (nats per token)")
+    for key, (name, style) in BASELINES.items():
+        if key in results:
+            line = f"{name} baseline ({results[key]:.2f})"
+            axes.axhline(results[key], color="gray", linestyle=style, label=line)
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

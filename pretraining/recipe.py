@@ -49,6 +49,8 @@ CHANGEABLE_ON_RESUME = (
     "profile_step",
 )
 
+MASKING_FIELDS = ("mlm_probability", "final_mlm_probability", "mask_replace_prob", "random_replace_prob")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -69,9 +71,9 @@ class Recipe:
     learning_rate: float
     """Peak of the learning rate, which rises linearly over the warm-up and then follows the schedule; Muon's with muon."""
     model: dict[str, Any] = field(default_factory=dict)
-    """Fields of the configuration of any masked language model of transformers, `model_type` among them."""
-    objective: Literal["masked_lm"] = "masked_lm"
-    """What is learned."""
+    """Fields of the configuration of any language model of transformers, `model_type` among them."""
+    objective: Literal["masked_lm", "clm"] = "masked_lm"
+    """What is learned: masked_lm, the tokens that are masked; clm, each token from those before it."""
     micro_batch_size: int = 8
     """Sequences at a time on one process."""
     eval_micro_batch_size: int = 8
@@ -181,6 +183,12 @@ class Recipe:
                 f"`adamw_learning_rate` is {self.adamw_learning_rate}, but `optimizer` is {self.optimizer}: set it with "
                 "muon, whose `learning_rate` is not for the weights that are left to AdamW, and with no other."
             )
+        for f in fields(self):
+            if self.objective == "clm" and f.name in MASKING_FIELDS and getattr(self, f.name) != f.default:
+                raise InputError(
+                    f"`{f.name}` is {getattr(self, f.name)}, but `objective` is clm, which masks nothing: leave it out, or "
+                    "set `objective` to masked_lm."
+                )
         self._require("seed", lambda value: value < 2**63, "below 2**63")
         for name in ("weight_decay", "warmup_steps", "seed", "dataloader_num_workers"):
             if getattr(self, name) < 0:
@@ -230,7 +238,7 @@ def parse_recipe(argv: list[str], *others: type) -> tuple[Recipe, ...]:
         raise InputError(f"There is no recipe {words[0]!r}: give a YAML file or one of {', '.join(named)}.")
     if not options:
         raise InputError(f"No recipe is given: give a YAML file or one of {', '.join(named)}.")
-    description = "Pretrain any masked language model of transformers, Luna first: [RECIPE or file.yaml ...] [options]."
+    description = "Pretrain any masked or causal language model of transformers: [RECIPE or file.yaml ...] [options]."
     return Parser("luna pretrain", description, Recipe, *others).parse(options)
 
 

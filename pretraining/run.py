@@ -35,7 +35,7 @@ from luna_tools.files import write_json, write_text
 from luna_tools.publish import publish, wait_for_uploads
 from pretraining import checkpoint as ckpt
 from pretraining.alarm import Alarm
-from pretraining.dataset_format import TOKEN_COUNTS, TOKENIZER, TRAIN, VALIDATION, verify_shards
+from pretraining.dataset_format import TOKENIZER, TRAIN, VALIDATION, verify_shards
 from pretraining.engines import ENGINES, NonFiniteError, make_accelerator
 from pretraining.launcher import EngineName, launched_engine
 from pretraining.metrics import Metrics, Progress, read_metrics
@@ -132,6 +132,20 @@ def explain(error: BaseException, recipe: Recipe) -> str | None:
     return None
 
 
+def told_results(results: dict) -> str:
+    """Say what a finished run has reached, beside what counting reaches."""
+    bits = f", {results['eval_bits_per_byte']:.3f} bits per byte" if "eval_bits_per_byte" in results else ""
+    line = (
+        f"Validation loss {results['eval_loss']:.3f} nats (accuracy {results['eval_accuracy']:.1%}{bits}); the unigram "
+        f"cross-entropy of the same tokens is {results['unigram_cross_entropy']:.3f} nats"
+    )
+    if "five_gram_cross_entropy" in results:
+        line += f", that of 5-grams {results['five_gram_cross_entropy']:.3f}"
+    if "five_gram_bits_per_byte" in results:
+        line += f" ({results['five_gram_bits_per_byte']:.3f} bits per byte)"
+    return line + "."
+
+
 class StopRequest:
     """Remembers SIGTERM or SIGINT until the step is done; a second Ctrl-C acts at once.
 
@@ -182,13 +196,13 @@ class Run:
     def open_data(self) -> None:
         """Check the dataset, and open its splits as the objective reads them."""
         recipe, accelerator, folder = self.recipe, self.accelerator, Path(self.recipe.dataset)
-        splits, vocab_size = self.start.manifest["splits"], self.start.manifest["vocab_size"]
+        splits = self.start.manifest["splits"]
         self.tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER)
         together(lambda: check_tokenizer(recipe, self.start.config, self.tokenizer))
         # Saved with the model, which may read longer texts than the rows that it is trained on.
         self.tokenizer.model_max_length = max_sequence_length(self.start.config) or VERY_LARGE_INTEGER
         together(lambda: verify_shards(folder, splits, accelerator.process_index, accelerator.num_processes))
-        self.objective = OBJECTIVES[recipe.objective](recipe, self.tokenizer, vocab_size)
+        self.objective = OBJECTIVES[recipe.objective](recipe, self.tokenizer, self.start.manifest)
         self.train_rows = self.objective.rows(folder / TRAIN, shuffle=True)
         self.validation_rows, self.num_validation_rows = None, 0
         if (folder / VALIDATION).exists():
@@ -209,7 +223,7 @@ class Run:
         checkpoint, accelerator = self.start.checkpoint, self.accelerator
         model = together(lambda: build_model(self.recipe, self.start.config, checkpoint, self.objective.auto_class))
         model = model.to(accelerator.device).train()
-        self.objective.suit(model, self.start.manifest["sequence_length"])
+        together(lambda: self.objective.suit(model, self.start.manifest["sequence_length"]))
         if self.recipe.compile:
             model.compile(fullgraph=True, dynamic=False)  # in place: its weights keep their names
         with torch.device("meta"):
@@ -380,9 +394,10 @@ class Run:
         engine.module.train()
         figures = self.objective.figures(reduce(sums, "sum"))
         self.record({"step": self.done, **figures})
+        bits = f", {figures['eval_bits_per_byte']:.3f} bits per byte" if "eval_bits_per_byte" in figures else ""
         self.progress.say(
             f"step {self.done}: validation loss {figures['eval_loss']:.4f}, perplexity {figures['eval_perplexity']:.1f}, "
-            f"accuracy {figures['eval_accuracy']:.1%}"
+            f"accuracy {figures['eval_accuracy']:.1%}{bits}"
         )
         return figures
 
@@ -428,18 +443,13 @@ class Run:
         if self.accelerator.is_main_process:
             results = {**self.identity, "steps": self.done, "parameters": self.skeleton.num_parameters(), **figures}
             if self.validation_rows is not None:
-                counts = np.load(Path(recipe.dataset) / TOKEN_COUNTS)
-                baseline = self.objective.baseline(self.validation_rows, self.num_validation_rows, counts)
-                results["unigram_cross_entropy"] = baseline
-                print(
-                    f"Validation loss {results['eval_loss']:.3f} nats (accuracy {results['eval_accuracy']:.1%}); the "
-                    f"unigram cross-entropy of the same tokens is {baseline:.3f} nats."
-                )
+                results |= self.objective.baselines(Path(recipe.dataset), self.validation_rows, self.num_validation_rows)
+                print(told_results(results))
             self.skeleton.save_pretrained(output_dir / "model", state_dict=weights)
             self.tokenizer.save_pretrained(output_dir / "model")
             self.card(results).save(output_dir / "model" / "README.md")
             curve = read_metrics(output_dir / "metrics.jsonl")
-            plot_loss(curve, results.get("unigram_cross_entropy"), output_dir / "loss.png")
+            plot_loss(curve, results, output_dir / "loss.png")
             write_json(output_dir / "results.json", results)
             if recipe.hub_model_id is not None:
                 publish(output_dir / "model", recipe.hub_model_id, "main")

@@ -23,7 +23,11 @@ NEEDS = re.compile(r"#.*\bneeds ")
 
 # What takes minutes or hours -> the same with fewer steps, on less. Each has to occur in some page.
 SHORTER = {
-    # Sets up an environment, which these tests have.
+    # Set up an environment, which these tests have.
+    r"^python3 scripts/quickstart\.py quickstart_causal": (
+        "luna prepare quickstart_causal && luna pretrain quickstart_causal --max_steps 8 --warmup_steps 2 --save_steps 8 && "
+        "python -m pretraining.continue_text runs/quickstart_causal/model"
+    ),
     r"^python3 scripts/quickstart\.py": (
         "luna prepare quickstart && luna pretrain quickstart --max_steps 20 --warmup_steps 2 --save_steps 20 && "
         "python -m pretraining.fill_masks runs/quickstart/model --dataset data/python-docs"
@@ -32,6 +36,7 @@ SHORTER = {
     r"^(python -m scripts\.reports\.docstring_families)$": (r"\1 --num_seeds 1 --train_rows 60 --num_train_epochs 1"),
     r"^(python -m scripts\.label_sentences .*)$": r"\1 --num_train_epochs 1",
     r"^(luna pretrain quickstart)(?= +#)": r"\1 --max_steps 20 --warmup_steps 2 --save_steps 20",
+    r"^(luna pretrain quickstart_causal)(?= +#)": r"\1 --max_steps 8 --warmup_steps 2 --save_steps 8",
     r"--max_steps 100 --warmup_steps 10": "--max_steps 10 --warmup_steps 2",
     r"--output_dir runs/(one-process|two-processes|launched)": r"\g<0> --max_steps 4 --warmup_steps 1",
     r"simulate_ranks --every_place 1000000000": "simulate_ranks --every_place 1000000 --sequences 20000 --num_processes 4",

@@ -175,10 +175,13 @@ def main() -> int:
     if args.dataset is not None:
         from transformers import AutoTokenizer
 
+        from pretraining.dataset_format import read_manifest
         from pretraining.objectives import OBJECTIVES
 
         tokenizer = AutoTokenizer.from_pretrained(args.dataset / "tokenizer")
-        rows = OBJECTIVES[recipe.objective](recipe, tokenizer, len(tokenizer)).rows(args.dataset / "train", shuffle=True)
+        rows = OBJECTIVES[recipe.objective](recipe, tokenizer, read_manifest(args.dataset)).rows(
+            args.dataset / "train", shuffle=True
+        )
         masked = simulate_steps(rows, *sizes, args.num_processes, args.steps)
         print(
             f"{args.steps} steps with the rows of {args.dataset}: the batches of {args.num_processes} ranks are those of "

@@ -68,6 +68,12 @@ def values(prepared):
     }
 
 
+@pytest.fixture(scope="session")
+def causal_values(values):
+    """The same for a causal model."""
+    return values | {"objective": "clm"}
+
+
 @pytest.fixture
 def recipe_values(values, tmp_path):
     """A recipe of a few seconds; tests change single values."""
@@ -86,6 +92,14 @@ def finished(values, tmp_path_factory) -> Path:
     """The folder of a finished run of the recipe, not to be changed."""
     output = tmp_path_factory.mktemp("finished") / "run"
     assert pretrain(write_recipe(values, output)) == 0
+    return output
+
+
+@pytest.fixture(scope="session")
+def finished_causal(causal_values, tmp_path_factory) -> Path:
+    """The folder of a finished run of a causal model, not to be changed."""
+    output = tmp_path_factory.mktemp("finished-causal") / "run"
+    assert pretrain(write_recipe(causal_values, output)) == 0
     return output
 
 

@@ -14,7 +14,7 @@ from pretraining.data import at_masked_positions, most_masked
 from pretraining.plan import check_engine
 from pretraining.recipe import Recipe
 from pretraining.run import Run
-from tests.support.pretraining import NO_DROPOUT, curve, cut_back, exact_rows, pretrain, weights, write_recipe
+from tests.support.pretraining import GPT2, NO_DROPOUT, curve, cut_back, exact_rows, pretrain, weights, write_recipe
 from tests.support.ranks import launch
 
 
@@ -56,12 +56,16 @@ def graphs():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", ["luna", "roberta"])
-def test_a_compiled_run_is_one_graph_and_the_same_run(values, graphs, tmp_path, model_type):
+@pytest.mark.parametrize(
+    ("objective", "model_type"), [("masked_lm", "luna"), ("masked_lm", "roberta"), ("clm", "luna"), ("clm", "gpt2")]
+)
+def test_a_compiled_run_is_one_graph_and_the_same_run(values, graphs, tmp_path, objective, model_type):
     model = values["model"] | NO_DROPOUT | {"model_type": model_type}
     if model_type == "roberta":
         del model["projection_length"]
-    values = values | {"model": model, "micro_batch_size": 8}
+    if model_type == "gpt2":
+        model = GPT2
+    values = values | {"objective": objective, "model": model, "micro_batch_size": 8}
     torch._dynamo.reset()
     counters.clear()
     graphs.clear()

@@ -80,6 +80,16 @@ def test_an_engine_is_plain_data_parallelism(engine, odd, plain, tmp_path):
     assert curve(changed) == pytest.approx(curve(plain), abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("engine", default("zero3", "fsdp2", "zero1", "zero2"))
+def test_an_engine_is_plain_data_parallelism_for_causal_models(engine, causal_values, tmp_path):
+    values = causal_values | {"micro_batch_size": 1, "max_steps": 6, "save_steps": 3, "eval_steps": 3}
+    plain, output = (run(name, values, tmp_path / name) for name in ("ddp", engine))
+    assert curve(output) == pytest.approx(curve(plain), abs=TOLERANCE)
+    assert weight_difference(output, plain) < TOLERANCE
+    resumed = run(engine, values, cut_back(output, 3, tmp_path / "resumed"))
+    assert curve(resumed) == curve(output) and weight_difference(resumed, output) == 0
+
+
 # Each engine grows and shrinks once, from or to another one: the checkpoint is the same under all.
 PATHS = [("ddp", "zero3", "fsdp2"), ("fsdp2", "zero1", "ddp"), ("zero2", "fsdp2", "zero1"), ("zero3", "ddp", "zero2")]
 

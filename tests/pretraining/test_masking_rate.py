@@ -22,7 +22,7 @@ def test_the_share_is_linear_in_the_step():
 
 def test_rows_are_masked_at_the_rate_of_their_step(recipe_values, prepared):
     recipe = Recipe(**recipe_values | {"mlm_probability": 0.6, "final_mlm_probability": 0.1, "max_steps": 101})
-    objective = MaskedLM(recipe, AutoTokenizer.from_pretrained(prepared / "tokenizer"), 600)
+    objective = MaskedLM(recipe, AutoTokenizer.from_pretrained(prepared / "tokenizer"), {"vocab_size": 600})
     train, validation = objective.rows(prepared / "train", True), objective.rows(prepared / "validation", False)
 
     def share(rows, places) -> float:

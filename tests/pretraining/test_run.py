@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch.optim.lr_scheduler import LinearLR, SequentialLR
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, pipeline
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from luna_tools.publish import files_to_upload
 from pretraining import checkpoint as ckpt
@@ -26,6 +26,7 @@ from pretraining.recipe import Recipe
 from pretraining.run import learning_rate_at
 from tests.support import faults
 from tests.support.pretraining import (
+    GPT2,
     NO_DROPOUT,
     error,
     exact_rows,
@@ -118,6 +119,11 @@ def test_the_first_loss_is_that_of_the_definition(values, tmp_path):
     logits = build_model(recipe, model_config(recipe), None).eval()(input_ids=ids).logits[labels != -100]
     expected = torch.nn.functional.cross_entropy(logits.double(), labels[labels != -100])
     assert exact_rows(tmp_path / "run")[0]["loss"] == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_any_causal_language_model_trains(values, tmp_path):
+    assert pretrain(write_recipe(values, tmp_path / "run", objective="clm", model=GPT2, max_steps=2)) == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").config.model_type == "gpt2"
 
 
 @pytest.mark.parametrize("architecture", ["roberta", "modernbert"])
@@ -217,6 +223,10 @@ def check_kills(values: dict, folder: Path, moments: list, processes: int = 2, e
 
 def test_kill_9_at_any_moment_of_a_save_changes_nothing(values, tmp_path):
     check_kills(values, tmp_path, faults.MOMENTS)
+
+
+def test_kill_9_in_a_save_of_a_causal_model_changes_nothing(causal_values, tmp_path):
+    check_kills(causal_values, tmp_path, faults.MOMENTS[4:6])
 
 
 @pytest.mark.slow

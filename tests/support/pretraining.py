@@ -17,6 +17,9 @@ from pretraining import checkpoint as ckpt
 from pretraining.metrics import read_metrics
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+# A small causal model of another architecture, without dropout, for the vocabulary of the tests' dataset.
+GPT2 = {"model_type": "gpt2", "vocab_size": 600, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 34}
+GPT2 |= {"bos_token_id": 0, "eos_token_id": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
 def write_recipe(values: dict, output: Path, **changes) -> Path:
