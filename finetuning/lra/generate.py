@@ -2,8 +2,11 @@
 # Licensed under the Apache License, Version 2.0.
 """The program `luna generate`: the data of the Long Range Arena that needs no download. See docs/lra_data.md."""
 
+from pathlib import Path
+
 from finetuning.lra import listops, pathfinder
-from luna_tools.errors import InputError, undone_when_stopped
+from luna_tools.errors import InputError, Stopped, undone_when_stopped
+from luna_tools.files import writing
 from luna_tools.settings import Parser, split_command_line
 
 GENERATORS = {
@@ -33,5 +36,8 @@ def main(argv: list[str]) -> None:
         raise InputError(f"Give one of {', '.join(GENERATORS)} before the options, not {given}.")
     dataclass, generate = GENERATORS[words[0]]
     (values,) = Parser(f"luna generate {words[0]}", f"Generate {words[0]}.", dataclass).parse(options)
-    with undone_when_stopped():
-        print(f"{generate(values)} is complete.")
+    try:
+        with undone_when_stopped(), writing(Path(values.output_dir)):
+            print(f"{generate(values)} is complete.")
+    except Stopped as stopped:
+        raise Stopped(stopped.signal_number, f"{stopped} Give the same command again: what is complete is kept.") from None

@@ -11,7 +11,7 @@ soon as they are too long.
 import csv
 import hashlib
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -31,6 +31,7 @@ OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
 END = "]"
 OPERATOR_PROBABILITY = 0.25
 DIGITS = 10
+TEXTS = np.array([*map(str, range(DIGITS)), *OPERATORS], object)
 TREES = 512  # that grow at once
 BLOCK = 500  # expressions in a task of a worker
 MAX_TRIES = 10_000_000  # trees for one block
@@ -110,7 +111,8 @@ def generate(options: ListOpsOptions) -> Path:
                 file = opened.enter_context((made / name).open("w", encoding="utf-8", newline=""))
                 writers.append(csv.writer(file, delimiter="\t"))
                 writers[-1].writerow(("Source", "Target"))
-            for file, expression in zip(files, distinct_expressions(options), strict=False):
+            expressions = opened.enter_context(closing(distinct_expressions(options)))
+            for file, expression in zip(files, expressions, strict=False):
                 writers[file].writerow(expression)
                 bar.update()
         put_in_place(made, folder)
@@ -124,19 +126,21 @@ def distinct_expressions(options: ListOpsOptions) -> Iterator[tuple[str, int]]:
         InputError: hardly any new expression comes.
     """
     seen = set()
-    for block in map_in_order(partial(make_block, options), count(1), options.num_workers, "num_workers"):
-        before = len(seen)
-        for source, value in block:
-            digest = hashlib.blake2b(source.encode(), digest_size=16).digest()
-            if digest not in seen:
-                seen.add(digest)
-                yield source, value
-        if len(seen) - before < BLOCK / 100:
-            raise InputError(
-                f"Only {len(seen)} distinct expressions are likely to come with `min_length` {options.min_length}, "
-                f"`max_length` {options.max_length}, `max_depth` {options.max_depth} and `max_args` {options.max_args}: allow "
-                "more, or ask for fewer."
-            )
+    blocks = map_in_order(partial(make_block, options), count(1), options.num_workers, "num_workers")
+    with closing(blocks):
+        for block in blocks:
+            before = len(seen)
+            for source, value in block:
+                digest = hashlib.blake2b(source.encode(), digest_size=16).digest()
+                if digest not in seen:
+                    seen.add(digest)
+                    yield source, value
+            if len(seen) - before < BLOCK / 100:
+                raise InputError(
+                    f"Hardly any expression but {len(seen)} comes with `min_length` {options.min_length}, `max_length` "
+                    f"{options.max_length}, `max_depth` {options.max_depth} and `max_args` {options.max_args}: allow more, "
+                    "or ask for fewer."
+                )
 
 
 def make_block(options: ListOpsOptions, number: int) -> list[tuple[str, int]]:
@@ -200,11 +204,11 @@ def to_strings(levels: list[Level]) -> list[str]:
     """Each tree as the benchmark writes it: an operator takes its arguments one by one, in a pair of parentheses each."""
     strings: list[str] = []
     for level in reversed(levels):
-        arguments, strings = strings, level.kind.astype("U1").tolist()
+        arguments, strings = strings, TEXTS[level.kind].tolist()
         ends = level.num_args.cumsum()
         places = level.num_args.nonzero()[0]
-        columns = (places, level.kind[places] - DIGITS, level.num_args[places], ends[places])
-        for place, operator, num_args, end in zip(*(column.tolist() for column in columns), strict=True):
+        columns = (places, level.num_args[places], ends[places])
+        for place, num_args, end in zip(*(column.tolist() for column in columns), strict=True):
             inside = " ) ".join(arguments[end - num_args : end])
-            strings[place] = f"{'( ' * (num_args + 1)}{OPERATORS[operator]} {inside} ) {END} )"
+            strings[place] = f"{'( ' * (num_args + 1)}{strings[place]} {inside} ) {END} )"
     return strings

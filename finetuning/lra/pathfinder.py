@@ -17,8 +17,9 @@ from typing import ClassVar
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
-from finetuning.lra.folder import GeneratorOptions, progress_bar, read_settings, write_settings
+from finetuning.lra.folder import GeneratorOptions, locked, progress_bar, read_settings, write_settings
 from finetuning.lra.snakes import Geometry, compose, draw
 from luna_tools.errors import InputError
 from luna_tools.files import staging_folder, write_text
@@ -82,18 +83,23 @@ def generate(options: PathfinderOptions) -> Path:
         (folder / "imgs").mkdir(exist_ok=True)
         write_settings(folder, options)
     shards = range(-(-options.num_samples // SHARD))
-    missing = [shard for shard in shards if not metadata_file(folder, shard).exists()]
-    blocks = [block for shard in missing for block in blocks_of(options, shard)]
-    done = options.num_samples - sum(map(len, blocks))
-    made = map_in_order(partial(make_pictures, options), blocks, options.num_workers, "num_workers")
-    with closing(made), progress_bar(options.folder.parent.name, options.num_samples, "picture", done) as bar:
-        for shard in missing:
-            write_shard(options, shard, made, bar)
+    with locked(folder):
+        missing = [shard for shard in shards if not metadata_file(folder, shard).exists()]
+        blocks = [block for shard in missing for block in blocks_of(options, shard)]
+        done = options.num_samples - sum(map(len, blocks))
+        made = map_in_order(partial(make_pictures, options), blocks, options.num_workers, "num_workers")
+        with closing(made), progress_bar(folder.parent.name, options.num_samples, "picture", done) as bar:
+            for shard in missing:
+                write_shard(options, shard, made, bar)
     return folder
 
 
-def write_shard(options: PathfinderOptions, shard: int, made: Iterator[list[tuple[bytes, int]]], bar) -> None:
-    """Write one folder of pictures, and then its metadata, which says that it is complete."""
+def write_shard(options: PathfinderOptions, shard: int, made: Iterator[list[tuple[bytes, int]]], bar: tqdm) -> None:
+    """Write one folder of pictures, and then its metadata, which says that the folder is complete.
+
+    Args:
+        made: what `make_pictures` returns for each of the blocks.
+    """
     target = options.folder / "imgs" / str(shard)
     if target.exists():  # of a run that was killed before it wrote the metadata
         shutil.rmtree(target)
