@@ -12,10 +12,10 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist
 
 from finetuning.lra.pathfinder import Pathfinder32Options, Pathfinder128Options
-from finetuning.lra.snakes import MAX_OVERLAP, Scene, Snake, compose, draw, extend, seed, tables_of
+from finetuning.lra.snakes import Scene, Snake, compose, draw, extend, seed, tables_of
 from luna_tools.errors import InputError
 
-SETS = {"32": (Pathfinder32Options, 60), "128": (Pathfinder128Options, 20)}
+SETS = {"32": (Pathfinder32Options, 60), "128": (Pathfinder128Options, 16)}
 
 
 @functools.cache
@@ -39,6 +39,16 @@ def yx(scene: Scene, place: int) -> np.ndarray:
     return np.array(divmod(place, scene.tables.width)) - scene.tables.border
 
 
+def may_touch(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Of two paddles, each a snake (0 and 1 are long) and a number in it: was the first not yet in the mask?"""
+    (snake, number), (later_snake, later_number) = sorted((one, other))
+    if snake == later_snake:
+        return abs(number - later_number) == 1
+    if later_snake == 1:  # paddles are put in turns
+        return number - later_number in (0, 1)
+    return snake == 0 and number == 13
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_curves_are_as_long_as_wanted_and_keep_apart(name):
     options = SETS[name][0]
@@ -46,10 +56,13 @@ def test_curves_are_as_long_as_wanted_and_keep_apart(name):
         assert [len(snake.paddles) for snake in scene.long_snakes] == [14, 14]
         assert {len(snake.paddles) for snake in scene.distractors} <= {4}
         assert len(scene.distractors) <= options.num_distractors
-        for one, other in itertools.combinations(scene.long_snakes + scene.distractors, 2):
-            assert np.minimum(paint(scene, [one], "line"), paint(scene, [other], "line")).max() < 0.15
-        one, other = (paint(scene, [snake], "mask") for snake in scene.long_snakes)
-        assert (one + other).max() <= 1 + MAX_OVERLAP
+        lines = {
+            (number, place): paint(scene, [snake._replace(paddles=[paddle])], "line")
+            for number, snake in enumerate(scene.long_snakes + scene.distractors)
+            for place, paddle in enumerate(snake.paddles)
+        }
+        for one, other in itertools.combinations(lines, 2):
+            assert may_touch(one, other) or np.minimum(lines[one], lines[other]).max() < 0.3
     assert np.mean([len(scene.distractors) for scene in scenes(name)]) > 0.85 * options.num_distractors
 
 
@@ -63,15 +76,21 @@ def test_nothing_is_drawn_in_the_padding(name):
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_flood_from_dot_to_dot_finds_the_label(name):
-    """Over the long curves as they are drawn, each widened by its margin: nothing tells the flood which is which."""
+    """Over the long curves as they are drawn, each widened by its margin; where they touch, a flood cannot tell."""
+    compared = 0
     for scene in scenes(name):
+        drawn = [paint(scene, [snake], "line") for snake in scene.long_snakes]
+        if np.minimum(*drawn).max() > 0.1:
+            continue
+        compared += 1
+        first, last = (tuple(yx(scene, dot)) for dot in scene.dots)
         connected = []
-        for snake in scene.long_snakes:
+        for snake, line in zip(scene.long_snakes, drawn, strict=True):
             ground, count = find_components(paint(scene, [snake], "mask") > 0.05, np.ones((3, 3)))
-            drawn, (first, last) = paint(scene, [snake], "line"), (tuple(yx(scene, dot)) for dot in scene.dots)
             assert count == 1
-            connected.append(min(drawn[first], drawn[last]) > 0.15 and ground[first] == ground[last])
+            connected.append(min(line[first], line[last]) > 0.15 and ground[first] == ground[last])
         assert any(connected) == scene.label
+    assert compared > 0.4 * len(scenes(name))
 
 
 def paddle_ends(scene: Scene, place: int, stamp) -> np.ndarray:
