@@ -7,9 +7,10 @@
     python -m scripts.reports.benchmark_speed attention     # when it pays to absorb a projection
     python -m scripts.reports.benchmark_speed               # the report of what has been measured
 
-writes `results.json`, `speed.md` and pictures to `--output_dir`. Contestants take turns, each in a process of its own. Who needs
-more memory or time than is given is said to, and is not tried at greater lengths. What is measured replaces what was measured
-of the same, device and precision included, so that a benchmark may be made in parts; Ctrl-C leaves what is finished.
+writes `results.json`, `speed.md` and pictures to `--output_dir`. Contestants take turns, each in a process of its own. The
+report says who needs more memory or time than is given, and these are not tried at greater lengths. What is measured replaces
+what was measured of the same, device and precision included, so that a benchmark may be made in parts; Ctrl-C leaves what is
+finished.
 """
 
 import argparse
@@ -92,9 +93,7 @@ def pretraining_groups(args: argparse.Namespace) -> list[Group]:
         if mode == "forward":
             continue
         b = args.pretraining_batch_size
-        steps = {
-            name: partial(pretraining_step, name, b, mode, args.device, args.dtype, changes) for name in PRETRAINING
-        }
+        steps = {name: partial(pretraining_step, name, b, mode, args.device, args.dtype, changes) for name in PRETRAINING}
         counts = {name: pretraining_count(name, b, mode, args.dtype, changes) for name in PRETRAINING}
         sizes = {"num_layers": args.num_layers or SIZES["base"].num_layers, "batch_size": b}
         groups.append(
@@ -166,7 +165,7 @@ def parse_args() -> argparse.Namespace:
         "--budget", type=float, default=60, help=f"seconds after which no round beyond the first {MIN_ROUNDS} begins"
     )
     parser.add_argument("--seconds_per_step", type=float, default=60, help="who takes longer is left out")
-    parser.add_argument("--memory_gib", type=float, help="who takes more on a CPU is left out (default: 0.8 of what is free)")
+    parser.add_argument("--memory_gib", type=float, help="on a CPU, who takes more is left out (default: 0.8 of the free)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/benchmark-speed"))

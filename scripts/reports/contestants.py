@@ -1,8 +1,8 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""The encoders that `scripts.reports.benchmark_speed` times: Luna, the Transformer, and what transformers has for long inputs.
+"""The encoders that `scripts.reports.benchmark_speed` times: Luna, the Transformer, and others for long inputs.
 
-Each is built without weights from anywhere, in one size, for one length, and takes `input_ids` alone. transformers has no
+Each is built with random weights, in one size, for one length, and takes `input_ids` alone. transformers carries no
 Performer, Linformer, Linear Transformer, Synthesizer or Sinkhorn Transformer any more; its state-space models are causal.
 """
 
@@ -285,7 +285,7 @@ CONTESTANTS = {
     "LongT5": Contestant(long_t5, "local radius 127 and transient global blocks of 16"),
     "Pegasus-X": Contestant(pegasus_x, "blocks of 512 and 32 global tokens"),
     "CANINE": Contestant(canine, "n x n on a quarter of the positions, between two local layers of its own"),
-    "ModernBERT": Contestant(modern_bert, "SDPA; window 128 in two of three layers, as a mask where there is no flash attention"),
+    "ModernBERT": Contestant(modern_bert, "SDPA; window 128 in two of three layers, by a mask"),
     "Perceiver": Contestant(perceiver, "256 latents read the tokens once; no states of the tokens come out"),
 }
 

@@ -202,7 +202,7 @@ def encoders_section(results: list[dict], pictures: dict[str, Path]) -> list[str
             )
             if "dropout" in mode and found[0]["machine"]["device"] == "CPU":
                 paragraphs[-1] += f" {CPU_DROPOUT}"
-            if mode == "training" and any(EAGER in x["cells"] and x["group"]["tokens"] in TABLE_2_LENGTHS for x in found):
+            if mode == "training" and any(x["group"]["tokens"] in TABLE_2_LENGTHS for x in found):
                 paragraphs += [f"Shares of {EAGER}; in brackets the paper's, on a GPU:", table_2(found)]
             paragraphs.append(full_table(found, BASELINES))
     paragraphs += [f"![{title}]({path.name})" for title, path in pictures.items()]
@@ -253,9 +253,10 @@ def attention_section(results: list[dict]) -> list[str]:
     return [
         "## Absorbed projections",
         *where(results),
-        "Forward and backward of one attention, with plain projections over absorbed ones: above 1 absorbing is faster. The "
-        "cost is that of a multiply-add of the absorbed form, in those of the plain one; the model absorbs where the counted "
-        f"ratio is above {ABSORBED_COST:g} (`ABSORBED_COST`). The last column names the faster form where it is the other.",
+        "Forward and backward of one attention, time of the plain form over that of the absorbed one: above 1 absorbing is "
+        "faster. The cost is that of a multiply-add of the absorbed form, in those of the plain one; the model absorbs where "
+        f"the counted ratio is above {ABSORBED_COST:g} (`ABSORBED_COST`). The last column names the faster form where it is "
+        "the other.",
         table(header, rows),
         "What a threshold for the counted ratio would lose against always taking the faster form, in these attentions:",
         table(("threshold", "time lost, mean", "at most"), losses),

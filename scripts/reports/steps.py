@@ -137,7 +137,8 @@ class StandingRun(Run):
         model = build_model(recipe, config, None).to(self.accelerator.device).train()
         self.objective.suit(model, PRETRAINING_TOKENS)
         self.engine = ENGINES["ddp"](self.accelerator, model, recipe)
-        ids_bn = np.random.default_rng(0).integers(4, config.vocab_size - 1, (recipe.micro_batch_size, PRETRAINING_TOKENS))
+        shape = recipe.micro_batch_size, PRETRAINING_TOKENS
+        ids_bn = np.random.default_rng(0).integers(4, config.vocab_size - 1, shape)
         rows = [mask_tokens(ids_n, self.objective.masking, recipe.seed, 0, i) for i, ids_n in enumerate(ids_bn)]
         self.batch = self.to_device(self.objective.collate(rows))
         self.num_predicted = int(self.objective.num_predicted(self.batch))
@@ -157,7 +158,7 @@ def pretraining_step(name: str, b: int, mode: str, device: str, dtype: str, chan
 
 
 def pretraining_count(name: str, b: int, mode: str, dtype: str, changes: dict[str, Any]) -> float:
-    """Multiply-adds of the matrix products of layers and head, the last layer's and the head's at the tokens that are read."""
+    """Multiply-adds of the matrix products of layers and head, of the last layer and the head at the tokens that are read."""
     recipe = pretraining_recipe(name, b, mode, dtype, changes)
     config, n = model_config(recipe), PRETRAINING_TOKENS
     d, v = config.hidden_size, config.vocab_size

@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0.
 """Contestants that take turns, each in a process of its own: a slow or greedy one ends without the others.
 
-A contestant is a step, called again and again. A round is one step of each, so that a ratio is always between two steps of one
-round, whatever else the machine does. Its peak memory is that of its first step, over what its process held before.
+A contestant is a step, called again and again. A round is one step of each, so that a ratio is always between two steps of
+one round, whatever else the machine does. Its peak memory is that of its first step, over what its process held before.
 """
 
 import os
@@ -23,8 +23,8 @@ import transformers
 from luna_tools.errors import first_sentence
 
 MIN_ROUNDS = 3
-# What the processes share by being forked from one that has it. Not "spawn": on Linux the peak of a spawned process starts at
-# the size of the one that spawned it.
+# Processes are forked from one that has imported what they share. Not "spawn": on Linux the peak of a spawned process starts
+# at the size of the one that spawned it.
 SERVER = get_context("forkserver")
 
 
