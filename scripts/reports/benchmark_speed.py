@@ -8,9 +8,9 @@
     python -m scripts.reports.benchmark_speed               # the report of what has been measured
 
 writes `results.json`, `speed.md` and pictures to `--output_dir`. Contestants take turns, each in a process of its own. The
-report says who needs more memory or time than is given, and these are not tried at greater lengths. What is measured replaces
-what was measured of the same, device and precision included, so that a benchmark may be made in parts; Ctrl-C leaves what is
-finished.
+report says who needs more memory or time than is given, and these are not tried at greater lengths. What is measured
+replaces what was measured of the same, device and precision included, so that a benchmark may be made in parts; Ctrl-C
+leaves what is finished.
 """
 
 import argparse

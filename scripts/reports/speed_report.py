@@ -254,7 +254,7 @@ def attention_section(results: list[dict]) -> list[str]:
         "## Absorbed projections",
         *where(results),
         "Forward and backward of one attention, time of the plain form over that of the absorbed one: above 1 absorbing is "
-        "faster. The cost is that of a multiply-add of the absorbed form, in those of the plain one; the model absorbs where "
+        "faster. The cost is that of a multiply-add of the absorbed form, in those of the plain one; it is absorbed where "
         f"the counted ratio is above {ABSORBED_COST:g} (`ABSORBED_COST`). The last column names the faster form where it is "
         "the other.",
         table(header, rows),

@@ -158,7 +158,7 @@ def pretraining_step(name: str, b: int, mode: str, device: str, dtype: str, chan
 
 
 def pretraining_count(name: str, b: int, mode: str, dtype: str, changes: dict[str, Any]) -> float:
-    """Multiply-adds of the matrix products of layers and head, of the last layer and the head at the tokens that are read."""
+    """Multiply-adds of the matrix products of layers and head, of last layer and head at the tokens that are read."""
     recipe = pretraining_recipe(name, b, mode, dtype, changes)
     config, n = model_config(recipe), PRETRAINING_TOKENS
     d, v = config.hidden_size, config.vocab_size
