@@ -22,6 +22,7 @@ from transformers import (
     LongT5Config,
     LongT5EncoderModel,
     ModernBertConfig,
+    MraConfig,
     NystromformerConfig,
     PegasusXConfig,
     PegasusXModel,
@@ -32,6 +33,7 @@ from transformers import (
     RobertaConfig,
     YosoConfig,
 )
+from transformers.models.mra import modeling_mra
 from transformers.models.perceiver.modeling_perceiver import PerceiverTextPreprocessor
 
 import modeling_luna
@@ -113,6 +115,10 @@ def no_flash(n: int, device: str, dtype: str) -> str | None:
     return None if device == "cuda" and dtype != "float32" else "needs CUDA and half precision"
 
 
+def no_kernel(n: int, device: str, dtype: str) -> str | None:
+    return None if device == "cuda" else "needs a CUDA kernel from the Hub, and gives zeros without it"
+
+
 def luna(l: int, tied: bool = True, plain: bool = False) -> Callable[[Size, int, float], nn.Module]:
     """Luna with l packed vectors on SDPA; `plain` never absorbs a projection."""
 
@@ -144,6 +150,13 @@ def nystromformer(size: Size, n: int, dropout: float) -> nn.Module:
 
 def yoso(size: Size, n: int, dropout: float) -> nn.Module:
     return encoder(YosoConfig(**shared(size, n, dropout), use_expectation=True))
+
+
+def mra(size: Size, n: int, dropout: float) -> nn.Module:
+    model = encoder(MraConfig(**shared(size, n, dropout), type_vocab_size=1))
+    if modeling_mra.mra_cuda_kernel is None:
+        raise RuntimeError("its CUDA kernel could not be loaded from the Hub, without which it gives zeros")
+    return model
 
 
 def fnet(size: Size, n: int, dropout: float) -> nn.Module:
@@ -267,7 +280,7 @@ CONTESTANTS = {
     "Transformer, SDPA": Contestant(transformer("sdpa"), "RoBERTa on torch's fused attention"),
     "Transformer, flash": Contestant(transformer("flash_attention_2"), "RoBERTa on FlashAttention 2", refuses=no_flash),
     **{f"Luna-{l}": Contestant(luna(l), "tied keys and values", f"Luna-{l}") for l in (16, 128, 256)},
-    **{f"Luna-{l}, untied": Contestant(luna(l, tied=False)) for l in (16, 128, 256)},
+    **{f"Luna-{l}, untied": Contestant(luna(l, tied=False), "untied keys and values") for l in (16, 128, 256)},
     "Luna-16, plain": Contestant(luna(16, plain=True), "tied, no absorbed projections"),
     "Longformer": Contestant(longformer, "window 512, no global tokens; LED's encoder has the same attention", "Longformer"),
     "BigBird": Contestant(
@@ -278,7 +291,7 @@ CONTESTANTS = {
     ),
     "Nystromformer": Contestant(nystromformer, "64 landmarks"),
     "YOSO": Contestant(yoso, "by its expectation, which is n x n: its sampling is a CUDA kernel from the Hub"),
-    "MRA": Contestant(yoso, refuses=lambda *_: "needs a CUDA kernel from the Hub, and gives zeros without it"),
+    "MRA": Contestant(mra, "blocks of several resolutions, by a CUDA kernel from the Hub", refuses=no_kernel),
     "FNet": Contestant(fnet, "Fourier transforms in place of attention: no heads, no masks"),
     "Reformer": Contestant(reformer, "LSH attention, one round, chunks of 64; recomputes its layers backwards", "Reformer"),
     "Funnel": Contestant(funnel, "n x n with relative positions; the second half of the layers on half the tokens"),

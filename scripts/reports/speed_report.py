@@ -206,9 +206,9 @@ def encoders_section(results: list[dict], pictures: dict[str, Path]) -> list[str
                 paragraphs += [f"Shares of {EAGER}; in brackets the paper's, on a GPU:", table_2(found)]
             paragraphs.append(full_table(found, BASELINES))
     paragraphs += [f"![{title}]({path.name})" for title, path in pictures.items()]
-    notes = [[name, contestant.note or "needs another machine"] for name, contestant in CONTESTANTS.items()]
-    measured_names = {name for result in results for name in result["cells"]}
-    paragraphs += ["What the contestants are:", table(("", ""), [row for row in notes if row[0] in measured_names])]
+    names = {name for result in results for name in result["cells"]}
+    notes = [[name, contestant.note] for name, contestant in CONTESTANTS.items() if name in names]
+    paragraphs += ["What the contestants are:", table(("", ""), notes)]
     return paragraphs
 
 
