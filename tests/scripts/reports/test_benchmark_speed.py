@@ -74,7 +74,8 @@ def test_counts_of_absorbed_projections_and_of_a_pruned_last_layer_are_those_of_
     monkeypatch.setattr("modeling_luna.ABSORBED_COST", 0.0)  # all are absorbed
     model = build("Luna-16", TINY, 96, dropout=0.0).eval()
     ids = torch.randint(2, TINY.vocab_size, (1, 96))
-    whole, pruned = (layer_multiply_adds(TINY, 96, "Luna-16", read=read) for read in (None, 7))
+    bias = 16 * TINY.hidden_size  # of the queries, which meets the keys; it is no matrix product
+    whole, pruned = (layer_multiply_adds(TINY, 96, "Luna-16", read=read) + bias for read in (None, 7))
     assert multiply_adds_of(lambda: model(ids)) == 2 * whole
     assert multiply_adds_of(lambda: model(ids, read_positions=torch.arange(7)[None])) == whole + pruned
 
@@ -87,7 +88,9 @@ def test_counts_of_a_pretraining_step_are_those_of_the_programs_own(name):
     run = steps.StandingRun(replace(recipe, attn_implementation="eager"), steps.PRETRAINING[name].objective, "cpu")
     before = [parameter.detach().clone() for parameter in run.engine.module.parameters()]
     counted = steps.pretraining_count(name, 2, "training with dropout", "float32", changes)
-    assert multiply_adds_of(run.step_again) == pytest.approx(counted, rel=0.02), "chance masks a few more or less"
+    if name not in ("RoBERTa", "Luna-128, all positions"):  # chance masks a few more or less
+        counted += 3 * (run.num_predicted - 2 * round(0.15 * 512)) * 32 * (32 + 50265)
+    assert multiply_adds_of(run.step_again) == pytest.approx(counted, rel=0.01)
     assert run.done == 1 and 120 < run.num_predicted < 190
     assert not all(map(torch.equal, before, run.engine.module.parameters())), "the step ends with an update"
 
@@ -191,6 +194,17 @@ def test_the_report_has_the_papers_figures_beside_ours_and_says_why_others_are_a
     assert "Luna-16" in lines and "![Figure 1 of the paper, redrawn](figure1.png)" in text
     for picture in ("encoders.png", "figure1.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_tells_a_pretraining_step_beside_its_count(tmp_path):
+    names = {"section": "pretraining", "mode": "training with dropout", "tokens": 512, "num_layers": 12, "batch_size": 4}
+    cells = {name: cell(4.0, 4.0, 4.0) for name in steps.PRETRAINING} | {"Luna-128": cell(2.0, 2.5, 1.0)}
+    cells[speed_report.PRODUCT] = cell(0.5, 0.5, 0.5)
+    counts = {name: 16.0 for name in steps.PRETRAINING} | {"Luna-128": 10.0, speed_report.PRODUCT: 4.0}
+    text = speed_report.report([result(512, cells, counts) | {"group": names}], tmp_path)
+    assert "### With dropout 0.1, as in Table 8" in text and "### Without dropout" not in text
+    row = next(line for line in text.splitlines() if line.startswith("| Luna-128 | 0.5 | 2000 (1000 to 2500) | 1 |"))
+    assert "| 2.00 (1.60 to 4.00) | 1.60 | 1.00 | 2.00 (1.60 to 4.00) | 1.60 | 1.00 | 62% |" in row
 
 
 def test_a_threshold_loses_what_the_faster_form_would_have_saved(tmp_path):
