@@ -25,6 +25,20 @@ def test_the_plan_of_the_papers_run_is_that_of_table_8():
     assert sum(int(part.replace(",", "")) for part in parts) == 131_902_041
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters", "batch"),
+    [
+        ("roberta_base_16gb", 124_697_433, "2,048 sequences of 512 tokens"),
+        ("luna_base_2048", 131_902_041 + 1536 * 768 + 128 * 768, "2,048 sequences of 2048 tokens"),
+        pytest.param("luna_large_512", 380_783_705, "8,192 sequences of 512 tokens", marks=pytest.mark.slow),
+        pytest.param("luna_large_2048", 382_487_641, "2,048 sequences of 2048 tokens", marks=pytest.mark.slow),
+    ],
+)
+def test_the_plans_of_the_baseline_and_the_larger_shapes(name, parameters, batch):
+    text = plan(load_recipe(name), Cluster(64), None)
+    assert f"{parameters:,} parameters" in text and f"Batch: {batch} = " in text
+
+
 def test_the_plan_counts_epochs_of_a_prepared_dataset(recipe_values):
     recipe = Recipe(**recipe_values)
     manifest = read_manifest(Path(recipe.dataset))

@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0.
 """Recipes say what they mean, and refuse the rest in one sentence."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,12 @@ TABLE_8 = {
     "luna_base_16gb": {"warmup_steps": 15_000, "global_batch_size": 2048, "max_steps": 250_000},
     "luna_base_160gb_tied": {"warmup_steps": 24_000, "global_batch_size": 8192, "max_steps": 500_000},
     "luna_base_160gb_untied": {"warmup_steps": 24_000, "global_batch_size": 8192, "max_steps": 500_000},
+}
+# What the official code's larger architectures say: layers, hidden, heads, feed-forward, l, tokens.
+LARGER_SHAPES = {
+    "luna_base_2048": (12, 768, 12, 3072, 256, 2048),
+    "luna_large_512": (24, 1024, 16, 4096, 128, 512),
+    "luna_large_2048": (24, 1024, 16, 4096, 256, 2048),
 }
 
 
@@ -33,6 +40,29 @@ def test_the_papers_recipes_hold_table_8(name):
     text = (RECIPES / f"{name}.yaml").read_text()
     assert f"luna prepare paper_{name.split('_')[2]}" in text and Path(recipe.dataset).name == f"corpus-{name.split('_')[2]}"
     assert "--tokenizer FacebookAI/roberta-base" in text
+
+
+@pytest.mark.parametrize("name", LARGER_SHAPES)
+def test_the_larger_recipes_have_the_official_shapes_and_the_tokens_of_table_8(name):
+    recipe, table_8 = load_recipe(name), load_recipe("luna_base_160gb_tied")
+    config = model_config(recipe)
+    shape = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads, config.intermediate_size)
+    assert (*shape, config.projection_length, config.max_sequence_length) == LARGER_SHAPES[name] and config.tie_key_value
+    assert recipe.global_batch_size * config.max_sequence_length == table_8.global_batch_size * 512
+    assert ("--sequence_length 2048" in (RECIPES / f"{name}.yaml").read_text()) == recipe.dataset.endswith("-2048")
+
+
+@pytest.mark.parametrize(
+    ("name", "beside"), [("roberta_base_16gb", "luna_base_16gb"), ("roberta_base_160gb", "luna_base_160gb_tied")]
+)
+def test_the_baseline_differs_from_luna_in_the_model_alone(name, beside):
+    roberta, luna = load_recipe(name), load_recipe(beside)
+    differ = {field.name for field in fields(Recipe) if getattr(roberta, field.name) != getattr(luna, field.name)}
+    assert differ == {"model", "output_dir"}
+    shared = luna.model.keys() & roberta.model.keys() - {"model_type"}
+    assert luna.model.keys() - shared == {"model_type", "projection_length", "tie_key_value"}
+    assert all(luna.model[field] == roberta.model[field] for field in shared)
+    assert model_config(roberta).layer_norm_eps == model_config(luna).layer_norm_eps
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)

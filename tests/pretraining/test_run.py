@@ -22,7 +22,7 @@ from pretraining import metrics
 from pretraining.data import MaskedLMDataset, Masking, mask_tokens
 from pretraining.metrics import read_metrics
 from pretraining.model import build_model, model_config
-from pretraining.recipe import Recipe
+from pretraining.recipe import RECIPES, Recipe
 from pretraining.run import learning_rate_at
 from tests.support import faults
 from tests.support.pretraining import (
@@ -135,6 +135,18 @@ def test_any_masked_language_model_trains(values, tmp_path, architecture):
     model |= {"max_position_embeddings": 34}
     assert pretrain(write_recipe(values, tmp_path / "run", model=model, max_steps=2)) == 0
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "model").config.model_type == architecture
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_package_trains_in_small(path, values, tmp_path):
+    sizes = {"vocab_size": values["model"]["vocab_size"], "hidden_size": 32, "intermediate_size": 64}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4}
+    changes = {"dataset": values["dataset"], "output_dir": tmp_path / "run", "max_steps": 2, "warmup_steps": 1}
+    changes |= {"global_batch_size": 4, "micro_batch_size": 2, "max_eval_sequences": 4, "dataloader_num_workers": 0}
+    changes |= {f"model.{name}": value for name, value in sizes.items()}
+    assert pretrain(path.stem, *(token for name, value in changes.items() for token in (f"--{name}", value))) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["steps"] == 2 and results["eval_loss"] < np.log(600) + 0.5
 
 
 def test_training_goes_on_from_given_weights(values, finished, tmp_path):
