@@ -64,16 +64,15 @@ def config_from_args(
     """
     arch = getattr(args, "arch", None)
     if arch not in ARCHITECTURES:
-        # The other families of the official code: their models are not here yet.
-        family = "lra" if str(arch).startswith("luna_lra") else "seq2seq" if hasattr(args, "decoder_layers") else None
-        if family is not None:
+        # The other family of the official code: its models are not here yet.
+        if hasattr(args, "decoder_layers"):
             raise InputError(
-                f"The checkpoint's architecture is {arch}, of the {family} family, which is not supported yet: only the "
-                "masked language model is."
+                f"The checkpoint's architecture is {arch}, of the seq2seq family, which is not supported yet: only the "
+                "masked language model and the Long Range Arena models are."
             )
         raise InputError(
-            f"The checkpoint's architecture is {arch}, but only the masked language model can be converted: "
-            f"{', '.join(ARCHITECTURES)}."
+            f"The checkpoint's architecture is {arch}, but only the masked language model ({', '.join(ARCHITECTURES)}) and "
+            "the Long Range Arena models (luna_lra_...) can be converted."
         )
     missing = [arg for arg in (*CONFIG_OF_ARG, "max_positions", "activation_fn") if not hasattr(args, arg)]
     if missing:
@@ -112,6 +111,8 @@ OFFICIAL_CONFIG = {
     "layer_norm_eps": 1e-5,
     "pad_token_id": 1,
 }
+# And its heads.
+OFFICIAL_HEAD = {"classifier_hidden_size": None, "classifier_act": "tanh", "classifier_bias": True, "classifier_pair": None}
 OFFICIAL_ACTIVATIONS = {ours: official for official, ours in ACTIVATIONS.items() if official != "gelu_fast"}
 
 

@@ -81,7 +81,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        return "-".join([self.model_class.__name__.removeprefix("Luna"), *self.options.values()])
+        return "-".join([self.model_class.__name__.removeprefix("Luna"), *map(str, self.options.values())])
 
     def build(self, **changes):
         return build(self.model_class, **({"num_labels": 3} | self.options | changes))
@@ -143,15 +143,19 @@ HEAD_WEIGHTS = {
 }
 
 
-def classifier(auto_name: str, pooling: str, **fields) -> Row:
+def classifier(auto_name: str, pooling: str, options: dict | None = None, **fields) -> Row:
     return Row(
         auto_name,
         reads={"cls": "X", "mean": "X", "packed_attention": "XP"}.get(pooling, "P"),
         oracle=naive.classifier_logits,
-        options={"classifier_pooling": pooling},
+        options={"classifier_pooling": pooling, **(options or {})},
         new_weights=("classifier.dense", "classifier.out_proj", *HEAD_WEIGHTS.get(pooling, ())),
         **fields,
     )
+
+
+# The head of the Long Range Arena models.
+LRA_HEAD = {"classifier_hidden_size": 20, "classifier_act": "relu", "classifier_bias": False}
 
 
 MODELS = [
@@ -161,9 +165,10 @@ MODELS = [
         classifier(
             "AutoModelForSequenceClassification",
             pooling,
+            options,
             labels=lambda batch: {"labels": torch.arange(len(batch["input_ids"])) % 3},
         )
-        for pooling in POOLINGS
+        for pooling, options in (*((pooling, None) for pooling in POOLINGS), ("mean", LRA_HEAD))
     ],
     *[
         classifier(
@@ -191,7 +196,9 @@ MODELS = [
         per_token=True,
     ),
 ]
-ENCODER, MASKED_LM, CLASSIFIER, CLASSIFIER_OF_P, _, CLASSIFIER_OF_BOTH, _, CHOICE, _, TAGGER, ANSWERER = MODELS
+ENCODER, MASKED_LM, CLASSIFIER, CLASSIFIER_OF_P, _, CLASSIFIER_OF_BOTH, _, LRA_CLASSIFIER, CHOICE, _, TAGGER, ANSWERER = (
+    MODELS
+)
 HEADS = MODELS[1:]
 each_model = pytest.mark.parametrize("row", MODELS, ids=str)
 each_head = pytest.mark.parametrize("row", HEADS, ids=str)

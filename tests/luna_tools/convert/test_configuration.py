@@ -61,11 +61,10 @@ def test_a_head_has_the_dropout_that_it_was_trained_with(head, pooling):
 
 ONLY = "but only gelu, gelu_accurate, gelu_fast, relu can be converted."
 REFUSED = [
-    ({"arch": "luna_lra_listop"}, "architecture is luna_lra_listop, of the lra family, which is not supported yet: only "),
     (
         {"arch": "roberta_base"},
-        f"The checkpoint's architecture is roberta_base, but only the masked language model can be converted: "
-        f"{', '.join(ARCHITECTURES)}.",
+        "The checkpoint's architecture is roberta_base, but only the masked language model "
+        f"({', '.join(ARCHITECTURES)}) and the Long Range Arena models (luna_lra_...) can be converted.",
     ),
     ({"without": ["projection_length"]}, "The checkpoint's args lack projection_length."),
     (
@@ -91,7 +90,7 @@ def test_refused_arguments(changed, sentence):
         config_of(**changed)
 
 
-OTHER_FAMILIES = ("seq2seq/tied_shared", "seq2seq/untied_prenorm_learned", "lra/listop_tied_layers", "lra/retrieval_dual")
+OTHER_FAMILIES = ("seq2seq/tied_shared", "seq2seq/untied_prenorm_learned")
 
 
 @pytest.mark.parametrize("variant", variant_params(*OTHER_FAMILIES))
