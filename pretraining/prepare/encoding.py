@@ -2,29 +2,23 @@
 # Licensed under the Apache License, Version 2.0.
 """Tokenising in worker processes, with the results in the order of the texts and little held in memory."""
 
-import multiprocessing
 import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from tokenizers import Tokenizer, pre_tokenizers
 
-from luna_tools.errors import InputError
+from luna_tools.workers import map_in_order
 from pretraining.prepare.slices import cut_up
 from pretraining.prepare.tokenizer import load_for_text
 
 Note = TypeVar("Note")
 
 PIECE_CHARS = 2**12
-BATCHES_PER_PROCESS = 3  # in flight: one worked on, one waiting, one done
-
 _tokenizer: Tokenizer  # of this worker process
 
 
@@ -34,7 +28,7 @@ def encode_in_order(
     """Tokenise batches of texts, without special tokens, in `num_proc` processes (1: in this one).
 
     Args:
-        batches: pairs of anything and a list of texts; read at most `BATCHES_PER_PROCESS * num_proc` batches ahead.
+        batches: pairs of anything and a list of texts; read at most `TASKS_PER_PROCESS * num_proc` batches ahead.
         tokenizer_folder: a folder with tokenizer.json.
         num_proc: the number of processes.
 
@@ -49,32 +43,17 @@ def encode_in_order(
         for note, texts in batches:
             yield note, encode(tokenizer, texts)
         return
-    # Spawned, not forked: tokenizers and pyarrow run threads, and a fork of a process with threads can hang.
-    executor = ProcessPoolExecutor(num_proc, multiprocessing.get_context("spawn"), _start_worker, (tokenizer_folder,))
-    waiting: deque = deque()
-    try:
-        # The workers inherit the blocked signal: Ctrl-C reaches the whole process group and is ours to handle.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            for _ in range(num_proc):
-                executor.submit(os.getpid)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    notes: deque[Note] = deque()
+
+    def texts_of_batches() -> Iterator[list[str]]:
         for note, texts in batches:
-            waiting.append((note, executor.submit(_encode_in_worker, texts)))
-            if len(waiting) == BATCHES_PER_PROCESS * num_proc:
-                note, future = waiting.popleft()
-                yield note, future.result()
-        while waiting:
-            note, future = waiting.popleft()
-            yield note, future.result()
-    except BrokenProcessPool as error:
-        raise InputError(
-            f"--num_proc {num_proc}: a worker process died, perhaps for want of memory; run the same command with a "
-            "smaller number to continue."
-        ) from error
-    finally:
-        executor.shutdown(cancel_futures=True)
+            notes.append(note)
+            yield texts
+
+    encoded = map_in_order(_encode_in_worker, texts_of_batches(), num_proc, "num_proc", _start_worker, (tokenizer_folder,))
+    with closing(encoded):
+        for arrays in encoded:
+            yield notes.popleft(), arrays
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
@@ -98,15 +77,8 @@ def _cuts_are_exact(tokenizer: Tokenizer) -> bool:
 
 def _start_worker(tokenizer_folder: Path) -> None:
     global _tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for a worker that the executor starts later
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _tokenizer = load_for_text(tokenizer_folder)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()  # returns when the parent is killed; the worker would wait for ever
-    os._exit(1)
 
 
 def _encode_in_worker(texts: list[str]) -> list[np.ndarray]:

@@ -127,6 +127,7 @@ BARE = "accelerate datasets evaluate matplotlib onnx onnxruntime onnxscript pyar
 ARGUMENTS = {
     "prepare": ["quickstart", "--output_dir", "out"],
     "pretrain": ["quickstart"],
+    "generate": ["listops", "--output_dir", "out"],
     "finetune": ["sst2", "--model_name_or_path", "nowhere"],
     "export": ["nowhere", "--output_dir", "out"],
     "plot": ["nowhere", "text"],

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luna_tools.errors import InputError
+from luna_tools.workers import TASKS_PER_PROCESS
 from pretraining.prepare import encoding
-from pretraining.prepare.encoding import BATCHES_PER_PROCESS, encode, encode_in_order
+from pretraining.prepare.encoding import encode, encode_in_order
 from pretraining.prepare.tokenizer import load_for_text
 
 TEXT = st.text(st.sampled_from("ab1 .'\n\t\r\u00a0\u3000\x1cé漢<s>"), max_size=60)
@@ -45,7 +46,7 @@ def test_order_is_kept_and_little_is_read_ahead(tokenizer, num_proc):
         assert [decode(ids.tolist()) for ids in arrays] == texts
         assert all(ids.dtype == np.int32 for ids in arrays)
         done += 1
-        assert read - done <= BATCHES_PER_PROCESS * num_proc
+        assert read - done <= TASKS_PER_PROCESS * num_proc
     assert done == 40
 
 
