@@ -70,9 +70,14 @@ def build_model(
     return model
 
 
+def is_of_lra(facts: dict) -> bool:
+    """Whether goldens are those of a Long Range Arena model, of the kind lra or lra_head."""
+    return str(facts.get("kind")).startswith("lra")
+
+
 def check_same_model(config: LunaConfig, facts: dict) -> None:
     """Raises InputError for goldens of another model."""
-    ours = args_from_lra_config(config) if facts.get("kind") == "lra" else args_from_config(config)
+    ours = args_from_lra_config(config) if is_of_lra(facts) else args_from_config(config)
     ours["vocab_size"] = config.vocab_size
     for name, value in ours.items():
         official = facts["official"].get(name, value)
@@ -246,7 +251,7 @@ def compare_folder(folder: Path, path: Path) -> dict[str, float]:
     """
     goldens, facts = read_goldens(path)
     config = LunaConfig.from_pretrained(folder)
-    if is_lra_config(config) != (facts.get("kind") == "lra"):
+    if is_lra_config(config) != is_of_lra(facts):
         raise InputError(f"{path} is of another model: its kind is {facts.get('kind')}, which {folder} is not.")
     check_same_model(config, facts)
     if is_lra_config(config):

@@ -22,6 +22,7 @@ from luna_tools.convert.goldens import (
     compare_classifier,
     compare_lra,
     compare_masked_lm,
+    is_of_lra,
     largest_ratios,
     read_goldens,
 )
@@ -47,7 +48,7 @@ def find_variants(roots: list[Path]) -> dict[str, Path]:
 def compare_variant(folder: Path, goldens_file: Path, attention: str) -> list[Difference]:
     goldens, facts = read_goldens(goldens_file)
     files = folder / "model.pt", folder / "dict.txt"
-    if facts["kind"] == "lra":
+    if is_of_lra(facts):
         converted = read_checkpoint(*files)
         model = build_model(LunaForSequenceClassification, converted.config, converted.weights, attention)
         return compare_lra(model, goldens, facts)

@@ -48,7 +48,8 @@ def randomise(model, seed=0):
         for module in model.modules():
             if isinstance(module, torch.nn.Linear):
                 normal(module.weight, 0, 1.5 * module.in_features**-0.5)
-                normal(module.bias, 0, 0.5)
+                if module.bias is not None:
+                    normal(module.bias, 0, 0.5)
             elif isinstance(module, torch.nn.LayerNorm):
                 normal(module.weight, 1, 0.3)
                 normal(module.bias, 0, 0.5)
