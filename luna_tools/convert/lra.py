@@ -163,6 +163,14 @@ def args_from_lra_config(config: LunaConfig) -> dict[str, object]:
         )
     hidden_size = config.hidden_size if config.classifier_hidden_size is None else config.classifier_hidden_size
     vectors = {pair: vectors for vectors, pair in PAIRS.items()}[config.classifier_pair]
+    hidden_layer = {
+        "classifier_layers": 1,
+        "classifier_in_dim": vectors * config.hidden_size,
+        "classifier_out_dim": hidden_size,
+        "classifier_activation_fn": OFFICIAL_ACTIVATIONS[config.classifier_act],
+    }
+    if not hidden_size:  # the newer code
+        hidden_layer, representation = {}, representation or "cls"
     return {
         **{arg: getattr(config, ours) for arg, ours in CONFIG_OF_ARG.items()},
         "arch": "luna_lra_listop" if config.classifier_pair is None else "luna_lra_aan",
@@ -175,9 +183,6 @@ def args_from_lra_config(config: LunaConfig) -> dict[str, object]:
         "use_p": use_p,
         "sen_rep_type": representation,
         "sentence_class_num": config.num_labels,
-        "classifier_layers": 1 if hidden_size else 0,
-        "classifier_in_dim": vectors * config.hidden_size,
-        "classifier_out_dim": hidden_size or vectors * config.hidden_size,
-        "classifier_activation_fn": OFFICIAL_ACTIVATIONS[config.classifier_act],
+        **hidden_layer,
         "criterion": "lra_cross_entropy",
     }

@@ -7,12 +7,15 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from finetuning.arguments import RECIPES, parse
+from finetuning.lra.self_pretrain import masking_collator
 from finetuning.model import load_config, load_model
 from finetuning.tasks import TASKS
 from finetuning.tasks.lra import LRA_TASKS
+from luna_tools.command_line import run
 from tests.support.finetuning import read_lines, read_results, run_main, to_options
 from tests.support.published_files import write_published
 
@@ -152,3 +155,53 @@ def test_wrong_options(command, expected, tmp_path, capsys):
 def test_group_by_length_reads_the_lengths(tmp_path):
     options = options_of("text", tmp_path, group_by_length=True, do_predict=False, max_steps=2)
     assert run_main("text", *to_options(**options)) == 0
+
+
+@pytest.mark.parametrize("name", ["listops", "retrieval"])
+def test_self_pretraining(name, tmp_path, capsys):
+    """The encoder learns from the inputs alone, and the task's run starts from it."""
+    options = options_of(name, tmp_path, output_dir=tmp_path / "pretrained")
+    assert run("self-pretrain", [name, *to_options(**options)]) == 0
+    assert "give it to `luna finetune" in capsys.readouterr().out
+    weights = load_file(tmp_path / "pretrained" / "model.safetensors")
+    described = json.loads((tmp_path / "pretrained" / "run.json").read_text())
+    assert described["objective"] == "masked symbols" and described["max_steps"] == 4
+    again = {
+        "data_dir": options["data_dir"],
+        "output_dir": tmp_path / "tuned",
+        "model_name_or_path": tmp_path / "pretrained",
+    }
+    values = {name: value for name, value in options.items() if not name.startswith("model.")}
+    assert run_main(name, *to_options(**values | again), "--learning_rate", "0") == 0
+    tuned = load_file(tmp_path / "tuned" / "model.safetensors")
+    own = [name for name in tuned if name.startswith("luna.")]
+    assert own and all(torch.equal(tuned[name], weights[name]) for name in own)
+
+
+def test_masked_symbols():
+    """About 15 %, no special ones; the label is the symbol that was there."""
+    task = TASKS["text"]
+    tokenizer = task.make_tokenizer()
+    rows = [{"input_ids": [0, *range(4, 260)]}, {"input_ids": [0, *range(4, 104)]}]
+    torch.manual_seed(0)
+    batch = masking_collator(task, tokenizer)(rows)
+    labels, ids = batch["labels"], batch["input_ids"]
+    is_masked = labels != -100
+    assert 30 < is_masked.sum() < 80 and not is_masked[:, 0].any() and not is_masked[1, 101:].any()
+    original = torch.tensor([row["input_ids"] + [1] * (257 - len(row["input_ids"])) for row in rows])
+    assert torch.equal(labels[is_masked], original[is_masked]) and torch.equal(ids[~is_masked], original[~is_masked])
+    assert 0.6 < (ids[is_masked] == tokenizer.mask_token_id).double().mean() < 0.95
+    assert torch.equal(batch["attention_mask"], (original != 1).long())
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("sst2 --model_name_or_path m", "sst2 was given, but self-pretraining is for one task of the Long Range Arena"),
+        ("listops --model_name_or_path m", "Self-pretraining starts from a new Luna: leave out m"),
+        ("listops --model_type transformer", "Self-pretraining starts from a new Luna: leave out the new transformer"),
+    ],
+)
+def test_wrong_self_pretraining(command, expected, capsys):
+    assert run("self-pretrain", command.split()) == 2
+    assert f"error: {expected}" in capsys.readouterr().err
