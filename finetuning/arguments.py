@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import math
 import os
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -250,7 +251,7 @@ class Arguments:
 PROG = "luna finetune"
 USAGE = f"""usage: {PROG} TASK [TASK ...] [options.yaml ...] --model_name_or_path CHECKPOINT [--option value ...]
 
-tasks: {", ".join(TASK_NAMES)}
+{textwrap.fill(f"tasks: {', '.join(TASK_NAMES)}", 120)}
 recipes (--recipe): table9 or paper, the paper's and the default; official; small, for small checkpoints; reduced; none
 
   {PROG} sst2 --model_name_or_path M                                    a task of GLUE, RACE or CSQA, from the Hub

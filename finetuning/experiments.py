@@ -187,7 +187,9 @@ def contestants(bases: list[Arguments]) -> list[tuple[str, dict[str, str]]]:
         else:
             with told(neither if checkpoint == name else f"{checkpoint} cannot be read", "correct it"):
                 config = AutoConfig.from_pretrained(**replace(model, model_name_or_path=checkpoint).source)
-        label = f"Luna-{config.projection_length}" if config.model_type == "luna" else Path(checkpoint).name
+        label = (
+            f"Luna-{config.projection_length}" if config.model_type == "luna" else Path(checkpoint or config.model_type).name
+        )
         if pooling not in POOLINGS:
             found.append((label, {"model_name_or_path": name}))
             continue

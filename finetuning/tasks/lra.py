@@ -66,7 +66,8 @@ class LraTask(PublishedTask):
         raise NotImplementedError("the benchmark has no server: its test labels are published")
 
     def original_files(self, folder: Path, split: str) -> list[Path]:
-        return super().original_files(self.find_folder(folder).parent, split) or super().original_files(folder, split)
+        paths = [self.find_folder(folder) / name for name in self.original_names(split)]
+        return [path for path in paths if path.is_file()]
 
     def find_folder(self, source: Path) -> Path:
         """The task's folder below that of the archive, or the folder that is given.
