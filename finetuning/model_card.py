@@ -99,7 +99,7 @@ def make_model_card(
         model_name=model_name,
         base_model=None if "model" in description["digests"] else base_model,  # a folder is no name on the Hub
         datasets=[task.hub_dataset] if task.hub_dataset else None,
-        language=language or ("en" if task.hub_dataset else None),
+        language=language or ("en" if task.hub_dataset and task.text_columns else None),
         library_name="transformers",
         license=license,
         metrics=sorted({HUB_METRICS.get(name, name) for values in metrics.values() for name in values}),
