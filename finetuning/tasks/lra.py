@@ -161,7 +161,7 @@ def byte_pieces() -> list[str]:
     from tokenizers import pre_tokenizers
 
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = iter(sorted(pre_tokenizers.ByteLevel.alphabet() - set(map(chr, printable))))
+    others = iter(sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(map(chr, printable))))
     return [chr(value) if value in printable else next(others) for value in range(BYTE_VALUES)]
 
 

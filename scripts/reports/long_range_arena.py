@@ -155,7 +155,7 @@ def reduced_table(runs: list[dict]) -> str:
     for (task, recipe, model, pooling, train_rows, steps), group in groups.items():
         scores = ", ".join(f"{100 * run['accuracy']:.1f}" for run in sorted(group, key=lambda run: run["seed"]))
         seconds = statistics.mean(run["seconds_per_step"] for run in group)
-        what = [task, recipe, f"{model}, {pooling}", f"{train_rows:,}", f"{steps:,}", scores]
+        what = [task, recipe or "paper", f"{model}, {pooling}", f"{train_rows:,}", f"{steps:,}", scores]
         rows.append([*what, f"{100 * group[0]['majority']:.1f}", f"{seconds:.2f}", group[0]["device"]])
     header = ("task", "recipe", "model", "rows", "steps", "accuracy of each seed", "majority class", "s per step", "device")
     return table(header, rows)
