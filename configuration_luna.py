@@ -83,7 +83,20 @@ class LunaConfig(PreTrainedConfig):
     classifier_pooling (`str`, *optional*, defaults to `"cls"`):
         The sentence representation that classification and multiple-choice heads read: `"cls"`, the first token;
         `"packed_mean"`, the mean over P (Table 3 of the paper); `"packed_max"`, the maximum over a projection of P;
-        `"packed_attention"`, attention of the first token over P; `"mean"`, the mean over the tokens.
+        `"packed_attention"`, attention of the first token over P; `"mean"`, the mean over the tokens. Three more are for
+        converted Long Range Arena checkpoints, whose results depend on how the batch is padded: `"mean_unmasked"`, the mean
+        over tokens and padding; `"packed_mean_unmasked"`, the mean over the slots of P that any row uses;
+        `"packed_mean_unmasked_no_cls"`, the same of inputs that lose their first token.
+    classifier_hidden_size (`int`, *optional*):
+        Size of the hidden layer in classification and multiple-choice heads: by default hidden_size; 0 for none.
+    classifier_act (`str`, *optional*, defaults to `"tanh"`):
+        Activation after that layer. The official Long Range Arena heads have `"relu"`.
+    classifier_bias (`bool`, *optional*, defaults to `True`):
+        Whether these heads add a bias to the logits. The official Long Range Arena heads do not.
+    classifier_pair (`str`, *optional*):
+        For sequence classification of two texts, each encoded alone: what the head reads of their representations,
+        `"concat"`, [second; first], or `"interact"`, [second; first; second * first; second - first]. By default a row is
+        one text.
     classifier_dropout (`float`, *optional*, defaults to 0.0):
         Dropout in the heads; the official heads drop nothing.
     output_logits (`bool`, *optional*, defaults to `False`):
@@ -142,7 +155,20 @@ class LunaConfig(PreTrainedConfig):
     bos_token_id: int | None = 0
     eos_token_id: int | list[int] | None = 2
     tie_word_embeddings: bool = True
-    classifier_pooling: Literal["cls", "packed_mean", "packed_max", "packed_attention", "mean"] = "cls"
+    classifier_pooling: Literal[
+        "cls",
+        "packed_mean",
+        "packed_max",
+        "packed_attention",
+        "mean",
+        "mean_unmasked",
+        "packed_mean_unmasked",
+        "packed_mean_unmasked_no_cls",
+    ] = "cls"
+    classifier_hidden_size: int | None = None
+    classifier_act: str = "tanh"
+    classifier_bias: bool = True
+    classifier_pair: Literal["concat", "interact"] | None = None
     classifier_dropout: float | int = 0.0
     output_logits: bool = False
 
@@ -214,6 +240,11 @@ class LunaConfig(PreTrainedConfig):
                 f"`hidden_size` is {self.hidden_size}, but sinusoidal positions need an even number of at least 4: "
                 'change it or set `position_embedding_type` to "learned".'
             )
+        if self.classifier_hidden_size is not None and self.classifier_hidden_size < 0:
+            raise ValueError(
+                f"`classifier_hidden_size` is {self.classifier_hidden_size}, but must be a size, 0 for no hidden layer, or "
+                "None for hidden_size."
+            )
         if not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(
                 f"`pad_token_id` is {self.pad_token_id}, but must be an id of the vocabulary, 0 to {self.vocab_size - 1}."
@@ -245,11 +276,12 @@ class LunaConfig(PreTrainedConfig):
             )
 
     def validate_activation(self):
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(
-                f"`hidden_act` is {self.hidden_act!r}, which is not an activation of transformers: choose for example "
-                '"gelu" or "relu".'
-            )
+        for name in ("hidden_act", "classifier_act"):
+            if getattr(self, name) not in ACT2FN:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)!r}, which is not an activation of transformers: choose for example "
+                    '"gelu" or "relu".'
+                )
 
     def validate_probabilities(self):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "classifier_dropout"):

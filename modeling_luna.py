@@ -809,7 +809,8 @@ OUTPUTS = r"""
     last_hidden_state (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
         X after the last layer.
     packed_state (`torch.FloatTensor` of shape `(batch_size, packed_length, hidden_size)`):
-        P after the last layer; for multiple choice one per choice, `(batch_size * num_choices, ...)`.
+        P after the last layer; for multiple choice one per choice, `(batch_size * num_choices, ...)`, and for pairs of
+        texts (`classifier_pair`) one per text.
     packed_attention_mask (`torch.LongTensor` of shape `(batch_size, packed_length)`):
         1 for the slots of P that a row uses, 0 for the others.
     packed_states (`tuple(torch.FloatTensor)`, *optional*, with `output_packed_states=True`):
@@ -910,10 +911,13 @@ class LunaPreTrainedModel(PreTrainedModel):
         self, input_ids, attention_mask, position_ids, inputs_embeds, *packed, **kwargs
     ) -> tuple[torch.Tensor, LunaModelOutput]:
         """Logits (b, c) of a model with a classification head over whole texts, and the encoder's outputs."""
+        inputs = input_ids, attention_mask, position_ids, inputs_embeds
+        if self.classifier.pooling == "packed_mean_unmasked_no_cls":
+            inputs = tuple(None if x is None else x[:, 1:] for x in inputs)
+        input_ids, attention_mask, _, inputs_embeds = inputs
         given = input_ids if input_ids is not None else inputs_embeds
         read_positions = self.classifier.read_positions(given, attention_mask)
-        inputs = input_ids, attention_mask, position_ids, inputs_embeds, *packed
-        outputs, x_brd = self.encode(*inputs, read_positions=read_positions, **kwargs)
+        outputs, x_brd = self.encode(*inputs, *packed, read_positions=read_positions, **kwargs)
         is_used_bl = outputs.packed_attention_mask != 0
         return self.classifier(x_brd, outputs.packed_state, is_used_bl, attention_mask), outputs
 
@@ -1274,25 +1278,32 @@ class LunaPackedAttentionPooling(nn.Module):
 
 
 class LunaClassificationHead(nn.Module):
-    """One vector per row, as `classifier_pooling` says; then dense, tanh and the output projection."""
+    """One vector per row, as `classifier_pooling` says; then dense, an activation and the output projection.
 
-    def __init__(self, config: LunaConfig, num_labels: int):
+    With `pair`, a value of `classifier_pair`, two rows after each other are one pair of texts.
+    """
+
+    def __init__(self, config: LunaConfig, num_labels: int, pair: str | None = None):
         super().__init__()
         self.pooling = config.classifier_pooling
+        self.pair = pair
         if self.pooling == "packed_max":
             self.in_proj = nn.Linear(config.hidden_size, config.hidden_size)
         elif self.pooling == "packed_attention":
             self.attention = LunaPackedAttentionPooling(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.out_proj = nn.Linear(config.hidden_size, num_labels)
+        size = config.hidden_size * {None: 1, "concat": 2, "interact": 4}[pair]
+        hidden_size = config.hidden_size if config.classifier_hidden_size is None else config.classifier_hidden_size
+        self.dense = nn.Linear(size, hidden_size) if hidden_size else None
+        self.activation = ACT2FN[config.classifier_act]
+        self.out_proj = nn.Linear(hidden_size or size, num_labels, bias=config.classifier_bias)
 
     def read_positions(self, inputs: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
         """The tokens that are read, (b, 1): the first that is not padding; None for all, of which the mean is taken.
 
         Where only P is read, the first token stands for none: it costs next to nothing, and no shape is empty.
         """
-        if self.pooling == "mean" or inputs is None:
+        if self.pooling in ("mean", "mean_unmasked") or inputs is None:
             return None
         if attention_mask is None:
             return inputs.new_zeros((inputs.shape[0], 1), dtype=torch.long)
@@ -1301,10 +1312,16 @@ class LunaClassificationHead(nn.Module):
     def forward(
         self, x_brd: torch.Tensor, p_bld: torch.Tensor, is_used_bl: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """The tokens at `read_positions`, P and its slots in use to logits (b, c)."""
+        """The tokens at `read_positions`, P and its slots in use to logits (b, c), or (b / 2, c) of pairs."""
         is_token_bn = None if attention_mask is None else attention_mask != 0
-        pooled_bd = self.pool(x_brd, p_bld, is_token_bn, is_used_bl)
-        return self.out_proj(self.dropout(torch.tanh(self.dense(self.dropout(pooled_bd)))))
+        features = self.pool(x_brd, p_bld, is_token_bn, is_used_bl)
+        if self.pair is not None:
+            first, second = features.unflatten(0, (-1, 2)).unbind(dim=1)
+            others = [second * first, second - first] if self.pair == "interact" else []
+            features = torch.cat([second, first, *others], dim=-1)
+        if self.dense is not None:
+            features = self.activation(self.dense(self.dropout(features)))
+        return self.out_proj(self.dropout(features))
 
     def pool(
         self,
@@ -1313,16 +1330,24 @@ class LunaClassificationHead(nn.Module):
         is_token_bn: torch.Tensor | None,
         is_used_bl: torch.Tensor,
     ) -> torch.Tensor:
-        """The sentence representation (b, d): it depends on no padded position and on no unused slot of P."""
+        """The sentence representation (b, d): it depends on no padded position and on no unused slot of P.
+
+        The unmasked means do, as in the official Long Range Arena models: over all positions, and over the slots of P
+        that any row uses.
+        """
         if self.pooling == "packed_mean":
             return masked_mean(p_bld, is_used_bl)
+        if self.pooling in ("packed_mean_unmasked", "packed_mean_unmasked_no_cls"):
+            return masked_mean(p_bld, is_used_bl.any(dim=0, keepdim=True))
         if self.pooling == "packed_max":
             projected_bld = self.in_proj(p_bld)
             pooled_bd = projected_bld.masked_fill(~is_used_bl[..., None], torch.finfo(projected_bld.dtype).min).amax(dim=1)
             # A row without tokens uses no slot: the linear map after this would overflow, to NaN.
             return pooled_bd.masked_fill(~is_used_bl.any(dim=1, keepdim=True), 0)
+        if self.pooling == "mean_unmasked" or (self.pooling == "mean" and is_token_bn is None):
+            return x_brd.mean(dim=1)
         if self.pooling == "mean":
-            return x_brd.mean(dim=1) if is_token_bn is None else masked_mean(x_brd, is_token_bn)
+            return masked_mean(x_brd, is_token_bn)
         first_bd = x_brd[:, 0]
         return first_bd if self.pooling == "cls" else self.attention(first_bd, p_bld, is_used_bl)
 
@@ -1332,13 +1357,27 @@ def masked_mean(x_bqd: torch.Tensor, mask_bq: torch.Tensor) -> torch.Tensor:
     return (x_bqd * mask_bq1).sum(dim=1) / mask_bq1.sum(dim=1).clamp(min=1)
 
 
+def flatten_texts(
+    what: str, num_texts: int | None, input_ids, attention_mask, position_ids, inputs_embeds
+) -> tuple[torch.Tensor | None, ...]:
+    """The inputs of several texts per row, of `num_texts` or any number, with each text in a row of its own."""
+    given = input_ids if input_ids is not None else inputs_embeds
+    ndim = 3 if given is input_ids else 4
+    if given is not None and (given.ndim != ndim or num_texts not in (None, given.shape[1])):
+        raise ValueError(
+            f"{what} needs `input_ids` of shape (batch_size, {num_texts or 'num_choices'}, sequence_length), or "
+            f"`inputs_embeds` with hidden_size after these, but got {tuple(given.shape)}."
+        )
+    return tuple(None if x is None else x.flatten(0, 1) for x in (input_ids, attention_mask, position_ids, inputs_embeds))
+
+
 @auto_docstring(custom_intro="Luna with a head over whole texts: single label, multi label or regression by `problem_type`.")
 class LunaForSequenceClassification(LunaPreTrainedModel):
     def __init__(self, config: LunaConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.luna = LunaModel(config)
-        self.classifier = LunaClassificationHead(config, config.num_labels)
+        self.classifier = LunaClassificationHead(config, config.num_labels, config.classifier_pair)
         self.post_init()
 
     @can_return_tuple
@@ -1355,8 +1394,10 @@ class LunaForSequenceClassification(LunaPreTrainedModel):
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LunaHeadOutput:
-        inputs = input_ids, attention_mask, position_ids, inputs_embeds, packed_state, packed_attention_mask
-        logits_bc, outputs = self.classify(*inputs, **kwargs)
+        inputs = input_ids, attention_mask, position_ids, inputs_embeds
+        if self.config.classifier_pair is not None:
+            inputs = flatten_texts("A pair of texts", 2, *inputs)
+        logits_bc, outputs = self.classify(*inputs, packed_state, packed_attention_mask, **kwargs)
         loss = None
         if labels is not None:
             loss = sequence_classification_loss(logits_bc, labels, self.config, num_items_in_batch)
@@ -1386,15 +1427,8 @@ class LunaForMultipleChoice(LunaPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LunaHeadOutput:
         given = input_ids if input_ids is not None else inputs_embeds
-        if given is not None and given.ndim != (3 if given is input_ids else 4):
-            raise ValueError(
-                f"Multiple choice needs `input_ids` of shape (batch_size, num_choices, sequence_length), or `inputs_embeds` "
-                f"with hidden_size after these, but got {tuple(given.shape)}."
-            )
-        input_ids, attention_mask, position_ids, inputs_embeds = (
-            None if x is None else x.flatten(0, 1) for x in (input_ids, attention_mask, position_ids, inputs_embeds)
-        )
-        logits_bc, outputs = self.classify(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
+        inputs = flatten_texts("Multiple choice", None, input_ids, attention_mask, position_ids, inputs_embeds)
+        logits_bc, outputs = self.classify(*inputs, **kwargs)
         logits_bc = logits_bc.view(given.shape[:2])
         loss = None
         if labels is not None:

@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import math
 import os
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from finetuning.tasks import CUSTOM_RECIPES, TASKS, Task, TaskKind, custom_task
+from finetuning.tasks.lra import LraTask
 from luna_tools.errors import InputError
 from luna_tools.settings import Parser, option_names, read_yaml, to_options
 from luna_tools.settings import split_command_line as split_words
@@ -24,7 +26,16 @@ RECIPES = Path(__file__).parent / "recipes"
 SMALL_RECIPE = "small/any.yaml"  # for all tasks
 TASK_NAMES = (*TASKS, "custom")
 KINDS = get_args(TaskKind)
-Pooling = Literal["cls", "packed_mean", "packed_max", "packed_attention", "mean"]
+Pooling = Literal[
+    "cls",
+    "packed_mean",
+    "packed_max",
+    "packed_attention",
+    "mean",
+    "mean_unmasked",
+    "packed_mean_unmasked",
+    "packed_mean_unmasked_no_cls",
+]
 POOLINGS = get_args(Pooling)
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "classifier_dropout")
 
@@ -33,6 +44,11 @@ DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_d
 class ModelArguments:
     model_name_or_path: str | None = None
     """Checkpoint: a folder or a name on the Hub, of Luna or of any other Auto model."""
+    model_type: str | None = None
+    """In place of a checkpoint, a new model with random weights for a task with a vocabulary of its own (the Long Range
+    Arena): luna, or transformer, its baseline."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Fields of the new model's configuration, such as --model.projection_length 128."""
     revision: str = "main"
     """Branch, tag or commit of a checkpoint on the Hub."""
     trust_remote_code: bool = False
@@ -42,7 +58,8 @@ class ModelArguments:
     ignore_mismatched_sizes: bool = False
     """Give a checkpoint that was fine-tuned for other labels a new head."""
     classifier_pooling: Pooling | None = None
-    """Sentence representation: the first token, mean or maximum over P, attention over P, mean over the tokens."""
+    """Sentence representation: the first token, mean or maximum over P, attention over P, mean over the tokens; the unmasked
+    means are the official Long Range Arena models'."""
     classifier_dropout: float | None = None
     """Dropout in the head."""
     hidden_dropout_prob: float | None = None
@@ -51,6 +68,16 @@ class ModelArguments:
     """Dropout of attention weights."""
     activation_dropout: float | None = None
     """Dropout inside the feed-forward network."""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the model starts from random weights and a configuration of the options."""
+        return self.model_name_or_path is None
+
+    @property
+    def name(self) -> str:
+        """What messages call the model."""
+        return self.model_name_or_path or f"the new {self.model_type}"
 
     @property
     def source(self) -> dict[str, Any]:
@@ -100,9 +127,9 @@ class DataArguments:
 
 @dataclass
 class RunArguments:
-    recipe: str = "table9"
-    """Where the defaults come from: table9 (the paper), official (the authors' repository), small (checkpoints far below
-    the paper's size), or none."""
+    recipe: str | None = None
+    """Where the defaults come from: table9 or, for the Long Range Arena, paper (the paper's, and the default), official (the
+    authors' repository), small (checkpoints far below the paper's size), reduced (what a CPU can train), or none."""
     do_train: bool = True
     """Train; otherwise only evaluate and predict."""
     do_eval: bool = True
@@ -122,7 +149,7 @@ class RunArguments:
     compare: list[str] | None = None
     """Heads (cls, packed, packed_max, packed_attention, mean) or checkpoints."""
     num_seeds: int = 1
-    """Seeds per setting in a sweep or a comparison, from --seed on."""
+    """Seeds, from --seed on: of each setting in a sweep or a comparison, or of this one."""
     license: str | None = None
     """The licence of the new weights, as the Hub spells it (apache-2.0, ...), for the model card."""
     language: str | None = None
@@ -224,14 +251,15 @@ class Arguments:
 PROG = "luna finetune"
 USAGE = f"""usage: {PROG} TASK [TASK ...] [options.yaml ...] --model_name_or_path CHECKPOINT [--option value ...]
 
-tasks: {", ".join(TASK_NAMES)}
-recipes (--recipe): table9, the paper's and the default; official; small, for small checkpoints; none
+{textwrap.fill(f"tasks: {', '.join(TASK_NAMES)}", 120)}
+recipes (--recipe): table9 or paper, the paper's and the default; official; small, for small checkpoints; reduced; none
 
   {PROG} sst2 --model_name_or_path M                                    a task of GLUE, RACE or CSQA, from the Hub
   {PROG} sst2 --model_name_or_path M --data_dir FOLDER                  the same from local files
   {PROG} custom --model_name_or_path M --kind classification --train_file rows.csv    your own rows
   {PROG} qnli --model_name_or_path M --sweep --num_seeds 5              the paper's grid
   {PROG} cola rte --model_name_or_path M --compare cls packed           heads or checkpoints, side by side
+  {PROG} listops --data_dir FOLDER --model.projection_length 128        a new model for the Long Range Arena
 
 `{PROG} --help` lists every option."""
 
@@ -268,8 +296,8 @@ def split_command_line(argv: list[str]) -> tuple[list[str], list[str]]:
     return tasks, options
 
 
-def find_recipe(recipe: str, task_name: str) -> Path | None:
-    """The recipe's file for a task, or None for the recipe "none".
+def find_recipe(recipe: str | None, task_name: str) -> Path | None:
+    """The recipe's file for a task, the paper's where none is named, or None for the recipe "none".
 
     Raises:
         InputError: the recipe has no values for the task.
@@ -277,6 +305,8 @@ def find_recipe(recipe: str, task_name: str) -> Path | None:
     if recipe == "none":
         return None
     files = TASKS[task_name].recipes if task_name in TASKS else CUSTOM_RECIPES
+    if recipe is None:
+        return RECIPES / files[0]
     known = {Path(file).parent.name: RECIPES / file for file in (*files, SMALL_RECIPE)}
     if recipe not in known:
         raise InputError(
@@ -305,14 +335,26 @@ def parse(task_name: str, options: list[str], together: Sequence[str] = ()) -> A
         training.output_dir = f"runs/finetuning/{'-'.join(names)}"
     check_ranges(model, run, training)
     check_trainer(training)
-    if model.model_name_or_path is None:
-        raise InputError("Give a checkpoint with --model_name_or_path: a folder, or a name on the Hub.")
+    check_model(model, given, TASKS.get(task_name))
     if "custom" in names and data.kind is None:
         raise InputError(f"A custom task needs --kind: {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
     tasks = {name: TASKS[name] if name in TASKS else custom_task(data.kind, tuple(data.text_columns)) for name in names}
     check_read(given, list(tasks.values()), data, run)
     training = share_batch(run, training, int(os.environ.get("WORLD_SIZE", "1")))
     return Arguments(tasks[task_name], model, data, run, training, given)
+
+
+def check_model(model: ModelArguments, given: frozenset[str], task: Task | None) -> None:
+    """Refuse a run without a model, or with two."""
+    if model.model_name_or_path is None and model.model_type is None:
+        raise InputError("Give a checkpoint with --model_name_or_path: a folder, or a name on the Hub.")
+    for name in sorted(given & {"model_type", "model"}):
+        if model.model_name_or_path is not None:
+            raise InputError(
+                f"`{name}` was given beside `model_name_or_path` {model.model_name_or_path}: leave one of them out."
+            )
+        if not isinstance(task, LraTask):
+            raise InputError(f"`{name}` was given, but only the tasks of the Long Range Arena start from a new model.")
 
 
 AT_LEAST_ONE = (
@@ -402,8 +444,6 @@ def check_read(given: frozenset[str], tasks: list[Task], data: DataArguments, ru
         if not any(is_read(name, task) for task in tasks):
             kinds = " or ".join(f"{task.name} ({task.kind.replace('_', ' ')})" for task in tasks)
             raise InputError(f"`{name}` was given, but {kinds} does not read it: leave it out.")
-    if "num_seeds" in given and not (run.sweep or run.sweep_grid or run.compare):
-        raise InputError("`num_seeds` was given, but only --sweep and --compare read it: leave it out.")
     if "validation_fraction" in given and data.validation_file:
         raise InputError("`validation_fraction` was given beside `validation_file`: leave one of them out.")
     if run.compare and (run.sweep or run.sweep_grid):

@@ -72,6 +72,8 @@ class Encoder(ABC):
     """One form of input, and its batches. The lengths are checked for room, and the rows that they cut are counted."""
 
     make_padding = DataCollatorWithPadding
+    input_types: dict[str, str] | None = None  # of the stored inputs, where they are not those of the tokenizer
+    inputs_per_row: int | None = 1  # None for as many as a row has options
 
     def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, max_sequence_length: int, max_option_length: int):
         self.task, self.tokenizer = task, tokenizer
@@ -99,8 +101,9 @@ class Encoder(ABC):
 
     def encode_split(self, split: str, rows: Dataset) -> Dataset:
         kind = self.task.kind
-        types = {name: Value("int32" if name == "input_ids" else "int8") for name in input_names(self.tokenizer)}
-        features = {name: List(List(type) if kind == "multiple_choice" else type) for name, type in types.items()}
+        types = {name: "int32" if name == "input_ids" else "int8" for name in input_names(self.tokenizer)}
+        types = {name: Value(type) for name, type in (self.input_types or types).items()}
+        features = {name: List(type if self.inputs_per_row == 1 else List(type)) for name, type in types.items()}
         features["length"] = Value("int32")
         if kind == "token_classification":
             features["first_tokens"] = List(Value("int32"))
@@ -180,6 +183,8 @@ class WordEncoder(TextEncoder):
 
 class ChoiceEncoder(Encoder):
     """The options of a question, each in an input of its own."""
+
+    inputs_per_row = None
 
     @classmethod
     def suited(cls, data: TaskData) -> type[Encoder]:

@@ -34,6 +34,9 @@ POOLING_NAMES = {
     "packed_max": "P, max",
     "packed_attention": "P, attention",
     "mean": "mean of tokens",
+    "mean_unmasked": "mean of tokens, unmasked",
+    "packed_mean_unmasked": "P, unmasked",
+    "packed_mean_unmasked_no_cls": "P, official",
 }
 
 
@@ -107,12 +110,15 @@ def read_grid(path: Path) -> dict[str, list[str]]:
 
 
 def sweep(task_name: str, options: list[str], run_one: Callable = finetune) -> Path:
-    """Run the grid over the seeds; writes and prints every run's result, then median and maximum of each setting.
+    """Run the grid, or without one the one setting, over the seeds; writes and prints every run's result, then mean, median
+    and maximum of each setting.
 
     Returns the table's path; `sweep.json` beside it holds the same with all results.
     """
     base = parse(task_name, options)
-    grid = read_grid(Path(base.run.sweep_grid or Path(__file__).parent / "grids" / base.task.grid))
+    grid = {}
+    if base.run.sweep or base.run.sweep_grid:
+        grid = read_grid(Path(base.run.sweep_grid or Path(__file__).parent / "grids" / base.task.grid))
     config = load_config(base)
     for name in [name for name in grid if hasattr(base.model, name) and not hasattr(config, name)]:
         logger.warning("The grid's %s does not apply to %s, and is left out.", name, config.model_type)
@@ -133,7 +139,7 @@ def sweep(task_name: str, options: list[str], run_one: Callable = finetune) -> P
     for entry in entries:
         groups.setdefault(tuple(entry[name] for name in grid), []).append(entry["results"][key])
     best_first = [
-        [*values, percent(statistics.median(scores)), percent(max(scores))]
+        [*values, *map(percent, (statistics.mean(scores), statistics.median(scores), max(scores)))]
         for values, scores in sorted(groups.items(), key=lambda item: -statistics.median(item[1]))
     ]
     text = f"""# Sweep of {base.task.title}: every run
@@ -142,7 +148,7 @@ def sweep(task_name: str, options: list[str], run_one: Callable = finetune) -> P
 
 Over {base.run.num_seeds} seed(s), best median first:
 
-{table((*grid, "median", "maximum"), best_first)}
+{table((*grid, "mean", "median", "maximum"), best_first)}
 """
     return save(output_dir, "sweep", text, {"task": task_name, "metric": key, "runs": entries})
 
@@ -176,9 +182,14 @@ def contestants(bases: list[Arguments]) -> list[tuple[str, dict[str, str]]]:
         pooling = "packed_mean" if name == "packed" else name
         checkpoint = model.model_name_or_path if pooling in POOLINGS else name
         neither = f"`compare` has {name}, which is neither a head (packed, {', '.join(POOLINGS)}) nor a checkpoint"
-        with told(neither if checkpoint == name else f"{checkpoint} cannot be read", "correct it"):
-            config = AutoConfig.from_pretrained(**replace(model, model_name_or_path=checkpoint).source)
-        label = f"Luna-{config.projection_length}" if config.model_type == "luna" else Path(checkpoint).name
+        if checkpoint is None:
+            config = load_config(bases[0])
+        else:
+            with told(neither if checkpoint == name else f"{checkpoint} cannot be read", "correct it"):
+                config = AutoConfig.from_pretrained(**replace(model, model_name_or_path=checkpoint).source)
+        label = (
+            f"Luna-{config.projection_length}" if config.model_type == "luna" else Path(checkpoint or config.model_type).name
+        )
         if pooling not in POOLINGS:
             found.append((label, {"model_name_or_path": name}))
             continue
@@ -186,7 +197,7 @@ def contestants(bases: list[Arguments]) -> list[tuple[str, dict[str, str]]]:
             raise InputError(f"`compare` has {name}, but token classification reads every token: compare checkpoints.")
         if not hasattr(config, "classifier_pooling"):
             raise InputError(
-                f"`compare` has {name}, but {checkpoint} ({config.model_type}) has no choice of heads: compare checkpoints."
+                f"`compare` has {name}, but {model.name} ({config.model_type}) has no choice of heads: compare checkpoints."
             )
         found.append((f"{label}, {POOLING_NAMES[pooling]}", {"classifier_pooling": pooling}))
     if len(found) < 2:

@@ -27,6 +27,7 @@ from finetuning.trainer import (
     FinetuningTrainer,
     LogAtSaves,
     SaveOnSignal,
+    StepTiming,
     StopEarly,
     check_best_metric,
     evaluations_since_best,
@@ -148,6 +149,8 @@ class Run:
     def suggest_small(self) -> None:
         """Say so where the default learning rate is for far larger models."""
         run, parameters = self.arguments.run, self.model.num_parameters()
+        if self.arguments.model.is_new:
+            return
         if run.do_train and run.recipe != "small" and "learning_rate" not in self.arguments.given and 0 < parameters < SMALL:
             logger.warning(
                 "The learning rate %g is for larger models than this one of %.1f million parameters: try --recipe small.",
@@ -164,8 +167,8 @@ class Run:
         limit, length = sequence_limit(self.model, self.tokenizer), self.arguments.data.max_sequence_length
         if length > limit and "max_sequence_length" in self.arguments.given:
             raise InputError(
-                f"`max_sequence_length` is {length}, but {self.arguments.model.model_name_or_path} reads at most {limit} "
-                "tokens: give no more, or leave it out."
+                f"`max_sequence_length` is {length}, but {self.arguments.model.name} reads at most {limit} tokens: give no "
+                "more, or leave it out."
             )
         return min(length, limit)
 
@@ -180,7 +183,7 @@ class Run:
             args.eval_strategy = "no"  # between the epochs; the Trainer would ask for a validation split
         if self.model.config.model_type == "luna" and args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # each of its parameters has a gradient
-        self.on_signal, callbacks = SaveOnSignal(), []
+        self.on_signal, self.timing, callbacks = SaveOnSignal(), StepTiming(args), []
         if run.early_stopping_patience is not None and run.do_train:
             callbacks.append(StopEarly(run.early_stopping_patience))
         if args.should_save:
@@ -196,7 +199,7 @@ class Run:
                 data_collator=make_collator(task, self.tokenizer, pad_to_multiple_of=pad_to_multiple_of),
                 compute_loss_func=make_loss(task, args.label_smoothing_factor),
                 compute_metrics=self.measure,
-                callbacks=[self.on_signal, LogAtSaves(), *callbacks],
+                callbacks=[self.on_signal, self.timing, LogAtSaves(), *callbacks],
                 group_by_length=run.group_by_length,
                 write_card=self.write_card,
             )
@@ -213,7 +216,7 @@ class Run:
             return
         model, kind = self.model.eval(), self.task.kind.replace("_", " ")
         batch = self.trainer.data_collator([next(iter(self.encoded.values()))[0]])
-        what = f"{self.arguments.model.model_name_or_path} ({model.config.model_type}) cannot do {kind}"
+        what = f"{self.arguments.model.name} ({model.config.model_type}) cannot do {kind}"
         with told(what, "give another checkpoint"), torch.no_grad():
             model(**{name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"})["logits"]
 
@@ -221,7 +224,12 @@ class Run:
         """Make the folder this run's."""
         with writing(self.output_dir):
             if self.args.should_save:
-                write_json(self.output_dir / "run.json", self.description | {"finished": sorted(finished)})
+                self.write_description(finished)
+
+    def write_description(self, finished: set[str]) -> None:
+        """Write what tells the run from others, and besides what its options come from and what is finished."""
+        options = {"recipe": self.arguments.run.recipe, "given": sorted(self.arguments.given)}
+        write_json(self.output_dir / "run.json", self.description | options | {"finished": sorted(finished)})
 
     def train(self) -> None:
         """Train to the end, from the newest checkpoint if there is one.
@@ -276,7 +284,7 @@ class Run:
     def predict(self) -> None:
         """Predictions of the test splits, metrics where their labels are published, and what a benchmark's server wants."""
         scores = {split: self.apply(split, split)[0] for split in self.task.test_splits if split in self.encoded}
-        if scores and self.task.name != "custom" and self.args.should_save:
+        if scores and self.task.submission_files and self.args.should_save:
             with writing(self.output_dir):
                 write_submission(self.output_dir, self.data, scores)
 
@@ -302,9 +310,10 @@ class Run:
             with writing(self.output_dir):
                 if self.arguments.run.do_train:
                     self.write_state()
+                    write_json(self.output_dir / "timing.json", self.timing.measured())
                 if self.description["do_train"]:
                     self.write_card()
-                write_json(self.output_dir / "run.json", self.description | {"finished": sorted(finished)})
+                self.write_description(finished)
                 write_json(self.output_dir / "all_results.json", self.results)
             for checkpoint in list_checkpoints(self.output_dir):  # the best one is the model now
                 shutil.rmtree(checkpoint)

@@ -17,7 +17,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 import modeling_luna  # noqa: F401  registers Luna with the Auto classes
+from configuration_luna import LunaConfig
 from finetuning.arguments import Arguments
+from finetuning.lra import transformer  # noqa: F401  registers the Long Range Arena's baseline
 from finetuning.tasks import Task, TaskData
 from luna_tools.errors import InputError, told
 
@@ -41,20 +43,41 @@ def load_config(arguments: Arguments) -> PreTrainedConfig:
         InputError: no such checkpoint, or the user gave an option that this architecture does not have.
     """
     model = arguments.model
-    what = f"{model.model_name_or_path} is neither a folder with a checkpoint nor a model of the Hub that can be read"
-    with told(what, "correct --model_name_or_path"):
-        config = AutoConfig.from_pretrained(**model.source)
+    if model.is_new:
+        config = new_config(arguments)
+    else:
+        what = f"{model.model_name_or_path} is neither a folder with a checkpoint nor a model of the Hub that can be read"
+        with told(what, "correct --model_name_or_path"):
+            config = AutoConfig.from_pretrained(**model.source)
     for name, value in model.config_overrides().items():
         if hasattr(config, name):
             with told(f"`{name}` is {value!r}, which {config.model_type} refuses", "give another value"):
                 setattr(config, name, value)
         elif name in arguments.given:
             raise InputError(
-                f"`{name}` was given, but the configuration of {model.model_name_or_path} ({config.model_type}) has no such "
-                "field: leave it out."
+                f"`{name}` was given, but the configuration of {model.name} ({config.model_type}) has no such field: leave "
+                "it out."
             )
     if getattr(config.get_text_config(), "vocab_size", None) is None:
-        raise InputError(f"{model.model_name_or_path} ({config.model_type}) reads no text: give a model that does.")
+        raise InputError(f"{model.name} ({config.model_type}) reads no text: give a model that does.")
+    return config
+
+
+def new_config(arguments: Arguments) -> PreTrainedConfig:
+    """The configuration of a new model, with the task's vocabulary. The baseline leaves out fields that are Luna's alone.
+
+    Raises:
+        InputError: no such architecture, or a field or a value that it does not have.
+    """
+    model, tokenizer = arguments.model, arguments.task.make_tokenizer()
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    with told(f"`model_type` {model.model_type} cannot be built with these fields", "correct --model_type or --model"):
+        plain = AutoConfig.for_model(model.model_type)
+        fields = {name: value for name, value in model.model.items() if hasattr(plain, name)}
+        config = AutoConfig.for_model(model.model_type, vocab_size=len(tokenizer), **ids, **fields)
+    for name, value in model.model.items():
+        if name not in fields and not hasattr(LunaConfig(), name):
+            raise InputError(f"`model.{name}` is {value}, but {model.model_type} has no such field: correct it.")
     return config
 
 
@@ -83,7 +106,7 @@ def fit_config(config: PreTrainedConfig, data: TaskData, arguments: Arguments) -
     """
     task = data.task
     if is_finetuned(config) and not arguments.model.ignore_mismatched_sizes:
-        check_head(config, data, arguments.model.model_name_or_path)
+        check_head(config, data, arguments.model.name)
     if task.kind == "multiple_choice":
         config.num_choices = num_options(data)
     elif task.kind == "regression":
@@ -128,9 +151,11 @@ def load_model(config: PreTrainedConfig, task: Task, arguments: Arguments) -> Pr
     """The checkpoint under a head for the task; says which weights are new."""
     auto_class, model = HEAD_CLASSES[task.kind], arguments.model
     kind = task.kind.replace("_", " ")
-    if model.random_weights:
-        logger.warning("All weights are new: random initialisation of %s.", model.model_name_or_path)
-        with told(f"{model.model_name_or_path} ({config.model_type}) cannot do {kind}", "give another checkpoint"):
+    if model.is_new and not arguments.run.do_train:
+        raise InputError(f"There is no checkpoint to predict {task.name} with: give --model_name_or_path, or train.")
+    if model.random_weights or model.is_new:
+        logger.warning("All weights are new: random initialisation of %s.", model.name)
+        with told(f"{model.name} ({config.model_type}) cannot do {kind}", "give another checkpoint"):
             return auto_class.from_config(config, trust_remote_code=model.trust_remote_code)
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its table of new weights says no more than the line below
@@ -156,16 +181,18 @@ def load_model(config: PreTrainedConfig, task: Task, arguments: Arguments) -> Pr
 
 
 def load_tokenizer(config: PreTrainedConfig, arguments: Arguments) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer; one that does not pad learns to, and `config` with it.
+    """The task's own tokenizer, or else the checkpoint's; one that does not pad learns to, and `config` with it.
 
     Raises:
         InputError: there is none, it has ids that the model does not know, or nothing to pad with.
     """
     model = arguments.model
-    what = f"{model.model_name_or_path} has no tokenizer that can be loaded"
-    with told(what, "save the one it was trained with beside it"):
-        tokenizer = AutoTokenizer.from_pretrained(**model.source)
-    check_vocabulary(config, tokenizer, model.model_name_or_path)
+    tokenizer = arguments.task.make_tokenizer()
+    if tokenizer is None:
+        what = f"{model.model_name_or_path} has no tokenizer that can be loaded"
+        with told(what, "save the one it was trained with beside it"):
+            tokenizer = AutoTokenizer.from_pretrained(**model.source)
+    check_vocabulary(config, tokenizer, model.name)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise InputError(

@@ -15,6 +15,7 @@ from finetuning.arguments import DROPOUTS
 from finetuning.metrics import ENTITY_METRICS, metric_names
 from finetuning.run_folder import PATHS, TRAINING_FIELDS
 from finetuning.tasks import Task, TaskData
+from finetuning.tasks.lra import LraTask
 from finetuning.trainer import metric_prefix
 from luna_tools.cards import UNNAMED, table, use_section
 
@@ -41,6 +42,22 @@ with torch.no_grad():
     scores = model(**{name: tensor.unsqueeze(0) for name, tensor in inputs.items()}).logits[0]
 print(options[scores.argmax()])
 """)
+# Inputs that no pipeline makes: two texts that are read alone, and the pixels of a picture.
+SYMBOLS = Template("""import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+$unnamed
+tokenizer = AutoTokenizer.from_pretrained(name$remote)
+model = AutoModelForSequenceClassification.from_pretrained(name$remote)
+$inputs
+with torch.no_grad():
+    scores = model(**inputs).logits[0]
+print(model.config.id2label[scores.argmax().item()])
+""")
+TWO_TEXTS = """texts = tokenizer(["The first text.", "The second text."], truncation=True, padding=True, return_tensors="pt")
+inputs = {name: tensor.unsqueeze(0) for name, tensor in texts.items()}"""
+PIXELS = """pixels = [0] * $count  # the grey levels, row by row
+inputs = tokenizer(" ".join(map(str, pixels)), return_tensors="pt")"""
 WITH_PASSAGE = """passage = "Anna took the train to Rome."
 question, options = "Where is Anna?", ["In Rome", "At home"]
 questions = [question.replace("_", option) if "_" in question else f"{question} {option}" for option in options]
@@ -82,7 +99,7 @@ def make_model_card(
         model_name=model_name,
         base_model=None if "model" in description["digests"] else base_model,  # a folder is no name on the Hub
         datasets=[task.hub_dataset] if task.hub_dataset else None,
-        language=language or ("en" if task.hub_dataset else None),
+        language=language or ("en" if task.hub_dataset and task.text_columns else None),
         library_name="transformers",
         license=license,
         metrics=sorted({HUB_METRICS.get(name, name) for values in metrics.values() for name in values}),
@@ -162,6 +179,10 @@ def usage(model_type: str, data: TaskData) -> str:
         has_passages = any(any(split["passage"]) for split in data.splits.values())
         inputs = WITH_PASSAGE if has_passages else WITHOUT_PASSAGE
         return MULTIPLE_CHOICE.substitute(unnamed=UNNAMED, remote=remote, inputs=inputs)
+    if isinstance(task, LraTask) and task.columns != ("text",):
+        first = next(iter(data.splits.values()))[0]
+        inputs = TWO_TEXTS if "text" in first else Template(PIXELS).substitute(count=len(first["pixels"]))
+        return SYMBOLS.substitute(unnamed=UNNAMED, remote=remote, inputs=inputs)
     settings = f'"{HUB_TASKS[task.kind]}", model=name{remote}'
     if task.kind == "token_classification":
         text = '"Anna took the train to Rome."'

@@ -49,7 +49,8 @@ def write_predictions(
     path = output_dir / f"predictions_{split}.jsonl"
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         for number, (row, scores, prediction) in enumerate(zip(dataset, logits, decided, strict=True)):
-            line = {"index": row["index"], **{name: shown(row[name]) for name in task.columns}}
+            texts = {name: shown(row[name]) for name in task.columns if not isinstance(row[name], bytes)}
+            line = {"index": row["index"], **texts}
             label = row["label"]
             if task.kind == "regression":
                 line["prediction"] = _short(prediction)

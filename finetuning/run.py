@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
         logging.getLogger(__name__).warning("Processes: %d, on %s.", args.world_size, args.device.type)
         if arguments.run.compare:
             compare(task_names, options)
-        elif arguments.run.sweep or arguments.run.sweep_grid:
+        elif arguments.run.sweep or arguments.run.sweep_grid or arguments.run.num_seeds > 1:
             sweep(task_names[0], options)
         else:
             results = finetune(fit_recipe(arguments))

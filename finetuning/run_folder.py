@@ -42,7 +42,8 @@ def describe(arguments: Arguments, args: TrainingArguments) -> dict:
         "do_train": arguments.run.do_train,
     }
     values |= {name: getattr(args, name) for name in TRAINING_FIELDS}
-    values["lr_scheduler_kwargs"] = values["lr_scheduler_kwargs"] or None  # as runs of earlier versions say it
+    for name in ("lr_scheduler_kwargs", "model"):
+        values[name] = values[name] or None  # as runs of earlier versions say it
     values |= {"digests": digests(arguments)}
     return json.loads(json.dumps(values, default=str))
 
@@ -54,8 +55,8 @@ def public_path(path: str) -> str:
 
 def digests(arguments: Arguments) -> dict[str, str]:
     """SHA-256 of what the run reads from the disk, by split, and of "model"; nothing for what lies on the Hub."""
-    checkpoint = Path(arguments.model.model_name_or_path)
-    patterns = ("config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer*")
+    checkpoint = Path(arguments.model.model_name_or_path or "")
+    patterns = () if arguments.model.is_new else ("config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer*")
     files = {"model": [path for pattern in patterns for path in sorted(checkpoint.glob(pattern)) if path.is_file()]}
     if arguments.task.name == "custom":
         files |= arguments.task.files(arguments.data)

@@ -355,6 +355,33 @@ class SaveOnSignal(TrainerCallback):
             signal.signal(number, handler)
 
 
+class StepTiming(TrainerCallback):
+    """Measure the time of the optimizer steps, without evaluations and saving. The first ones warm up and do not count."""
+
+    WARMUP = 5  # steps, where there are more
+
+    def __init__(self, args: TrainingArguments):
+        self.device = (
+            torch.cuda.get_device_name() if args.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        )
+        self.times: list[float] = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.began = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.times.append(time.perf_counter() - self.began)
+
+    def measured(self) -> dict[str, object]:
+        """The device, the steps since the run was started last, and their mean time.
+
+        An accelerator queues its work: of a step's times, the mean alone means something.
+        """
+        counted = self.times[self.WARMUP :] or self.times
+        seconds = float(f"{np.mean(counted):.4g}") if counted else None
+        return {"device": self.device, "steps": len(counted), "seconds_per_step": seconds}
+
+
 class LogAtSaves(TrainerCallback):
     """Log the training loss wherever a checkpoint or the run ends: a run that goes on would lose what is not logged."""
 

@@ -80,13 +80,15 @@ class PublishedTask(Task, ABC):
             return {}
         if not source.is_dir():
             raise InputError(f"`--data_dir` {source}: there is no such folder; give the one with the files of {self.title}.")
-        parquet = {split: self._parquet_files(source, split) for split in self.split_names}
-        original = {split: self.original_files(source, split) for split in self.split_names}
+        parquet = {split: self._parquet_files(source, split) if self.hub_dataset else [] for split in self.split_names}
+        original = {split: self.original_files(source, split) if self.folder else [] for split in self.split_names}
         files, pattern = (parquet, self._parquet_pattern) if any(parquet.values()) else (original, self.original_pattern)
         if not any(files.values()):
+            forms = [f"the Hub's {self._parquet_pattern('train')}"] if self.hub_dataset else []
+            forms += [f"the original {self.original_pattern('train')}"] if self.folder else []
             raise InputError(
-                f"`--data_dir` {source} holds {self.title} in no published format: put in the Hub's "
-                f"{self._parquet_pattern('train')} or the original {self.original_pattern('train')}, and the other splits."
+                f"`--data_dir` {source} holds {self.title} in no published format: put in {' or '.join(forms)}, and the "
+                "other splits."
             )
         for split, paths in files.items():
             if not paths and split not in self.test_splits:
@@ -139,7 +141,8 @@ class PublishedTask(Task, ABC):
         for name in self.columns:
             if name == "options":
                 check_options(columns["options"], name, place)
-            check_texts(columns[name], name, place)
+            if name != "pixels":
+                check_texts(columns[name], name, place)
         label = columns["label"]
         if label not in (None, "", -1, "-1"):
             return Row(place, columns | {"label": self._label_id(label, columns, place)})

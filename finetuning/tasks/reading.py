@@ -49,7 +49,7 @@ def make_dataset(task: Task, where: str, rows: list[Row]) -> "Dataset":
                     "give every row as many."
                 )
     label = {"regression": Value("float32"), "token_classification": List(Value("int64"))}.get(task.kind, Value("int64"))
-    text = {name: Value("string") for name in task.columns}
+    text = {name: Value("large_binary" if name == "pixels" else "string") for name in task.columns}
     lists = {name: List(Value("string")) for name in ("options", "words") if name in text}
     index = Value("string" if isinstance(first["index"], str) else "int64")
     features = Features({"index": index, **text, **lists, "label": label})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
     from finetuning.encoding import Encoder
 
@@ -72,6 +73,10 @@ class Task(ABC):
         from finetuning.encoding import ENCODERS
 
         return ENCODERS[self.kind]
+
+    def make_tokenizer(self) -> "PreTrainedTokenizerBase | None":
+        """The tokenizer of a task whose inputs have a vocabulary of their own; None of one that reads any text."""
+        return None
 
     def check_submission(self, data: "TaskData") -> None:
         """Refuse test rows that the benchmark's server would take for others. Most servers go by the rows' ids."""

@@ -64,15 +64,9 @@ def config_from_args(
     """
     arch = getattr(args, "arch", None)
     if arch not in ARCHITECTURES:
-        # Another family of the official code: its models are not here yet.
-        if str(arch).startswith("luna_lra"):
-            raise InputError(
-                f"The checkpoint's architecture is {arch}, of the lra family, which is not supported yet: only the masked "
-                "language model and translation models are."
-            )
         raise InputError(
-            f"The checkpoint's architecture is {arch}, but only the masked language model can be converted: "
-            f"{', '.join(ARCHITECTURES)}."
+            f"The checkpoint's architecture is {arch}, but only the masked language model "
+            f"({', '.join(ARCHITECTURES)}), translation models and those of the Long Range Arena can be converted."
         )
     missing = [arg for arg in (*CONFIG_OF_ARG, "max_positions", "activation_fn") if not hasattr(args, arg)]
     if missing:
@@ -111,6 +105,8 @@ OFFICIAL_CONFIG = {
     "layer_norm_eps": 1e-5,
     "pad_token_id": 1,
 }
+# And its heads.
+OFFICIAL_HEAD = {"classifier_hidden_size": None, "classifier_act": "tanh", "classifier_bias": True, "classifier_pair": None}
 OFFICIAL_ACTIVATIONS = {ours: official for official, ours in ACTIVATIONS.items() if official != "gelu_fast"}
 
 

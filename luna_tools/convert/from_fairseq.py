@@ -21,6 +21,7 @@ from luna_tools.cards import model_card
 from luna_tools.convert.checkpoint import list_names, load_fairseq_checkpoint, name_dtype
 from luna_tools.convert.configuration import config_from_args
 from luna_tools.convert.goldens import compare_folder
+from luna_tools.convert.lra import config_from_lra_args, convert_lra_state_dict, is_lra
 from luna_tools.convert.seq2seq import config_from_seq2seq_args, convert_seq2seq_state_dict, is_seq2seq
 from luna_tools.convert.tokenizer import (
     build_tokenizer,
@@ -51,7 +52,7 @@ class Converted:
     symbols: list[str]  # of the dictionary, in the order of their ids
     arch: str
     model_class: type[PreTrainedModel]
-    head: str | None  # official name of the classification head that was converted
+    head: str | None  # official name of the classification head that was converted beside the language model's
     layer_norm_scale: str
     left_out: list[str]  # official names of parameters of other heads
     dtypes: set[str]  # of the official weights
@@ -88,6 +89,8 @@ def read_checkpoint(
             f"--target_dictionary is {target_dictionary}, but the checkpoint's architecture is {args.arch}, which is no "
             "translation model: leave it out."
         )
+    if is_lra(args):
+        return read_lra_checkpoint(args, state_dict, dictionary, symbols, head, layer_norm_scale)
     head = choose_head(state_dict, head)
     # What is missing or has no rows is refused by its name below.
     rows = {name: len(tensor) for name, tensor in state_dict.items() if tensor.ndim > 0}
@@ -133,6 +136,28 @@ def read_seq2seq_checkpoint(
     return Converted(*names, target_symbols)
 
 
+def read_lra_checkpoint(
+    args: argparse.Namespace,
+    state_dict: dict[str, torch.Tensor],
+    dictionary: Path,
+    symbols: list[str],
+    head: str | None,
+    layer_norm_scale: str,
+) -> Converted:
+    """Convert a Long Range Arena model, which is a classifier and nothing else."""
+    if head is not None:
+        raise InputError(f"`head` is {head}, but a Long Range Arena checkpoint has one classifier: leave it out.")
+    config = config_from_lra_args(args, len(symbols), state_dict)
+    embeddings = state_dict.get("encoder.encoder.embed_tokens.weight")
+    check_vocabulary(dictionary, len(symbols), len(symbols) if embeddings is None else len(embeddings))
+    if layer_norm_scale == "auto":
+        layer_norm_scale = find_layer_norm_scale(state_dict)
+    weights = convert_lra_state_dict(state_dict, config, layer_norm_scale)
+    dtypes = {name_dtype(tensor) for tensor in state_dict.values()}
+    model_class = LunaForSequenceClassification
+    return Converted(config, weights, symbols, args.arch, model_class, None, layer_norm_scale, [], dtypes)
+
+
 def make_model(converted: Converted) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
     """The model without a copy of its weights, and all weights to be saved.
 
@@ -171,9 +196,11 @@ def make_card(model: PreTrainedModel, converted: Converted, checkpoint: Path, ha
     """What is known of a converted checkpoint, and nothing else."""
     scale = "1 + those in the file" if converted.layer_norm_scale == "weight_plus_one" else "as in the file"
     rows = {"LayerNorm weights": scale}
-    if converted.head is not None:
+    if converted.model_class is LunaForSequenceClassification:
         labels = f"{model.config.num_labels} classes, whose names are not known"
-        rows["classification head"] = f"`{converted.head}`, {model.config.classifier_pooling}, {labels}"
+        name = f"`{converted.head}`, " if converted.head else ""
+        rows["classification head"] = f"{name}{model.config.classifier_pooling}, {labels}"
+    if converted.head is not None:
         rows["language model head"] = "in the file as well: `AutoModelForMaskedLM` loads it"
     source = f"""## Source
 
@@ -248,12 +275,11 @@ def convert(
     print(f"Converted {checkpoint} ({converted.arch}) to {out}: {type(model).__name__}, {parameters}.")
     factor = "weight + 1" if converted.layer_norm_scale == "weight_plus_one" else "weight"
     print(f"LayerNorm factor: {factor} ({'detected' if layer_norm_scale == 'auto' else 'given'}).")
-    if converted.head is not None:
+    if converted.model_class is LunaForSequenceClassification:
         pooling, classes = converted.config.classifier_pooling, converted.config.num_labels
-        print(
-            f"Classification head: {converted.head}, classifier_pooling {pooling}, {classes} classes. "
-            "The language model head is in the file, too: AutoModelForMaskedLM loads it."
-        )
+        name = f"{converted.head}, " if converted.head else ""
+        more = " The language model head is in the file, too: AutoModelForMaskedLM loads it." if converted.head else ""
+        print(f"Classification head: {name}classifier_pooling {pooling}, {classes} classes.{more}")
     if dtypes := converted.dtypes - {"float32"}:
         print(f"Weights in {' and '.join(sorted(dtypes))} were converted to float32.")
     if converted.left_out:

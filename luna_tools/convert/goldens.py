@@ -23,6 +23,7 @@ from transformers import (
 from causal_luna import CAUSAL_ACTIVATIONS, CausalState, causal_attention
 from configuration_luna import LunaConfig
 from luna_tools.convert.configuration import args_from_config
+from luna_tools.convert.lra import args_from_lra_config, is_lra_config, map_lra_names
 from luna_tools.convert.seq2seq import args_from_seq2seq_config, map_seq2seq_names
 from luna_tools.convert.weights import map_names
 from luna_tools.errors import InputError, told
@@ -77,12 +78,18 @@ def build_model(
     return model
 
 
+def is_of_lra(facts: dict) -> bool:
+    """Whether goldens are those of a Long Range Arena model, of the kind lra or lra_head."""
+    return str(facts.get("kind")).startswith("lra")
+
+
 def check_same_model(config: LunaConfig, facts: dict) -> None:
     """Raises InputError for goldens of another model."""
     if config.is_encoder_decoder:
         ours = args_from_seq2seq_config(config)
     else:
-        ours = args_from_config(config) | {"vocab_size": config.vocab_size}
+        ours = args_from_lra_config(config) if is_of_lra(facts) else args_from_config(config)
+        ours["vocab_size"] = config.vocab_size
     for name, value in ours.items():
         official = facts["official"].get(name, value)
         if official != value:
@@ -330,21 +337,7 @@ def compare_seq2seq(
                 tolerance = GRADIENT_TOLERANCE * official.abs().max().item()
                 comparison.differences.append(Difference("grad", key, difference, tolerance))
         compare_generated(model, comparison, batch, inputs)
-    kinds = (
-        "src_",
-        "prev",
-        "target",
-        "tgt",
-        "packed",
-        "enc",
-        "dec",
-        "logits",
-        "loss",
-        "grad",
-        "greedy.t",
-        "greedy.s",
-        "beam",
-    )
+    kinds = ("src_", "prev", "target", "tgt", "packed", "enc", "dec", "logits", "loss", "grad", "greedy.", "beam")
     return comparison.finish(kinds) if training else comparison.differences
 
 
@@ -399,6 +392,59 @@ def sequence_scores(model: LunaForConditionalGeneration, inputs: dict, tokens: t
     return chosen.sum(dim=-1) / is_token.sum(dim=-1)
 
 
+# The official code's float32 error of the states of its Long Range Arena models, of which the goldens have that of the
+# logits alone: it is that of luna_bert/fixed, the largest for states of this size. And what gradients may differ by, of the
+# largest in the tensor.
+LRA_STATE_ERROR, LRA_GRADIENT_TOLERANCE = 3e-6, 1e-3
+
+
+def compare_lra(
+    model: LunaForSequenceClassification, goldens: dict[str, torch.Tensor], facts: dict, training: bool = True
+) -> list[Difference]:
+    """Compare a Long Range Arena model on every batch of the goldens, and in `training` losses and gradients.
+
+    Raises: as `compare_masked_lm`.
+    """
+    noise = dict.fromkeys(("hidden", "packed", "sentence_rep"), LRA_STATE_ERROR) | facts["noise"]
+    comparison = Comparison(goldens, facts | {"noise": noise | {"loss": noise["logits"]}})
+    take, compare, last = comparison.take, comparison.compare, model.config.num_hidden_layers
+    names, pad = map_lra_names(model.config), model.config.pad_token_id
+    each = 1 if model.config.classifier_pair is None else 2  # of two texts, the goldens have the states of the first
+    read = []  # what the classifier reads: X, P, the slots of P in use, the mask
+    with model.classifier.register_forward_pre_hook(lambda classifier, inputs: read.append(inputs)):
+        for batch in facts["batches"]:
+            input_ids, is_token = take(f"{batch}.input_ids"), take(f"{batch}.encoder_input_ids") != pad
+            if not torch.equal(input_ids != pad, take(f"{batch}.attention_mask").bool()):
+                raise ValueError(f"{batch}.attention_mask is not the mask of the padding")
+            if model.config.classifier_pair is not None:
+                input_ids = torch.stack([input_ids, take(f"{batch}.input_ids_1")], dim=1)
+            labels = take(f"{batch}.labels") if training else None
+            model.zero_grad()
+            with torch.set_grad_enabled(training):
+                inputs = {"input_ids": input_ids, "attention_mask": (input_ids != pad).long(), "labels": labels}
+                outputs = model(**inputs, output_hidden_states=True)
+                x_brd, p_bld, is_used_bl, _ = read[-1]
+                sentences_bd = model.classifier.pool(x_brd, p_bld, None, is_used_bl)
+            packed_mask = take(f"{batch}.packed_mask").bool()
+            packed_state = outputs.packed_state[::each, : packed_mask.shape[1]]
+            compare("hidden", f"{batch}.hidden.{last}", outputs.hidden_states[-1][::each], is_token)
+            compare("packed", f"{batch}.packed.{last}", packed_state, packed_mask)
+            compare("sentence_rep", f"{batch}.sentence_rep", sentences_bd[::each])
+            compare("logits", f"{batch}.logits", outputs.logits)
+            if not training:
+                continue
+            compare("loss", f"{batch}.loss", outputs.loss)
+            keys = [key for key in goldens if key.startswith(f"{batch}.grad.")]
+            if keys:
+                outputs.loss.backward()
+            for key in keys:
+                gradient, official = model.get_parameter(names[key.removeprefix(f"{batch}.grad.")]).grad, take(key)
+                tolerance = LRA_GRADIENT_TOLERANCE * official.abs().max().item()
+                comparison.differences.append(Difference("grad", key, max_abs_difference(gradient, official), tolerance))
+    kinds = ("input", "attention", "encoder", "packed", "hidden", "sentence", "logits", "label", "loss", "grad")
+    return comparison.finish(kinds) if training else comparison.differences
+
+
 def compare_folder(folder: Path, path: Path) -> dict[str, float]:
     """How far the model in a folder is from the goldens in a file.
 
@@ -411,15 +457,18 @@ def compare_folder(folder: Path, path: Path) -> dict[str, float]:
     """
     goldens, facts = read_goldens(path)
     config = LunaConfig.from_pretrained(folder)
-    if config.is_encoder_decoder != (facts.get("kind") == "seq2seq"):
+    is_lra = is_lra_config(config)
+    if (config.is_encoder_decoder, is_lra) != (facts.get("kind") == "seq2seq", is_of_lra(facts)):
         raise InputError(f"{path} is of another model: its kind is {facts.get('kind')}, which {folder} is not.")
-    if config.is_encoder_decoder:
-        check_same_model(config, facts)
+    check_same_model(config, facts)
+    if config.is_encoder_decoder or is_lra:
         with told(f"{path} does not fit the model", "give the goldens of this checkpoint"):
+            if is_lra:
+                classifier = AutoModelForSequenceClassification.from_pretrained(folder)
+                return largest_ratios(compare_lra(classifier, goldens, facts, training=False))
             model = AutoModelForSeq2SeqLM.from_pretrained(folder)
             return largest_ratios(compare_seq2seq(model, goldens, facts, training=False))
     model = AutoModelForMaskedLM.from_pretrained(folder)
-    check_same_model(model.config, facts)
     with told(f"{path} does not fit the model", "give the goldens of this checkpoint"):
         differences = compare_masked_lm(model, goldens, facts, training=False)
         if model.config.architectures == [LunaForSequenceClassification.__name__]:

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 from configuration_luna import LunaConfig
 from luna_tools.convert.checkpoint import check_kinds, name_dtype
-from luna_tools.convert.configuration import NAME_OF_HEAD, POOLING_OF_HEAD, args_from_config
+from luna_tools.convert.configuration import NAME_OF_HEAD, OFFICIAL_HEAD, POOLING_OF_HEAD, args_from_config
 from luna_tools.convert.from_fairseq import TARGET_TOKENIZER
+from luna_tools.convert.lra import args_from_lra_config, convert_lra_state_dict, is_lra_config, map_lra_names
 from luna_tools.convert.seq2seq import args_from_seq2seq_config, official_seq2seq_state_dict
 from luna_tools.convert.tokenizer import (
     check_vocabulary,
@@ -20,7 +21,7 @@ from luna_tools.convert.tokenizer import (
     recover_dictionary,
     recover_files,
 )
-from luna_tools.convert.weights import official_state_dict
+from luna_tools.convert.weights import official_parameters, official_state_dict, shift_layer_norms
 from luna_tools.errors import InputError, told
 from luna_tools.files import put_in_place, staging_folder, writing
 from modeling_luna import (
@@ -80,6 +81,11 @@ SEQ2SEQ_ARGS = {
     "lr_scheduler": "inverse_sqrt",
     "seed": 1,
 }
+# Those that the masked language model alone has.
+MASKED_LM_ARGS = (
+    "encoder_layers_to_keep pooler_activation_fn sample_break_mode mask_prob leave_unmasked_prob random_token_prob "
+    "freq_weighted_replacement mask_whole_words"
+).split()
 
 
 def read_folder(folder: Path) -> tuple[LunaConfig, dict[str, torch.Tensor]]:
@@ -120,6 +126,9 @@ def find_head_name(config: LunaConfig, wanted: str | None) -> str | None:
         raise InputError(f"The folder holds {held}, for which the official code has no model.")
     if wanted == "none":
         return None
+    for name, value in OFFICIAL_HEAD.items():
+        if getattr(config, name) != value:
+            raise InputError(f"The model's {name} is {getattr(config, name)}, but the official heads have {value}.")
     pooling = config.classifier_pooling
     if pooling not in NAME_OF_HEAD:
         raise InputError(
@@ -182,6 +191,8 @@ def official_checkpoint(
     config, weights = read_folder(folder)
     if config.architectures == [LunaForConditionalGeneration.__name__]:
         return config, official_seq2seq_checkpoint(config, weights, head, layer_norm_scale, languages), None, []
+    if is_lra_config(config):
+        return config, *official_lra_checkpoint(config, weights, head, layer_norm_scale)
     head = find_head_name(config, head)
     if config.architectures == [LunaForMultipleChoice.__name__]:
         config.num_labels = 1  # whatever the config has, the head gives each choice one score
@@ -197,6 +208,20 @@ def official_checkpoint(
         messages.append(f"Weights in {' and '.join(sorted(dtypes))} were converted to float32.")
     state_dict = official_state_dict(config, weights, head, layer_norm_scale)
     return config, checkpoint_of(args, state_dict, "MaskedLmLoss"), head, messages
+
+
+def official_lra_checkpoint(
+    config: LunaConfig, weights: dict[str, torch.Tensor], head: str | None, layer_norm_scale: str
+) -> tuple[dict, None, list[str]]:
+    """The same, without the configuration, of a Long Range Arena model."""
+    if head is not None:
+        raise InputError(f"`head` is {head}, but the classifier of a Long Range Arena model has no name: leave it out.")
+    others = {name: value for name, value in OTHER_ARGS.items() if name not in MASKED_LM_ARGS}
+    args = argparse.Namespace(**others | args_from_lra_config(config))
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith("lm_head.")}
+    state_dict = official_parameters(weights, map_lra_names(config))
+    convert_lra_state_dict(state_dict, config)  # for what it refuses
+    return checkpoint_of(args, shift_layer_norms(state_dict, layer_norm_scale), "LRACrossEntropyCriterion"), None, []
 
 
 def tokenizer_files(folder: Path, dictionary: Path | None, vocab_size: int, messages: list[str]) -> dict[str, bytes]:

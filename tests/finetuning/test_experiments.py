@@ -91,11 +91,18 @@ def test_the_table_has_every_run_and_each_setting_s_median_and_maximum(options, 
     rates = ["0.001"] * 3 + ["0.002"] * 3
     cells = zip(folders, rates, "567567", [f"{100 * score:.2f}" for score in scores], strict=True)
     assert rows[2:8] == [list(row) for row in cells]
-    assert rows[8] == ["learning_rate", "median", "maximum"]
-    assert rows[10:] == [["0.002", "61.00", "67.00"], ["0.001", "50.00", "90.00"]]
+    assert rows[8] == ["learning_rate", "mean", "median", "maximum"]
+    assert rows[10:] == [["0.002", "62.67", "61.00", "67.00"], ["0.001", "53.33", "50.00", "90.00"]]
     assert path.read_text() in capsys.readouterr().out
     saved = json.loads((tmp_path / "out" / "sweep.json").read_text())
     assert [entry["results"]["eval_accuracy"] for entry in saved["runs"]] == scores
+
+
+def test_seeds_without_a_grid(options, tmp_path):
+    runs = FakeRuns([0.5, 0.7, 0.9])
+    path = sweep("sst2", [*options, "--num_seeds", "3"], runs)
+    assert [Path(a.training.output_dir).name for a in runs.calls] == ["seed_42", "seed_43", "seed_44"]
+    assert table_rows(path.read_text())[-1] == ["70.00", "70.00", "90.00"]
 
 
 def test_an_interrupted_sweep_goes_on_where_it_stopped(options, grid):

@@ -141,7 +141,6 @@ WRONG = [
     ("CUSTOM --kind token_classification --classifier_pooling mean", r"pooling` .* custom \(token classification\)"),
     ("CUSTOM --kind token_classification --train_file t --compare cls packed", "`compare` has cls, but token cl"),
     ("CUSTOM --kind regression --validation_file a --validation_fraction 0.2", "fraction` was given beside `valida"),
-    ("SST2 --num_seeds 3", "`num_seeds` was given, but only --sweep and --compare read it: leave"),
     ("CUSTOM", "A custom task needs --kind: classification, regression"),
     ("CUSTOM --kind classification --test_file {base}/rows.csv --class_names a b", "custom has no train rows here: give"),
     ("SST2 --fp16", "`fp16` is True, but float16 is for accelerators: on a CPU, give --bf16 or neither"),

@@ -37,6 +37,10 @@ DEFAULTS = {
     "eos_token_id": 2,
     "tie_word_embeddings": True,
     "classifier_pooling": "cls",
+    "classifier_hidden_size": None,
+    "classifier_act": "tanh",
+    "classifier_bias": True,
+    "classifier_pair": None,
     "classifier_dropout": 0.0,
     "output_logits": False,
 }
@@ -66,6 +70,10 @@ OTHER_VALUES = {
     "eos_token_id": [2, 4],
     "tie_word_embeddings": False,
     "classifier_pooling": "packed_mean",
+    "classifier_hidden_size": 0,
+    "classifier_act": "relu",
+    "classifier_bias": False,
+    "classifier_pair": "interact",
     "classifier_dropout": 0.2,
     "output_logits": True,
 }
@@ -179,6 +187,8 @@ WRONG_VALUES = [
         ("`max_position_embeddings` is 2", "`pad_token_id` = 1", "plus 2"),
     ),
     ({"hidden_act": "gulu"}, ("`hidden_act` is 'gulu'", '"gelu"')),
+    ({"classifier_act": "rely"}, ("`classifier_act` is 'rely'", '"relu"')),
+    ({"classifier_hidden_size": -1}, ("`classifier_hidden_size` is -1", "0 for no hidden layer")),
     *[
         ({name: value}, (f"`{name}` is {value}", "[0, 1)"))
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "classifier_dropout")
@@ -237,6 +247,10 @@ WRONG_TYPES = [
     ("eos_token_id", "</s>"),
     ("classifier_pooling", "packed"),
     ("classifier_pooling", None),
+    ("classifier_hidden_size", "none"),
+    ("classifier_act", None),
+    ("classifier_bias", "no"),
+    ("classifier_pair", "sum"),
     ("classifier_dropout", "none"),
     ("classifier_dropout", None),
     ("output_logits", "no"),

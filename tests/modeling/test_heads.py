@@ -164,7 +164,9 @@ def test_dropout_of_the_heads_is_their_own(row, classifier_dropout):
     if pooling is None:
         assert in_head == ([(used, (2, 9, 16))] if row is TAGGER else [])
     else:
-        assert in_head == ([(0.0, (2, 2, 1, 5))] if pooling == "packed_attention" else []) + [(used, (2, 16))] * 2
+        attention = [(0.0, (2, 2, 1, 5))] if pooling == "packed_attention" else []
+        hidden_size = row.options.get("classifier_hidden_size", 16)
+        assert in_head == [*attention, (used, (2, 16)), (used, (2, hidden_size))]
     assert torch.equal(row.results(model.eval(), BATCH), row.results(row.build(num_hidden_layers=1), BATCH))
 
 
@@ -364,3 +366,46 @@ def test_every_representation_learns_the_order_of_two_markers(pooling):
     accuracies, steps = learn_the_order_of_markers(pooling, seed=0)
     print(f"{pooling}: {accuracies} after {steps} steps")
     assert min(accuracies.values()) >= 0.99
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Heads of the Long Range Arena models
+
+
+@pytest.mark.parametrize("hidden_size", [None, 0, 20])
+@pytest.mark.parametrize("pair", ["concat", "interact"])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_two_texts(pooling, pair, hidden_size):
+    """Each is encoded alone, and neither the padding nor the other pairs of the batch matter."""
+    model = CLASSIFIER.shared(
+        classifier_pooling=pooling, classifier_pair=pair, classifier_hidden_size=hidden_size, classifier_act="relu"
+    )
+    weights = naive.as_weights(model.state_dict())
+    assert not (hidden_size == 0 and any("dense" in name for name in weights))
+    pairs = [(TEXT, TEXT[2:6]), (TEXT[:1], TEXT[::-1])]
+    batch = pad_batch([text for texts in pairs for text in texts], width=12)
+    logits = model(**{name: x.unflatten(0, (-1, 2)) for name, x in batch.items()}).logits
+    for row, texts in zip(logits, pairs, strict=True):
+        assert_close(row, naive.classifier_logits(weights, model.config, *texts), TOLERANCE)
+
+
+@pytest.mark.parametrize("shape", [(2, 9), (2, 3, 9)])
+def test_one_text_or_three_for_two_is_refused(shape):
+    model = CLASSIFIER.shared(classifier_pair="concat")
+    with pytest.raises(ValueError, match=r"pair of texts needs `input_ids` of shape \(batch_size, 2, sequence_length\)"):
+        model(torch.ones(shape, dtype=torch.long))
+
+
+@pytest.mark.parametrize("pooling", ["mean_unmasked", "packed_mean_unmasked", "packed_mean_unmasked_no_cls"])
+def test_the_unmasked_means(pooling):
+    """Without padding they are the equations'; a row beside a longer one has another result, unlike the masked means."""
+    model = CLASSIFIER.shared(classifier_pooling=pooling)
+    weights = naive.as_weights(model.state_dict())
+    alone = model(ids_of(TEXT[:4])).logits[0]
+    assert_close(alone, naive.classifier_logits(weights, model.config, TEXT[:4]), TOLERANCE)
+    beside = model(**pad_batch([TEXT, TEXT[:4]])).logits
+    assert_close(beside[0], naive.classifier_logits(weights, model.config, TEXT), TOLERANCE)
+    assert (beside[1] - alone).abs().max() > 1e-3
+    # How wide the padding is matters to the mean over all positions alone.
+    wider = model(**pad_batch([TEXT, TEXT[:4]], width=13)).logits
+    assert torch.allclose(wider, beside) == (pooling != "mean_unmasked")

@@ -11,19 +11,22 @@ from torch import nn
 
 from configuration_luna import LunaConfig
 from luna_tools.convert.checkpoint import load_fairseq_checkpoint
-from luna_tools.convert.weights import find_layer_norm_scale, is_layer_norm_weight, map_names
-from modeling_luna import LunaLayer, LunaModel, masked_mean, sinusoids
+from luna_tools.convert.weights import map_names
+from modeling_luna import LunaForSequenceClassification, LunaLayer, masked_mean, sinusoids
 from tests.support.parity_kit import (
     HEAD_VARIANTS,
+    LRA_VARIANTS,
     MASKED_LM_VARIANTS,
     TOLERANCE_FACTOR,
     causal_params,
     compare_causal_attention,
     compare_classifier,
+    compare_lra,
     compare_masked_lm,
     find_in_kit,
     find_variant,
     load_classifier,
+    load_lra,
     load_masked_lm,
     max_abs_difference,
     read_goldens,
@@ -105,76 +108,58 @@ def test_another_pooling_is_noticed(case):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Encoders of the other official models, which their checkpoints hold under other names
+# Long Range Arena
 
 
-def load_lra_encoder(variant: str) -> tuple[LunaModel, dict[str, str], dict[str, torch.Tensor]]:
-    """The encoder of a Long Range Arena variant, its official parameter names, and all official parameters."""
-    args, state_dict = load_fairseq_checkpoint(find_variant(variant) / "model.pt")
-    config = LunaConfig(
-        vocab_size=len(state_dict["encoder.encoder.embed_tokens.weight"]),
-        hidden_size=args.encoder_embed_dim,
-        num_hidden_layers=args.encoder_layers,
-        num_attention_heads=args.encoder_attention_heads,
-        intermediate_size=args.encoder_ffn_embed_dim,
-        projection_length=args.encoder_projection_length,
-        max_position_embeddings=args.max_positions + 2,
-        tie_key_value=args.tie_kv,
-        share_layer_weights=args.tie_layer_weights,
-        hidden_act=args.activation_fn,
-    )
-    config._attn_implementation = "sdpa"
-    names = {
-        name.replace("encoder.sentence_encoder.", "encoder.encoder."): ours.removeprefix("luna.")
-        for name, ours in map_names(config).items()
-        if ours.startswith("luna.")
-    }
-    plus = 1 if find_layer_norm_scale(state_dict) == "weight_plus_one" else 0
-    model = LunaModel(config).eval()
-    model.load_state_dict({ours: state_dict[name] + plus * is_layer_norm_weight(name) for name, ours in names.items()})
-    return model, names, state_dict
+LRA_KINDS = {"hidden", "packed", "sentence_rep", "logits", "loss", "grad"}
 
 
-@pytest.mark.parametrize(
-    "variant",
-    variant_params(
-        "lra/listop_tied_layers",
-        "lra/listop_untied_layers",
-        "lra/listop_tie_kv",
-        "lra_head/listop_tied_layers",
-        "lra_head/listop_untied_layers",
-    ),
-)
-def test_lra_encoder(variant):
-    goldens, facts = read_goldens(variant)
-    model, names, state_dict = load_lra_encoder(variant)
-    # No error of the states is recorded; this is that of luna_bert/fixed, the largest for states of this size.
-    tolerance = TOLERANCE_FACTOR * 3e-6
-    last = model.config.num_hidden_layers
-    for batch in facts["batches"]:
-        mask, packed_mask = goldens[f"{batch}.attention_mask"].bool(), goldens[f"{batch}.packed_mask"].bool()
-        slots = packed_mask.shape[1]
-        outputs = model(input_ids=goldens[f"{batch}.encoder_input_ids"], attention_mask=mask.long())
-        assert max_abs_difference(outputs.last_hidden_state, goldens[f"{batch}.hidden.{last}"], mask) <= tolerance
-        packed_state = outputs.packed_state[:, :slots]
-        assert max_abs_difference(packed_state, goldens[f"{batch}.packed.{last}"], packed_mask) <= tolerance
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("variant", variant_params(*LRA_VARIANTS))
+def test_long_range_arena(variant, attention):
+    differences = compare_lra(load_lra(variant, attention), *read_goldens(variant))
 
-        # The official classifier on the first token: with shared weights, a gradient is a sum over the layers.
-        features = outputs.last_hidden_state[:, 0]
-        if "classifier.0.weight" in state_dict:
-            weight, bias = state_dict["classifier.0.weight"], state_dict["classifier.0.bias"]
-            features = nn.functional.linear(features, weight, bias).relu()
-        logits = nn.functional.linear(features, state_dict["sentence_projection_layer.weight"])
-        logits_tolerance = TOLERANCE_FACTOR * facts["fp32_noise"]["logits"]["max_abs_err"]
-        assert max_abs_difference(logits, goldens[f"{batch}.logits"]) <= logits_tolerance
-        gradient_names = [name for name in names if f"{batch}.grad.{name}" in goldens]
-        assert bool(gradient_names) == (batch == "mixed")
-        if gradient_names:
-            nn.functional.cross_entropy(logits, goldens[f"{batch}.labels"]).backward()
-        for name in gradient_names:
-            official = goldens[f"{batch}.grad.{name}"]
-            gradient = model.get_parameter(names[name]).grad
-            assert max_abs_difference(gradient, official) <= 1e-3 * official.abs().max(), name
+    assert not [difference for difference in differences if not difference.max_abs <= difference.tolerance]
+    assert {difference.kind for difference in differences} == LRA_KINDS
+
+
+# What each change makes of the model, in a variant that notices.
+WRONG_LRA_MODELS = {
+    "masked mean of P": ("listop_tied_layers_use_p", {"classifier_pooling": "packed_mean"}),
+    "with the first token": ("listop_tied_layers_use_p", {"classifier_pooling": "packed_mean_unmasked"}),
+    "masked mean of X": ("listop_mean_pool", {"classifier_pooling": "mean"}),
+    "first token for the mean": ("listop_mean_pool", {"classifier_pooling": "cls"}),
+    "tanh": ("listop_tie_kv", {"classifier_act": "tanh"}),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_LRA_MODELS)
+def test_another_long_range_arena_model_is_noticed(case):
+    variant, changes = WRONG_LRA_MODELS[case]
+    if find_variant(f"lra/{variant}") is None:
+        pytest.skip(f"lra/{variant} is not at hand")
+    right = load_lra(f"lra/{variant}")
+    wrong = LunaForSequenceClassification(LunaConfig.from_dict(right.config.to_dict() | changes)).eval()
+    wrong.load_state_dict(right.state_dict())
+    goldens, facts = read_goldens(f"lra/{variant}")
+    # Inputs of which the wrong model takes one token more have other states: the logits tell.
+    logits = wrong(goldens["mixed.input_ids"], goldens["mixed.attention_mask"]).logits
+    tolerance = TOLERANCE_FACTOR * facts["fp32_noise"]["logits"]["max_abs_err"]
+    assert max_abs_difference(logits, goldens["mixed.logits"]) > tolerance
+
+
+def test_the_order_of_two_texts_is_noticed():
+    if find_variant("lra/retrieval_dual") is None:
+        pytest.skip("lra/retrieval_dual is not at hand")
+    goldens, facts = read_goldens("lra/retrieval_dual")
+    batch = torch.stack([goldens["mixed.input_ids_1"], goldens["mixed.input_ids"]], dim=1)
+    logits = load_lra("lra/retrieval_dual")(batch, (batch != 1).long()).logits
+    tolerance = TOLERANCE_FACTOR * facts["fp32_noise"]["logits"]["max_abs_err"]
+    assert max_abs_difference(logits, goldens["mixed.logits"]) > tolerance
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layers of the translation models
 
 
 @pytest.mark.parametrize("variant", variant_params("seq2seq/untied_prenorm_learned", "seq2seq/tied_shared"))

@@ -166,15 +166,19 @@ HEAD_WEIGHTS = {
 }
 
 
-def classifier(auto_name: str, pooling: str, **fields) -> Row:
+def classifier(auto_name: str, pooling: str, options: dict | None = None, **fields) -> Row:
     return Row(
         auto_name,
         reads={"cls": "X", "mean": "X", "packed_attention": "XP"}.get(pooling, "P"),
         oracle=naive.classifier_logits,
-        options={"classifier_pooling": pooling},
+        options={"classifier_pooling": pooling, **(options or {})},
         new_weights=("classifier.dense", "classifier.out_proj", *HEAD_WEIGHTS.get(pooling, ())),
         **fields,
     )
+
+
+# The head of the Long Range Arena models.
+LRA_HEAD = {"classifier_hidden_size": 20, "classifier_act": "relu", "classifier_bias": False}
 
 
 MODELS = [
@@ -184,9 +188,10 @@ MODELS = [
         classifier(
             "AutoModelForSequenceClassification",
             pooling,
+            options,
             labels=lambda batch: {"labels": torch.arange(len(batch["input_ids"])) % 3},
         )
-        for pooling in POOLINGS
+        for pooling, options in (*((pooling, None) for pooling in POOLINGS), ("mean", LRA_HEAD))
     ],
     *[
         classifier(
@@ -233,8 +238,9 @@ MODELS = [
         has_decoder=True,
     ),
 ]
-ENCODER, MASKED_LM, CLASSIFIER, CLASSIFIER_OF_P, _, CLASSIFIER_OF_BOTH, _, CHOICE, _, TAGGER, ANSWERER, *GENERATORS = MODELS
-CAUSAL_LM, TRANSLATOR = GENERATORS
+ENCODER, MASKED_LM, CLASSIFIER, CLASSIFIER_OF_P, _, CLASSIFIER_OF_BOTH, _, *OTHERS = MODELS
+LRA_CLASSIFIER, CHOICE, _, TAGGER, ANSWERER, CAUSAL_LM, TRANSLATOR = OTHERS
+GENERATORS = [CAUSAL_LM, TRANSLATOR]
 # Those with an encoder and nothing but a head on it, which hand on the encoder's outputs; and those with any encoder.
 ENCODERS = [row for row in MODELS if not row.has_decoder]
 HEADS = ENCODERS[1:]

@@ -238,9 +238,9 @@ def pool(weights, config, x, p):
     """The sentence representation that a classification head reads, (d,), of one row's X (n, d) and P (l, d)."""
     if config.classifier_pooling == "cls":
         return x[0]
-    if config.classifier_pooling == "mean":
+    if config.classifier_pooling in ("mean", "mean_unmasked"):
         return sum(x) / len(x)
-    if config.classifier_pooling == "packed_mean":
+    if config.classifier_pooling.startswith("packed_mean"):
         return sum(p) / len(p)
     if config.classifier_pooling == "packed_max":
         return linear(weights, "classifier.in_proj", p).max(axis=0)
@@ -254,11 +254,26 @@ def pool(weights, config, x, p):
     return layer_norm(weights, "classifier.attention.layer_norm", y, config.layer_norm_eps)[0]
 
 
-def classifier_logits(weights, config, ids):
-    """Scores of `LunaForSequenceClassification`, (c,), from its own state dict; of one choice with multiple choice."""
-    output = luna(encoder_of(weights), config, ids)
-    pooled = pool(weights, config, output.last_hidden_state, output.packed_state)
-    return linear(weights, "classifier.out_proj", np.tanh(linear(weights, "classifier.dense", pooled)))
+def classifier_logits(weights, config, *texts):
+    """Scores of `LunaForSequenceClassification`, (c,), from its own state dict; of one choice with multiple choice.
+
+    Args:
+        texts: ids of the text, or, where `classifier_pair` says so, of the first and of the second.
+    """
+    pooled = []
+    for ids in texts:
+        ids = ids[1:] if config.classifier_pooling.endswith("no_cls") else ids
+        output = luna(encoder_of(weights), config, ids)
+        pooled.append(pool(weights, config, output.last_hidden_state, output.packed_state))
+    features = pooled[0]
+    if config.classifier_pair is not None:
+        first, second = pooled
+        others = (second * first, second - first) if config.classifier_pair == "interact" else ()
+        features = np.concatenate([second, first, *others])
+    if config.classifier_hidden_size != 0:
+        dense = linear(weights, "classifier.dense", features)
+        features = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}[config.classifier_act](dense)
+    return linear(weights, "classifier.out_proj", features)
 
 
 def cross_entropy(logits, labels):

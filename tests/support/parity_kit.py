@@ -20,6 +20,7 @@ from luna_tools.convert.goldens import (  # noqa: F401  (for the tests, which fi
     Difference,
     compare_causal_attention,
     compare_classifier,
+    compare_lra,
     compare_masked_lm,
     max_abs_difference,
 )
@@ -49,6 +50,17 @@ HEAD_VARIANTS = {
     "luna_bert/pooling_head_fixed": "pooling_classification_head",
     "luna_bert/attention_head": "attention_classification_head",
 }
+LRA_VARIANTS = (
+    "lra/listop_tied_layers",
+    "lra/listop_untied_layers",
+    "lra/listop_tied_layers_use_p",
+    "lra/listop_mean_pool",
+    "lra/listop_tie_kv",
+    "lra/retrieval_dual",
+    "lra_head/listop_tied_layers",
+    "lra_head/listop_untied_layers",
+    "lra_head/listop_tied_layers_use_p",
+)
 
 
 def find_in_kit(name: str) -> Path | None:
@@ -104,3 +116,8 @@ def load_masked_lm(name: str, attention: str = "eager") -> LunaForMaskedLM:
 def load_classifier(name: str, attention: str = "eager") -> LunaForSequenceClassification:
     """The model of one of HEAD_VARIANTS with its classification head, in eval mode."""
     return load_variant(name, LunaForSequenceClassification, attention, HEAD_VARIANTS[name])
+
+
+def load_lra(name: str, attention: str = "eager") -> LunaForSequenceClassification:
+    """The model of one of LRA_VARIANTS, in eval mode."""
+    return load_variant(name, LunaForSequenceClassification, attention, None)

@@ -5,6 +5,7 @@
 The label of a row can be learned: each class has a marker word, and the right option holds the first marker.
 """
 
+import io
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, List, Value
+from PIL import Image
 
 from finetuning.tasks import TASKS, Task, TaskData
 from luna_tools.tokenizer import wrap_tokenizer
@@ -47,9 +49,9 @@ def write_published(task_name: str, folder: Path, form: Literal["hub", "original
         seed: the same rows are written for the same seed, in either form.
     """
     task = TASKS[task_name]
-    write = {"RACE": _write_race, "CSQA": _write_csqa}.get(task.folder, _write_glue)
+    write = WRITERS.get(task.folder) or WRITERS.get(task.name, _write_glue)
     generator = np.random.default_rng(seed)
-    for split in ("train", *task.validation_splits, *task.test_splits):
+    for split in task.split_names:
         write(task, folder, form, split, rows if split == "train" else rows // 2, generator)
 
 
@@ -181,3 +183,78 @@ def _write_csqa(task: Task, folder: Path, form: str, split: str, count: int, gen
     name = {"train": "train_rand_split", "validation": "dev_rand_split", "test": "test_rand_split_no_answers"}[split]
     (folder / "CSQA").mkdir(parents=True, exist_ok=True)
     (folder / "CSQA" / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+# ---- The Long Range Arena: each task in the one form in which it is published ----
+
+
+def _write_listops(task: Task, folder: Path, form: str, split: str, count: int, generator: np.random.Generator) -> None:
+    lines = ["Source\tTarget"]
+    for _ in range(count):
+        low, high = sorted(generator.integers(10, size=2))
+        operator, value = [("[MAX", high), ("[MIN", low)][int(generator.integers(2))]
+        lines.append(f"( ( ( {operator} {low} ) {high} ) ] )\t{value}")
+    path = folder / "listops-1000" / f"basic_{split.replace('validation', 'val')}.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def _write_retrieval(task: Task, folder: Path, form: str, split: str, count: int, generator: np.random.Generator) -> None:
+    lines = []
+    for number in range(count):
+        texts = [_text(generator, MARKERS[label]) for label in (0, number % 2)]
+        lines.append("\t".join([f"{float(number % 2 == 0)}", f"P{number}", f"Q{number}", *texts]))
+    path = folder / "tsv_data" / f"new_aan_pairs.{split.replace('validation', 'eval')}.tsv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write_text_task(task: Task, folder: Path, form: str, split: str, count: int, generator: np.random.Generator) -> None:
+    if split == "validation":  # the test rows
+        return _write_text_task(task, folder, form, "test", count, generator)
+    rows = [{"text": _text(generator, MARKERS[number % 2]), "label": number % 2} for number in range(count)]
+    _write_hub(folder, "plain_text", split, rows, **_strings("text"), label=ClassLabel(names=list(task.labels)))
+
+
+def _write_image(task: Task, folder: Path, form: str, split: str, count: int, generator: np.random.Generator) -> None:
+    rows = []
+    for number in range(count):
+        grey = generator.integers(20, size=(32, 32, 3)).astype(np.uint8) + 20 * (number % 10)
+        rows.append({"img": {"bytes": png(grey), "path": None}, "label": number % 10})
+    picture = {"bytes": Value("binary"), "path": Value("string")}
+    _write_hub(folder, "plain_text", split, rows, img=picture, label=ClassLabel(names=list(task.labels)))
+
+
+def _write_pathfinder(task: Task, folder: Path, form: str, split: str, count: int, generator: np.random.Generator) -> None:
+    """All pictures, of which every split is a part, in two folders."""
+    if split != "train":
+        return
+    level = folder / task.folder / "curv_contour_length_14"
+    for shard, numbers in enumerate(np.array_split(np.arange(2 * count), 2)):
+        lines = []
+        (level / "imgs" / str(shard)).mkdir(parents=True, exist_ok=True)
+        for number, label in enumerate(generator.permutation(numbers % 2)):
+            grey = generator.integers(100, size=(task.size, task.size)).astype(np.uint8) + 100 * np.uint8(label)
+            (level / "imgs" / str(shard) / f"sample_{number}.png").write_bytes(png(grey))
+            lines.append(f"imgs/{shard} sample_{number}.png {number} {label} 1.8 6 2 5 1.5 4 1\n")
+        (level / "metadata").mkdir(exist_ok=True)
+        (level / "metadata" / f"{shard}.npy").write_text("".join(lines))
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """A picture file of (height, width) grey levels, or (height, width, 3)."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+WRITERS = {
+    "RACE": _write_race,
+    "CSQA": _write_csqa,
+    "listops-1000": _write_listops,
+    "tsv_data": _write_retrieval,
+    "text": _write_text_task,
+    "image": _write_image,
+    "pathfinder32": _write_pathfinder,
+    "pathfinder128": _write_pathfinder,
+}

@@ -10,7 +10,6 @@ from luna_tools.convert.checkpoint import load_fairseq_checkpoint
 from luna_tools.convert.configuration import ARCHITECTURES, config_from_args
 from tests.support.fairseq_files import TIED
 from tests.support.folders import refused
-from tests.support.parity_kit import find_variant, variant_params
 
 ARGS = vars(load_fairseq_checkpoint(TIED / "model.pt")[0])
 
@@ -61,11 +60,10 @@ def test_a_head_has_the_dropout_that_it_was_trained_with(head, pooling):
 
 ONLY = "but only gelu, gelu_accurate, gelu_fast, relu can be converted."
 REFUSED = [
-    ({"arch": "luna_lra_listop"}, "architecture is luna_lra_listop, of the lra family, which is not supported yet: only "),
     (
         {"arch": "roberta_base"},
-        f"The checkpoint's architecture is roberta_base, but only the masked language model can be converted: "
-        f"{', '.join(ARCHITECTURES)}.",
+        "The checkpoint's architecture is roberta_base, but only the masked language model "
+        f"({', '.join(ARCHITECTURES)}) and the Long Range Arena models (luna_lra_...) can be converted.",
     ),
     ({"without": ["projection_length"]}, "The checkpoint's args lack projection_length."),
     (
@@ -89,13 +87,3 @@ REFUSED = [
 def test_refused_arguments(changed, sentence):
     with refused(sentence):
         config_of(**changed)
-
-
-OTHER_FAMILIES = ("seq2seq/tied_shared", "seq2seq/untied_prenorm_learned", "lra/listop_tied_layers", "lra/retrieval_dual")
-
-
-@pytest.mark.parametrize("variant", variant_params(*OTHER_FAMILIES))
-def test_other_families_are_refused_by_name(variant):
-    args, _ = load_fairseq_checkpoint(find_variant(variant) / "model.pt")
-    with refused(f"architecture is {args.arch}, of the {variant.split('/')[0]} family, which is not supported yet"):
-        config_from_args(args, 96)
