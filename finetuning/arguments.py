@@ -232,6 +232,7 @@ recipes (--recipe): table9, the paper's and the default; official; small, for sm
   {PROG} custom --model_name_or_path M --kind classification --train_file rows.csv    your own rows
   {PROG} qnli --model_name_or_path M --sweep --num_seeds 5              the paper's grid
   {PROG} cola rte --model_name_or_path M --compare cls packed           heads or checkpoints, side by side
+  {PROG} translation luna-16-softplus-tied --dataset FOLDER             pairs of lines; has options of its own: --help
 
 `{PROG} --help` lists every option."""
 
