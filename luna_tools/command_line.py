@@ -25,9 +25,7 @@ PROGRAMS = {
     "prepare": Program("pretraining.prepare.run", "pretrain", "turn text into a tokenizer and a packed dataset"),
     "pretrain": Program("pretraining.train", "pretrain", "pretrain a masked language model from a recipe"),
     "finetune": Program("finetuning.run", "finetune", "fine-tune a checkpoint on a task"),
-    "prepare_pairs": Program(
-        "finetuning.translation.prepare", "translate", "turn pairs of lines into a dataset to translate"
-    ),
+    "prepare_pairs": Program("finetuning.translation.prepare", "translate", "turn pairs of lines into a dataset"),
     "translate": Program("finetuning.translation.translate", "translate", "translate lines by a model"),
     "merge": Program("finetuning.predictions", "finetune", "merge the GLUE submissions of several runs into one zip"),
     "convert": Program("luna_tools.convert.run", None, "convert the authors' checkpoints, or a model back"),

@@ -32,8 +32,8 @@ def make_batches(
     if longest.max() > max_tokens:
         row = int(longest.argmax())
         raise InputError(
-            f"`max_tokens` is {max_tokens}, but the longest training pair, number {row + 1}, has {longest[row]} tokens: give "
-            "at least as many, or prepare the dataset with a --max_length."
+            f"`max_tokens` is {max_tokens}, but the longest training pair, number {row + 1}, has {longest[row]} tokens: "
+            "give at least as many, or prepare the dataset with a --max_length."
         )
     if len(longest) < batches_per_step:
         raise InputError(

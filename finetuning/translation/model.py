@@ -133,7 +133,7 @@ def check_lengths(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sp
             if lengths[longest] > limit:
                 raise InputError(
                     f"The {side} of pair {longest + 1} of {split} has {lengths[longest]} tokens, but the model reads at "
-                    f"most {limit}: give a model that reads more, or prepare the dataset with a --max_length or shorter lines."
+                    f"most {limit}: give a model that reads more, or prepare shorter lines."
                 )
     if max_new > limit:
         raise InputError(f"`generation_max_length` is {max_new}, but the model writes at most {limit} tokens: lower it.")

@@ -64,10 +64,10 @@ def table_cells(paper: dict, counts: list[int], width: int) -> list[str]:
 
 
 EXPLANATION = (
-    "The paper names 37,000 joint entries, but its counts are those of about 40,500: each entry has one row of 512 in the\n"
-    "shared embeddings, and all rows are off by the same number of them. Both are prepared by name:\n"
-    "`luna prepare_pairs wmt14-bpe-37000` and `wmt14-bpe-40500`. Sinusoidal positions have no parameters. Table 5 prints no\n"
-    "counts; without contextual P each layer has l learned vectors of its own. RFA (66.2 million, BLEU 27.2) is not built here."
+    "The paper names 37,000 joint entries, but its counts are those of about 40,500: an entry is a row of 512 in the\n"
+    "shared embeddings. Both are prepared by name: `luna prepare_pairs wmt14-bpe-37000` and `wmt14-bpe-40500`. Sinusoidal\n"
+    "positions have no parameters. Table 5 prints no counts; without contextual P each layer has l learned vectors of its\n"
+    "own. RFA (66.2 million parameters, BLEU 27.2) is out of scope."
 )
 
 

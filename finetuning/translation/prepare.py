@@ -285,9 +285,7 @@ def read_manifest(folder: Path) -> dict:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         version = manifest["version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"`dataset` is {folder}, which `luna prepare_pairs` did not make: give one that it made."
-        ) from error
+        raise InputError(f"`dataset` is {folder}, which `luna prepare_pairs` did not make: give one of its.") from error
     if version != VERSION:
         raise InputError(f"`dataset` is {folder}, of version {version}, but this is version {VERSION}: make it again.")
     return manifest

@@ -1,6 +1,6 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""One training run, `luna finetune translation`: train, average the last checkpoints, translate validation and test, score."""
+"""One training run, `luna finetune translation`: train, average the last checkpoints, translate, score."""
 
 import json
 import logging
@@ -112,8 +112,8 @@ def make_training_arguments(options: TranslationOptions, output_dir: Path) -> "S
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     if options.batches_per_step % num_processes:
         raise InputError(
-            f"`batches_per_step` is {options.batches_per_step}, which {num_processes} processes cannot share equally: choose "
-            "a multiple of their number."
+            f"`batches_per_step` is {options.batches_per_step}, which {num_processes} processes cannot share equally: "
+            "choose a multiple of their number."
         )
     known = {field.name for field in fields(Seq2SeqTrainingArguments)}
     for name, value in options.trainer.items():
@@ -225,8 +225,7 @@ class TranslationRun:
 
     def average(self) -> None:
         """Make the model the mean of the last checkpoints, and write it."""
-        from safetensors.torch import load_model
-
+        from finetuning.translation.model import build_model
         from luna_tools.average import average_weights
 
         folders = self.trainer.checkpoints_to_average()
@@ -242,8 +241,7 @@ class TranslationRun:
                 self.model.save_pretrained(self.output_dir, state_dict=average_weights(folders))
                 self.tokenizer.save_pretrained(self.output_dir)
         self.trainer.accelerator.wait_for_everyone()
-        load_model(self.model, self.output_dir / "model.safetensors")
-        self.model.to(self.args.device)
+        self.model.load_state_dict(build_model(self.model.config, str(self.output_dir)).state_dict())
 
     def evaluate(self) -> None:
         """Loss, translations and scores of validation and test."""

@@ -1,6 +1,6 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""transformers' Seq2SeqTrainer with batches by tokens, the optimizers of section 4.2, and a loss that is a mean over tokens."""
+"""transformers' Seq2SeqTrainer with batches by tokens, the optimizers of section 4.2, and a loss over all tokens."""
 
 import bisect
 import math

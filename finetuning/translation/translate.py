@@ -42,9 +42,7 @@ def main(argv: list[str]) -> None:
     Raises:
         InputError: the model cannot translate, or a line cannot be read.
     """
-    parser = Parser(
-        PROG, "Translate lines: luna translate MODEL < lines > translations.", TranslateOptions, words=("MODEL",)
-    )
+    parser = Parser(PROG, "Translate the lines of the standard input.", TranslateOptions, words=("MODEL",))
     (name,), options = parser.parse_command(argv)
     for field in ("num_beams", "max_length", "batch_size", "window"):
         if getattr(options, field) < 1:

@@ -47,8 +47,8 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
     tokenizer.train_from_iterator(lines, trainer)
     if tokenizer.get_vocab_size() < vocab_size:
         raise InputError(
-            f"`vocab_size` is {vocab_size}, but the training lines give only {tokenizer.get_vocab_size()} entries: lower it, "
-            "or add lines."
+            f"`vocab_size` is {vocab_size}, but the training lines give only {tokenizer.get_vocab_size()} entries: lower "
+            "it, or add lines."
         )
     end = FIRST_TOKENS.index("</s>")
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -89,7 +89,7 @@ def load_tokenizer(name: str, source_language: str | None, target_language: str 
             setattr(tokenizer, field, language)
     if tokenizer.eos_token_id not in tokenizer(text_target="a")["input_ids"]:
         raise InputError(
-            f"The tokenizer {name} does not end a line by its end token {tokenizer.eos_token}: give that of an encoder-decoder."
+            f"The tokenizer {name} does not end a line by its end token {tokenizer.eos_token}: give an encoder-decoder's."
         )
     return tokenizer
 
