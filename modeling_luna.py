@@ -2,12 +2,14 @@
 # Licensed under the Apache License, Version 2.0.
 """PyTorch Luna model: linear unified nested attention (Ma et al., NeurIPS 2021).
 
-Read top to bottom: attention, layer, embeddings, encoder, masked language model, heads for fine-tuning.
+Read top to bottom: attention, layers, embeddings, encoder, masked language model, heads for fine-tuning, decoder, models
+that generate.
 
 Shape suffixes: b batch, n tokens, l packed slots, q and m queries and keys of one attention (n and l in some order),
 d hidden size, h heads, k head size, v vocabulary, r tokens that a head reads, c classes or choices.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,22 +20,31 @@ import transformers
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache
+from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    CausalLMOutputWithPast,
+    ModelOutput,
+    Seq2SeqLMOutput,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import auto_docstring
 from transformers.utils.generic import TransformersKwargs, can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-# From the Hub this file is part of a package and its sibling lies beside it; installed, both are top-level modules.
-# A Hub folder without the sibling must fail rather than pick up an installed copy of another version.
+# From the Hub this file is part of a package and its sibling lies beside it; installed, all are top-level modules.
+# A Hub folder without a sibling must fail rather than pick up an installed copy of another version.
 try:
+    from .causal_luna import CAUSAL_ACTIVATIONS, LunaCausalCacheLayer, causal_attention
     from .configuration_luna import AUTO_CLASSES, LunaConfig
 except ImportError:
     if __package__:
         raise
+    from causal_luna import CAUSAL_ACTIVATIONS, LunaCausalCacheLayer, causal_attention
     from configuration_luna import AUTO_CLASSES, LunaConfig
 
 
@@ -267,7 +278,12 @@ def absorbed_unpack(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Attention: the module
+# Attention: the modules
+
+
+def split_heads(x_bqd: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """(b, q, d) to (b, h, q, k)."""
+    return x_bqd.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 class LunaAttention(nn.Module):
@@ -277,11 +293,11 @@ class LunaAttention(nn.Module):
     computed as the paper writes it or with absorbed projections, whichever is cheaper by its multiply-adds.
     """
 
-    def __init__(self, config: LunaConfig):
+    def __init__(self, config: LunaConfig, num_heads: int | None = None, num_packed_heads: int | None = None):
         super().__init__()
         self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
+        self.num_heads = num_heads or config.num_attention_heads
+        self.num_packed_heads = num_packed_heads or config.packed_attention_heads or self.num_heads
         self.attention_dropout = config.attention_probs_dropout_prob
         self.is_causal = False  # SDPA and flash attention are causal by default
 
@@ -318,31 +334,41 @@ class LunaAttention(nn.Module):
 
     def pack(self, x_bnd, p_bld, mask, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """P attends to X: Y_P (b, l, d) and the weights (b, h, l, n)."""
-        query = self.split_heads(self.pack_q_proj(p_bld))
+        query = split_heads(self.pack_q_proj(p_bld), self.num_packed_heads)
         if self.config.tie_key_value:
             key_proj = value_proj = self.pack_kv_proj
         else:
             key_proj, value_proj = self.pack_k_proj, self.pack_v_proj
         num_projections = 1 if key_proj is value_proj else 2
-        if self.absorbs(x_bnd.shape[1], p_bld.shape[1], num_projections, key_proj, value_proj):
-            return absorbed_pack(query, x_bnd, key_proj, value_proj, key_mask(mask), self.scaling, self.dropout_now()), None
-        return self.attend(query, *self.split_key_value(key_proj, value_proj, x_bnd), mask, **kwargs)
+        if self.absorbs(x_bnd.shape[1], p_bld.shape[1], self.num_packed_heads, num_projections, key_proj, value_proj):
+            scaling = query.shape[-1] ** -0.5
+            return absorbed_pack(query, x_bnd, key_proj, value_proj, key_mask(mask), scaling, self.dropout_now()), None
+        key = split_heads(key_proj(x_bnd), self.num_packed_heads)
+        value = key if value_proj is key_proj else split_heads(value_proj(x_bnd), self.num_packed_heads)
+        return self.attend(query, key, value, mask, **kwargs)
 
     def unpack(self, x_bnd, y_bld, mask, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """X attends to Y_P: Y_X (b, n, d), after the output projection, and the weights (b, h, n, l)."""
+        return self.unpack_projected(x_bnd, *self.project_packed_context(y_bld), mask, **kwargs)
+
+    def project_packed_context(self, y_bld: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and the values (b, h, l, k) that Y_P is for the unpack attention; one tensor where they are tied."""
         if self.config.tie_key_value:
-            key_proj = value_proj = self.unpack_kv_proj
-        else:
-            key_proj, value_proj = self.unpack_k_proj, self.unpack_v_proj
-        key, value = self.split_key_value(key_proj, value_proj, y_bld)
+            key = split_heads(self.unpack_kv_proj(y_bld), self.num_heads)
+            return key, key
+        return split_heads(self.unpack_k_proj(y_bld), self.num_heads), split_heads(self.unpack_v_proj(y_bld), self.num_heads)
+
+    def unpack_projected(self, x_bnd, key_bhlk, value_bhlk, mask, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         query_proj, out_proj = self.unpack_q_proj, self.out_proj
-        if self.absorbs(x_bnd.shape[1], y_bld.shape[1], 2, query_proj, out_proj):
-            mask = key_mask(mask)
-            return absorbed_unpack(x_bnd, key, value, query_proj, out_proj, mask, self.scaling, self.dropout_now()), None
-        y_bnd, weights_bhnl = self.attend(self.split_heads(query_proj(x_bnd)), key, value, mask, **kwargs)
+        if self.absorbs(x_bnd.shape[1], key_bhlk.shape[2], self.num_heads, 2, query_proj, out_proj):
+            mask, scaling = key_mask(mask), key_bhlk.shape[-1] ** -0.5
+            absorbed = absorbed_unpack(x_bnd, key_bhlk, value_bhlk, query_proj, out_proj, mask, scaling, self.dropout_now())
+            return absorbed, None
+        query = split_heads(query_proj(x_bnd), self.num_heads)
+        y_bnd, weights_bhnl = self.attend(query, key_bhlk, value_bhlk, mask, **kwargs)
         return out_proj(y_bnd), weights_bhnl
 
-    def absorbs(self, n: int, l: int, num_projections: int, *projections: nn.Module) -> bool:
+    def absorbs(self, n: int, l: int, num_heads: int, num_projections: int, *projections: nn.Module) -> bool:
         """Whether to absorb `projections` of n tokens: where no backend but SDPA is asked for, and it saves work.
 
         An exported program is one for all lengths: it keeps the paper's form.
@@ -351,14 +377,7 @@ class LunaAttention(nn.Module):
             return False
         if not all(map(is_plain_linear, projections)):
             return False
-        return pays_to_absorb(n, l, self.config.num_attention_heads, self.config.hidden_size, num_projections)
-
-    def split_heads(self, x_bqd: torch.Tensor) -> torch.Tensor:
-        return x_bqd.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-
-    def split_key_value(self, key_proj, value_proj, x_bmd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        key_bhmk = self.split_heads(key_proj(x_bmd))
-        return key_bhmk, key_bhmk if value_proj is key_proj else self.split_heads(value_proj(x_bmd))
+        return pays_to_absorb(n, l, num_heads, self.config.hidden_size, num_projections)
 
     def dropout_now(self) -> float:
         return self.attention_dropout if self.training else 0.0
@@ -368,7 +387,7 @@ class LunaAttention(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        kwargs |= {"scaling": self.scaling, "dropout": self.dropout_now()}
+        kwargs |= {"scaling": query.shape[-1] ** -0.5, "dropout": self.dropout_now()}
         if mask is not None and "flash" in (self.config._attn_implementation or ""):
             output, weights = flash_attention_over_padded_keys(attention_interface, self, query, key, value, mask, **kwargs)
         else:
@@ -376,25 +395,146 @@ class LunaAttention(nn.Module):
         return output.flatten(2), weights
 
 
+class LunaCrossAttention(LunaAttention):
+    """`LunaAttn(X, P, C)` of equation 5 where C is the encoder's output, in two parts.
+
+    The first does not depend on X: generation computes it once for all of the tokens to come.
+    """
+
+    def __init__(self, config: LunaConfig):
+        super().__init__(
+            config, config.decoder_size("decoder_attention_heads"), config.decoder_size("decoder_packed_attention_heads")
+        )
+
+    def pack_context(self, context_bmd, p_bld, mask, **kwargs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """P attends to C: Y_P (b, l, d), and the keys and the values (b, h, l, k) that it is for X."""
+        y_bld, _ = self.pack(context_bmd, p_bld, mask, **kwargs)
+        return y_bld, *self.project_packed_context(y_bld)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        unpack_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """X attends to Y_P: Y_X (b, n, d) and, from eager attention, the weights (b, h, n, l)."""
+        return self.unpack_projected(hidden_states, key, value, unpack_mask, **kwargs)
+
+
+class LunaCausalAttention(nn.Module):
+    """The causal attention of section 3.3, whose P holds nothing of X.
+
+    A_pack = omega(P X'), which no later token changes; A_unpack = softmax(f(X, X, A_pack)) over the slots of P; and
+    Y = f(A_unpack, A_pack, X), with f of equation 7. Keys of the pack attention have a projection of their own also where
+    key and value are tied: these are those of f.
+    """
+
+    def __init__(self, config: LunaConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.decoder_size("decoder_attention_heads")
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.causal_activation = CAUSAL_ACTIVATIONS[config.causal_activation]
+        d = config.hidden_size
+        self.pack_q_proj = nn.Linear(d, d)
+        self.pack_k_proj = nn.Linear(d, d)
+        self.unpack_q_proj = nn.Linear(d, d)
+        if config.tie_key_value:
+            self.unpack_kv_proj = nn.Linear(d, d)
+        else:
+            self.unpack_k_proj = nn.Linear(d, d)
+            self.unpack_v_proj = nn.Linear(d, d)
+        self.out_proj = nn.Linear(d, d)
+
+    def pack_queries(self, p_bld: torch.Tensor) -> torch.Tensor:
+        """What P asks of each token, (b, h, l, k): the same for all of X, so that generation computes it once."""
+        queries_bhlk = split_heads(self.pack_q_proj(p_bld), self.num_heads)
+        return queries_bhlk * queries_bhlk.shape[-1] ** -0.5
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        pack_queries: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        packed_attention_mask: torch.Tensor | None = None,
+        state: LunaCausalCacheLayer | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Y (b, n, d) and A_unpack (b, h, n, l). A `state` of the tokens before these is read, and goes on.
+
+        Args:
+            pack_queries: of P, (b or 1, h, l, k).
+            attention_mask: (b, n), True for tokens; packed_attention_mask: (b, l), True for the slots that a row uses.
+        """
+        x_bnd = hidden_states
+        pack_key_bhnk, query_bhnk = (split_heads(proj(x_bnd), self.num_heads) for proj in (self.pack_k_proj, self.unpack_q_proj))
+        if self.config.tie_key_value:
+            key_bhnk = value_bhnk = split_heads(self.unpack_kv_proj(x_bnd), self.num_heads)
+        else:
+            key_bhnk, value_bhnk = (
+                split_heads(proj(x_bnd), self.num_heads) for proj in (self.unpack_k_proj, self.unpack_v_proj)
+            )
+        pack_bhnl = self.causal_activation(torch.matmul(pack_key_bhnk, pack_queries.transpose(2, 3)))
+        # With a state the same attention, which goes on from it.
+        attend = causal_attention if state is None else state.attend
+        y_bhnk, unpack_weights_bhnl, *_ = attend(
+            query_bhnk * query_bhnk.shape[-1] ** -0.5,
+            key_bhnk,
+            value_bhnk,
+            pack_bhnl,
+            attention_mask,
+            packed_mask=packed_attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+        )
+        return self.out_proj(y_bhnk.transpose(1, 2).flatten(2)), unpack_weights_bhnl
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Layer
+# Layers
 
 
-class LunaLayer(GradientCheckpointingLayer):
+class LunaResidualLayer(GradientCheckpointingLayer):
+    """What the layers of encoder and decoder share: residual connections with norms, and the feed-forward network."""
+
+    def add_feed_forward(self, config: LunaConfig, intermediate_size: int) -> None:
+        """Add the modules that come last in a layer."""
+        self.norm_first = config.norm_first
+        self.fc1 = nn.Linear(config.hidden_size, intermediate_size)
+        self.fc2 = nn.Linear(intermediate_size, config.hidden_size)
+        self.final_layer_norm = new_layer_norm(config)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.activation_dropout = nn.Dropout(config.activation_dropout)
+
+    def enter(self, norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
+        """What a sublayer reads of its stream: `norm_first` norms it."""
+        return norm(x) if self.norm_first else x
+
+    def leave(self, norm: nn.LayerNorm, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The stream after a sublayer whose result is y: normed here unless it was before."""
+        x = x + self.dropout(y)
+        return x if self.norm_first else norm(x)
+
+    def feed_forward(self, x_bnd: torch.Tensor) -> torch.Tensor:
+        """The feed-forward network with its residual connection."""
+        h_bnf = self.activation_dropout(self.activation(self.fc1(self.enter(self.final_layer_norm, x_bnd))))
+        return self.leave(self.final_layer_norm, x_bnd, self.fc2(h_bnf))
+
+
+def new_layer_norm(config: LunaConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
+class LunaLayer(LunaResidualLayer):
     """One Luna layer, equation 6. Only X passes through the output projection and the feed-forward network."""
 
     def __init__(self, config: LunaConfig):
         super().__init__()
-        self.norm_first = config.norm_first
         self.attention = LunaAttention(config)
-        self.attention_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.packed_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.activation = ACT2FN[config.hidden_act]
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.activation_dropout = nn.Dropout(config.activation_dropout)
+        self.attention_layer_norm = new_layer_norm(config)
+        self.packed_layer_norm = new_layer_norm(config)
+        self.add_feed_forward(config, config.intermediate_size)
 
     def forward(
         self,
@@ -407,23 +547,83 @@ class LunaLayer(GradientCheckpointingLayer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """X (b, n, d) and P (b, l, d) to X' and P'; with `read_positions` (b, r), X' is (b, r, d), of these tokens only."""
         x_bnd, p_bld = hidden_states, packed_state
-        attended = pack_mask, unpack_mask, read_positions
-        if self.norm_first:
-            y_bnd, y_bld, *_ = self.attention(
-                self.attention_layer_norm(x_bnd), self.packed_layer_norm(p_bld), *attended, **kwargs
-            )
-            x_bnd = take_positions(x_bnd, read_positions) + self.dropout(y_bnd)
-            p_bld = p_bld + self.dropout(y_bld)
-            x_bnd = x_bnd + self.feed_forward(self.final_layer_norm(x_bnd))
-        else:
-            y_bnd, y_bld, *_ = self.attention(x_bnd, p_bld, *attended, **kwargs)
-            x_bnd = self.attention_layer_norm(take_positions(x_bnd, read_positions) + self.dropout(y_bnd))
-            p_bld = self.packed_layer_norm(p_bld + self.dropout(y_bld))
-            x_bnd = self.final_layer_norm(x_bnd + self.feed_forward(x_bnd))
-        return x_bnd, p_bld
+        y_bnd, y_bld, *_ = self.attention(
+            self.enter(self.attention_layer_norm, x_bnd),
+            self.enter(self.packed_layer_norm, p_bld),
+            pack_mask,
+            unpack_mask,
+            read_positions,
+            **kwargs,
+        )
+        x_bnd = self.leave(self.attention_layer_norm, take_positions(x_bnd, read_positions), y_bnd)
+        p_bld = self.leave(self.packed_layer_norm, p_bld, y_bld)
+        return self.feed_forward(x_bnd), p_bld
 
-    def feed_forward(self, x_bnd: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.fc2(self.activation_dropout(self.activation(self.fc1(x_bnd)))))
+
+class LunaDecoderLayer(LunaResidualLayer):
+    """Causal attention over the target; in an encoder-decoder, cross attention to the source; feed-forward network.
+
+    P is what the causal attention packs with, as it is (also with `norm_first`), and what the cross attention packs the
+    source with, which makes the P of the next layer. No token of the target enters P.
+    """
+
+    def __init__(self, config: LunaConfig):
+        super().__init__()
+        self.self_attention = LunaCausalAttention(config)
+        self.self_attention_layer_norm = new_layer_norm(config)
+        self.has_source = config.is_encoder_decoder
+        if self.has_source:
+            self.cross_attention = LunaCrossAttention(config)
+            self.cross_attention_layer_norm = new_layer_norm(config)
+            self.packed_layer_norm = new_layer_norm(config)
+        self.add_feed_forward(config, config.decoder_size("decoder_ffn_dim"))
+
+    def pack_source(
+        self, packed_state: torch.Tensor, context: torch.Tensor | None, pack_mask: torch.Tensor | None, **kwargs
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """P (b, l, d) to P', and all that the layer's tokens read of P and the source.
+
+        These are the pack queries (b, h, l, k) and, in an encoder-decoder, the keys and values of the packed context.
+        """
+        p_bld, queries_bhlk = packed_state, self.self_attention.pack_queries(packed_state)
+        if not self.has_source:
+            return p_bld, (queries_bhlk,)
+        y_bld, key_bhlk, value_bhlk = self.cross_attention.pack_context(
+            context, self.enter(self.packed_layer_norm, p_bld), pack_mask, **kwargs
+        )
+        return self.leave(self.packed_layer_norm, p_bld, y_bld), (queries_bhlk, key_bhlk, value_bhlk)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        packed_state: torch.Tensor | None,
+        context: torch.Tensor | None = None,
+        packed_source: tuple[torch.Tensor, ...] | None = None,
+        attention_mask: torch.Tensor | None = None,
+        packed_attention_mask: torch.Tensor | None = None,
+        pack_mask: torch.Tensor | None = None,
+        unpack_mask: torch.Tensor | None = None,
+        state: LunaCausalCacheLayer | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...]]:
+        """X (b, n, d), P (b, l, d) and the source (b, m, d) to X', P' and what `pack_source` gave.
+
+        Where that is given as `packed_source`, neither P nor the source is read.
+        """
+        x_bnd, p_bld = hidden_states, packed_state
+        if packed_source is None:
+            p_bld, packed_source = self.pack_source(p_bld, context, pack_mask, **kwargs)
+        pack_queries, *key_value = packed_source
+        y_bnd, _ = self.self_attention(
+            self.enter(self.self_attention_layer_norm, x_bnd), pack_queries, attention_mask, packed_attention_mask, state
+        )
+        x_bnd = self.leave(self.self_attention_layer_norm, x_bnd, y_bnd)
+        if self.has_source:
+            y_bnd, _ = self.cross_attention(
+                self.enter(self.cross_attention_layer_norm, x_bnd), *key_value, unpack_mask, **kwargs
+            )
+            x_bnd = self.leave(self.cross_attention_layer_norm, x_bnd, y_bnd)
+        return self.feed_forward(x_bnd), p_bld, packed_source
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -438,25 +638,31 @@ def sinusoids(positions: torch.Tensor, dim: int) -> torch.Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+def scale_embeddings(x: torch.Tensor, config: LunaConfig) -> torch.Tensor:
+    return x * math.sqrt(config.hidden_size) if config.scales_embeddings else x
+
+
 class LunaEmbeddings(nn.Module):
     """Token and position embeddings with a layer norm; padded positions are zeroed."""
 
-    def __init__(self, config: LunaConfig):
+    def __init__(self, config: LunaConfig, vocab_size: int | None):
+        """A `vocab_size` of None makes the embeddings of positions alone, beside word embeddings of another module."""
         super().__init__()
         self.config = config
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        if vocab_size is not None:
+            self.word_embeddings = nn.Embedding(vocab_size, config.hidden_size, config.pad_token_id)
         if config.position_embedding_type == "learned":
             self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size, config.pad_token_id)
-        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm = new_layer_norm(config) if config.embedding_layer_norm else nn.Identity()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
         self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
+        x_bnd = scale_embeddings(inputs_embeds, self.config)
         if self.config.position_embedding_type == "learned":
-            x_bnd = inputs_embeds + self.position_embeddings(position_ids)
+            x_bnd = x_bnd + self.position_embeddings(position_ids)
         else:
-            x_bnd = inputs_embeds * math.sqrt(self.config.hidden_size)
             x_bnd = x_bnd + sinusoids(position_ids, self.config.hidden_size).to(x_bnd.dtype)
         x_bnd = self.dropout(self.layer_norm(x_bnd))
         if attention_mask is not None:
@@ -471,13 +677,12 @@ class LunaPackedEmbeddings(nn.Module):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.projection_length, config.hidden_size))
-        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm = new_layer_norm(config) if config.embedding_layer_norm else nn.Identity()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, batch_size: int, length: int, packed_attention_mask: torch.Tensor | None) -> torch.Tensor:
-        p_ld = self.weight[:length]
+        p_ld = scale_embeddings(self.weight[:length], self.config)
         if self.config.position_embedding_type == "sinusoidal":
-            p_ld = p_ld * math.sqrt(self.config.hidden_size)
             p_ld = p_ld + sinusoids(torch.arange(length, device=p_ld.device), p_ld.shape[-1]).to(p_ld.dtype)
         p_bld = self.dropout(self.layer_norm(p_ld).expand(batch_size, -1, -1))
         if packed_attention_mask is not None:
@@ -564,6 +769,22 @@ CHOICES_ARGUMENTS = r"""
     inputs_embeds (`torch.FloatTensor` of shape `(batch_size, num_choices, sequence_length, hidden_size)`, *optional*):
         Embeddings in place of `input_ids`.
 """
+DECODER_ARGUMENTS = r"""
+    past_key_values (`LunaCache` or `LunaEncoderDecoderCache`, *optional*):
+        What the model keeps of the tokens before these, of constant size: `model.new_cache()`, which is empty, or one that
+        an earlier call filled. It is changed in place. Also called `cache`, as transformers does since 5.24.
+    labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+        Ids to predict, -100 where none is: of a decoder-only model those of the tokens themselves, which are shifted
+        inside; of an encoder-decoder those of the target, from which `decoder_input_ids` are made if these are not given.
+    logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
+        Give the logits of the last so many tokens only, or of those with these indices; 0 for all.
+    encoder_outputs (`LunaModelOutput`, *optional*):
+        What `model.get_encoder()` returned for the source; not needed once a cache has read it.
+    decoder_position_ids (`torch.LongTensor` of shape `(batch_size, target_sequence_length)`, *optional*):
+        Positions of the target's tokens, by default from `pad_token_id` + 1 on.
+    use_cache (`bool`, *optional*):
+        Whether to make and return a cache where none is given; by default `config.use_cache`, but not in training.
+"""
 OUTPUTS = r"""
     loss (`torch.FloatTensor` of shape `(1,)`, *optional*, with labels):
         Mean over the labels, or their sum / `num_items_in_batch`: cross-entropy in nats, or what `problem_type` says. For
@@ -630,13 +851,16 @@ def encoder_fields(outputs: LunaModelOutput) -> dict[str, torch.Tensor]:
     return {name: value for name, value in outputs.items() if name != "last_hidden_state"}
 
 
-def pack_attentions_follow_attentions(forward: Callable) -> Callable:
-    """`output_attentions=True` asks for both attentions of a layer; `capture_outputs` would record one per flag."""
+def with_encoder_defaults(forward: Callable) -> Callable:
+    """`output_attentions=True` asks for both attentions of a layer, where `capture_outputs` would record one per flag.
+
+    And an encoder has no cache, whatever `config.use_cache` says of a decoder.
+    """
 
     @wraps(forward)
     def wrapper(self, *args, **kwargs):
         kwargs.setdefault("output_pack_attentions", kwargs.get("output_attentions", self.config.output_attentions) or False)
-        return forward(self, *args, **kwargs)
+        return forward(self, *args, **kwargs | {"use_cache": False})
 
     return wrapper
 
@@ -646,7 +870,8 @@ class LunaPreTrainedModel(PreTrainedModel):
     config: LunaConfig
     base_model_prefix = "luna"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["LunaLayer", "LunaEmbeddings", "LunaPackedEmbeddings"]
+    _no_split_modules = ["LunaLayer", "LunaDecoderLayer", "LunaEmbeddings", "LunaPackedEmbeddings"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -685,6 +910,48 @@ class LunaPreTrainedModel(PreTrainedModel):
         is_used_bl = outputs.packed_attention_mask != 0
         return self.classifier(x_brd, outputs.packed_state, is_used_bl, attention_mask), outputs
 
+    def embed_inputs(
+        self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Word embeddings (b, n, d) of the one of `input_ids` and `inputs_embeds` that is given."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
+        if inputs_embeds is not None:
+            return inputs_embeds
+        self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
+        return self.embeddings.word_embeddings(input_ids)
+
+    def make_position_ids(
+        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, count_b: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Positions as RoBERTa counts them, from `pad_token_id` + 1 at the first token that is not padding.
+
+        After `count_b` tokens of each row they go on.
+        """
+        count_b1 = 0 if count_b is None else count_b[:, None]
+        if attention_mask is None:
+            positions_n = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
+            return (positions_n + self.config.pad_token_id + 1)[None] + count_b1
+        is_token_bn = attention_mask.long()
+        return (is_token_bn.cumsum(-1) + count_b1) * is_token_bn + self.config.pad_token_id
+
+    def make_mask(self, queries: torch.Tensor, keys: torch.Tensor, key_mask: torch.Tensor | None):
+        """The mask of one attention in the form of the configured backend; None where no key is padding."""
+        if key_mask is None:
+            return None
+        return create_bidirectional_mask(
+            config=self.config, inputs_embeds=queries, attention_mask=key_mask, encoder_hidden_states=keys
+        )
+
+    def check_length(self, n: int, position_ids: torch.Tensor | None, instead: str) -> None:
+        """Raise a ValueError where there are no positions for n tokens; `instead` says what to do."""
+        limit = self.config.max_sequence_length
+        if limit is not None and n > limit and position_ids is None:
+            raise ValueError(
+                f"The input has {n} tokens, but `max_position_embeddings` = {self.config.max_position_embeddings} has "
+                f"positions for {limit}: {instead}."
+            )
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -696,7 +963,12 @@ class LunaPreTrainedModel(PreTrainedModel):
 class LunaModel(LunaPreTrainedModel):
     def __init__(self, config: LunaConfig):
         super().__init__(config)
-        self.embeddings = LunaEmbeddings(config)
+        if config.is_decoder:
+            raise ValueError(
+                "`is_decoder` is True: the configuration is that of a decoder-only model, which has no encoder to load. Load "
+                "it with AutoModelForCausalLM."
+            )
+        self.embeddings = LunaEmbeddings(config, config.vocab_size)
         self.packed_embeddings = nn.ModuleList(
             LunaPackedEmbeddings(config) for _ in range(1 if config.contextual_projection else config.num_hidden_layers)
         )
@@ -704,8 +976,8 @@ class LunaModel(LunaPreTrainedModel):
             LunaLayer(config) for _ in range(1 if config.share_layer_weights else config.num_hidden_layers)
         )
         if config.norm_first:
-            self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-            self.packed_final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.final_layer_norm = new_layer_norm(config)
+            self.packed_final_layer_norm = new_layer_norm(config)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -715,7 +987,7 @@ class LunaModel(LunaPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embeddings.word_embeddings = value
 
-    @pack_attentions_follow_attentions
+    @with_encoder_defaults
     @merge_with_config_defaults
     @capture_outputs
     @auto_docstring(custom_args=ARGUMENTS)
@@ -731,11 +1003,8 @@ class LunaModel(LunaPreTrainedModel):
         output_packed_states: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | LunaModelOutput:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give either `input_ids` or `inputs_embeds`, and not both.")
-        if inputs_embeds is None:
-            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
-            inputs_embeds = self.embeddings.word_embeddings(input_ids)
+        kwargs.pop("use_cache")
+        inputs_embeds = self.embed_inputs(input_ids, attention_mask, inputs_embeds)
         flattening = [name for name in FLATTENED_BATCH_ARGUMENTS if kwargs.pop(name, None) is not None]
         self.refuse_flattened_batch(inputs_embeds, attention_mask, position_ids, flattening)
         self.check_shapes(inputs_embeds, attention_mask, position_ids, packed_state, packed_attention_mask)
@@ -793,22 +1062,6 @@ class LunaModel(LunaPreTrainedModel):
             packed_states=(*packed_states[:-1], packed_state) if output_packed_states else None,
         )
 
-    def make_position_ids(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Positions as RoBERTa counts them, from `pad_token_id` + 1 at the first token that is not padding."""
-        if attention_mask is None:
-            positions_n = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
-            return (positions_n + self.config.pad_token_id + 1)[None]
-        is_token_bn = attention_mask.long()
-        return is_token_bn.cumsum(-1) * is_token_bn + self.config.pad_token_id
-
-    def make_mask(self, queries: torch.Tensor, keys: torch.Tensor, key_mask: torch.Tensor | None):
-        """The mask of one attention in the form of the configured backend; None where no key is padding."""
-        if key_mask is None:
-            return None
-        return create_bidirectional_mask(
-            config=self.config, inputs_embeds=queries, attention_mask=key_mask, encoder_hidden_states=keys
-        )
-
     def refuse_flattened_batch(self, inputs_embeds, attention_mask, position_ids, flattening: list[str]) -> None:
         may_restart = position_ids is not None and attention_mask is None and inputs_embeds.shape[0] == 1
         # Asking for values makes the host wait for the device: only where nothing else tells.
@@ -823,12 +1076,7 @@ class LunaModel(LunaPreTrainedModel):
 
     def check_shapes(self, inputs_embeds, attention_mask, position_ids, packed_state, packed_attention_mask) -> None:
         b, n, d = inputs_embeds.shape
-        limit = self.config.max_sequence_length
-        if limit is not None and n > limit and position_ids is None:
-            raise ValueError(
-                f"The input has {n} tokens, but `max_position_embeddings` = {self.config.max_position_embeddings} has "
-                f"positions for {limit}: truncate it, or read it in segments with `packed_state`."
-            )
+        self.check_length(n, position_ids, "truncate it, or read it in segments with `packed_state`")
         if attention_mask is not None:
             check_shape(
                 "attention_mask", attention_mask, "(batch_size, sequence_length)", (b, n), "1 for tokens and 0 for padding"
@@ -864,7 +1112,7 @@ class LunaLMHead(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = ACT2FN[config.hidden_act]
-        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm = new_layer_norm(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -1237,6 +1485,508 @@ class LunaForQuestionAnswering(LunaPreTrainedModel):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Decoder
+
+# How the library's outputs and generate() call the cache: "cache" since transformers 5.24.
+CACHE_NAME = "cache" if "cache" in Seq2SeqLMOutput.__dataclass_fields__ else "past_key_values"
+
+
+class LunaCache(Cache):
+    """What a decoder-only model keeps of the tokens before: the sums of each layer's causal attention and their number.
+
+    It takes the same memory after any number of tokens. What P asks of a token depends on the weights alone, and is kept
+    beside the state of the rows: once, for all of them.
+    """
+
+    def __init__(self, config: LunaConfig):
+        super().__init__(layers=[LunaCausalCacheLayer() for _ in range(config.num_hidden_layers)])
+        self.packed_sources: dict[int, tuple[torch.Tensor, ...]] = {}
+        self.packed_attention_mask = None
+
+    def read_source(self, i: int) -> tuple[torch.Tensor, ...] | None:
+        """What layer i gave as `packed_source`, or None."""
+        return self.packed_sources.get(i)
+
+    def write_source(self, i: int, packed_source: tuple[torch.Tensor, ...]) -> None:
+        self.packed_sources[i] = packed_source
+
+    def reset(self) -> None:
+        super().reset()
+        self.packed_sources = {}
+
+
+class LunaEncoderDecoderCache(EncoderDecoderCache):
+    """What an encoder-decoder keeps: of the target the same as `LunaCache`, and of the source its packed context.
+
+    The cross half has one ordinary layer, of length l, for each layer of the decoder: its keys are the pack queries, its
+    values the keys and, where they are not tied, the values of the packed context, side by side. One more holds the slots
+    of P that each row uses. The encoder's output is not needed once these are written.
+    """
+
+    def __init__(self, config: LunaConfig):
+        self.config = config
+        self.num_layers = config.decoder_size("decoder_layers")
+        super().__init__(Cache(layers=[LunaCausalCacheLayer() for _ in range(self.num_layers)]), self.new_cross_half())
+
+    def new_cross_half(self) -> Cache:
+        return Cache(layers=[DynamicLayer() for _ in range(self.num_layers + 1)])
+
+    def check_dynamic_cache(self, method: str) -> None:
+        """Nothing to check: both halves can be cropped, repeated and selected."""
+
+    def reset(self) -> None:
+        self.self_attention_cache.reset()
+        self.cross_attention_cache, self.is_updated = self.new_cross_half(), {}
+
+    @property
+    def packed_attention_mask(self) -> torch.Tensor | None:
+        """The slots of P that each row uses, (b, l) of booleans; None for all."""
+        layer = self.cross_attention_cache.layers[-1]
+        return layer.keys[:, 0, :, 0] if layer.is_initialized else None
+
+    @packed_attention_mask.setter
+    def packed_attention_mask(self, mask_bl: torch.Tensor | None) -> None:
+        if mask_bl is not None:
+            self.cross_attention_cache.update(mask_bl[:, None, :, None], mask_bl[:, None, :, None], self.num_layers)
+
+    def read_source(self, i: int) -> tuple[torch.Tensor, ...] | None:
+        if not self.is_updated.get(i):
+            return None
+        layer = self.cross_attention_cache.layers[i]
+        if self.config.tie_key_value:
+            return layer.keys, layer.values, layer.values
+        return layer.keys, *layer.values.chunk(2, dim=-1)
+
+    def write_source(self, i: int, packed_source: tuple[torch.Tensor, ...]) -> None:
+        queries_bhlk, key_bhlk, value_bhlk = packed_source
+        values = key_bhlk if self.config.tie_key_value else torch.cat([key_bhlk, value_bhlk], dim=-1)
+        self.cross_attention_cache.update(queries_bhlk, values, i)
+        self.is_updated[i] = True
+
+
+def causal_half(cache: LunaCache | LunaEncoderDecoderCache) -> Cache:
+    return cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+
+
+def tokens_read(cache: Cache | None) -> torch.Tensor | None:
+    """How many tokens of each row a cache has read, (b,), without padding; None where it has read nothing."""
+    state = None if cache is None else causal_half(cache).layers[0].state
+    return None if state is None else state.count
+
+
+def with_either_cache_name(forward: Callable) -> Callable:
+    """Take `cache`, as transformers calls it since 5.24, and `past_key_values`, as before, for the same argument."""
+
+    @wraps(forward)
+    def wrapper(self, *args, cache=None, **kwargs):
+        if cache is not None:
+            if kwargs.get("past_key_values") is not None:
+                raise ValueError("`cache` and `past_key_values` are two names of one argument: give one of them.")
+            kwargs["past_key_values"] = cache
+        return forward(self, *args, **kwargs)
+
+    return wrapper
+
+
+@auto_docstring(
+    custom_intro="The decoder: of [`LunaForCausalLM`] alone, of [`LunaForConditionalGeneration`] on the output of an encoder."
+)
+class LunaDecoder(LunaPreTrainedModel):
+    _can_record_outputs = {
+        "hidden_states": LunaDecoderLayer,
+        "attentions": OutputRecorder(LunaCausalAttention, index=1),
+        "cross_attentions": OutputRecorder(LunaCrossAttention, index=1),
+    }
+
+    def __init__(self, config: LunaConfig):
+        super().__init__(config)
+        self.num_layers = config.decoder_size("decoder_layers")
+        # An encoder-decoder has one vocabulary, embedded by the encoder's module, unless the target has its own.
+        self.embeddings = LunaEmbeddings(config, config.target_vocab_size if config.is_encoder_decoder else config.vocab_size)
+        self.reads_packed_state = config.is_encoder_decoder and config.contextual_projection
+        if not self.reads_packed_state:
+            self.packed_embeddings = nn.ModuleList(LunaPackedEmbeddings(config) for _ in range(self.num_layers))
+        self.layers = nn.ModuleList(
+            LunaDecoderLayer(config) for _ in range(1 if config.share_layer_weights else self.num_layers)
+        )
+        if config.norm_first:
+            self.final_layer_norm = new_layer_norm(config)
+            if config.is_encoder_decoder:
+                self.packed_final_layer_norm = new_layer_norm(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding | None:
+        return getattr(self.embeddings, "word_embeddings", None)
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embeddings.word_embeddings = value
+
+    def new_cache(self) -> LunaCache | LunaEncoderDecoderCache:
+        """The state before the first token."""
+        return (LunaEncoderDecoderCache if self.config.is_encoder_decoder else LunaCache)(self.config)
+
+    @with_either_cache_name
+    @merge_with_config_defaults
+    @capture_outputs
+    @auto_docstring(custom_args=ARGUMENTS + DECODER_ARGUMENTS)
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        packed_state: torch.FloatTensor | None = None,
+        packed_attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.FloatTensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPastAndCrossAttentions:
+        inputs_embeds = self.embed_inputs(input_ids, attention_mask, inputs_embeds)
+        cache = self.new_cache() if past_key_values is None and use_cache else past_key_values
+        b, n, _ = inputs_embeds.shape
+        self.check_cache(cache, b)
+        num_before = 0 if cache is None else cache.get_seq_length()
+        self.check_length(num_before + n, position_ids, 'shorten it, or train a model with `position_embedding_type="sinusoidal"`')
+        attention_mask = self.mask_of_new_tokens(attention_mask, b, n, num_before)
+        if position_ids is None:
+            position_ids = self.make_position_ids(inputs_embeds, attention_mask, tokens_read(cache))
+        x_bnd = self.embeddings(inputs_embeds, position_ids, attention_mask)
+
+        first = None if cache is None else cache.read_source(0)
+        if first is not None:
+            packed_attention_mask, l = cache.packed_attention_mask, first[0].shape[2]
+        elif self.config.is_encoder_decoder:
+            self.check_source(encoder_hidden_states, packed_state, b)
+            packed_attention_mask, l = to_bool_mask("packed_attention_mask", packed_attention_mask), packed_state.shape[1]
+        else:
+            packed_attention_mask, l = None, self.config.projection_length
+        pack_mask = unpack_mask = None
+        if self.config.is_encoder_decoder:
+            slots_bl0 = x_bnd.new_empty(b, l, 0)  # the masks have their shape
+            unpack_mask = self.make_mask(x_bnd, slots_bl0, packed_attention_mask)
+            if first is None:
+                encoder_attention_mask = to_bool_mask("encoder_attention_mask", encoder_attention_mask)
+                pack_mask = self.make_mask(slots_bl0, encoder_hidden_states, encoder_attention_mask)
+                if cache is not None:
+                    cache.packed_attention_mask = packed_attention_mask
+
+        for i in range(self.num_layers):
+            packed_source = None if cache is None else cache.read_source(i)
+            if packed_source is None and not self.reads_packed_state:
+                # Without a source P is the same for all rows.
+                packed_state = self.packed_embeddings[i](b if self.config.is_encoder_decoder else 1, l, packed_attention_mask)
+            state = None if cache is None else causal_half(cache).layers[i]
+            x_bnd, packed_state, packed_source = self.layers[0 if self.config.share_layer_weights else i](
+                x_bnd,
+                packed_state,
+                encoder_hidden_states,
+                packed_source,
+                attention_mask,
+                packed_attention_mask,
+                pack_mask,
+                unpack_mask,
+                state,
+                **kwargs,
+            )
+            if first is None:
+                if cache is not None:
+                    cache.write_source(i, packed_source)
+                if not self.reads_packed_state:  # the next layer does not read this P
+                    x_bnd, packed_state = join_gradients(x_bnd, packed_state)
+
+        if self.config.norm_first:
+            x_bnd = self.final_layer_norm(x_bnd)
+            if self.config.is_encoder_decoder and first is None:
+                packed_state = self.packed_final_layer_norm(packed_state)
+        if first is None:  # nothing reads the last P
+            x_bnd, _ = join_gradients(x_bnd, packed_state)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=x_bnd, **{CACHE_NAME: cache})
+
+    def mask_of_new_tokens(
+        self, attention_mask: torch.Tensor | None, b: int, n: int, num_before: int
+    ) -> torch.Tensor | None:
+        """The last n columns of a mask that may also describe the tokens before, as booleans (b, n)."""
+        if attention_mask is None:
+            return None
+        shape = (b, n if attention_mask.shape[-1] == n else num_before + n)
+        meaning = "1 for tokens and 0 for padding, with or without those that the cache has read"
+        check_shape("attention_mask", attention_mask, "(batch_size, sequence_length)", shape, meaning)
+        return to_bool_mask("attention_mask", attention_mask)[:, -n:]
+
+    def check_source(self, encoder_hidden_states, packed_state, b: int) -> None:
+        d = self.config.hidden_size
+        for name, states in (("encoder_hidden_states", encoder_hidden_states), ("packed_state", packed_state)):
+            if states is None:
+                raise ValueError(
+                    f"`{name}` is missing: a decoder with a source needs the encoder's output, unless its cache has read it."
+                )
+            if states.ndim != 3 or states.shape[0] != b or states.shape[2] != d:
+                raise ValueError(
+                    f"`{name}` has shape {tuple(states.shape)}, but must be (batch_size, length, hidden_size) with "
+                    f"batch_size = {b} and hidden_size = {d}."
+                )
+
+    def check_cache(self, cache: Cache | None, b: int) -> None:
+        if cache is None:
+            return
+        cache_class = LunaEncoderDecoderCache if self.config.is_encoder_decoder else LunaCache
+        if not isinstance(cache, cache_class):
+            raise ValueError(
+                f"`past_key_values` is a {type(cache).__name__}, but Luna remembers sums and not tokens: give a "
+                f"{cache_class.__name__}, which `model.new_cache()` makes."
+            )
+        layers = causal_half(cache).layers
+        state = layers[0].state if layers else None
+        if state is None:
+            return
+        h = self.config.decoder_size("decoder_attention_heads")
+        sizes = len(layers), h, self.config.hidden_size // h
+        if (len(layers), *state.key_slots.shape[1:3]) != sizes:
+            raise ValueError(
+                f"`past_key_values` is of another model: it has {len(layers)} layers with {state.key_slots.shape[1]} heads of "
+                f"size {state.key_slots.shape[2]}, but this model {sizes[0]} with {sizes[1]} of size {sizes[2]}."
+            )
+        if state.count.shape[0] != b:
+            raise ValueError(
+                f"`past_key_values` has read {state.count.shape[0]} rows, but the batch has {b}: give each batch a cache of its "
+                "own, or use its `batch_repeat_interleave` or `batch_select_indices`."
+            )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models that generate
+
+
+class LunaGenerationMixin(GenerationMixin):
+    """What generate() needs to know of Luna's cache."""
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args, **kwargs) -> None:
+        """As in transformers, but a new cache is one of Luna's."""
+        if model_kwargs.get(CACHE_NAME) is not None or generation_config.use_cache is False:
+            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+            return
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise ValueError(
+                f"`cache_implementation` is {generation_config.cache_implementation!r}, but Luna has one kind of cache, whose "
+                "size does not grow: leave the argument out."
+            )
+        model_kwargs[CACHE_NAME] = self.new_cache()
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs) -> None:
+        """None: the decoder counts positions from its cache and the mask, and from `pad_token_id` + 1, not from 0."""
+
+
+@auto_docstring(custom_intro="Luna as a language model that reads from left to right: a decoder, with learned P in each layer.")
+class LunaForCausalLM(LunaPreTrainedModel, LunaGenerationMixin):
+    _tied_weights_keys = {"lm_head.weight": "luna.embeddings.word_embeddings.weight"}
+
+    def __init__(self, config: LunaConfig):
+        if config.is_encoder_decoder:
+            raise ValueError(
+                "`is_encoder_decoder` is True, but a decoder-only model has no encoder: set it to False, or load the model "
+                "with AutoModelForSeq2SeqLM."
+            )
+        config = copy.deepcopy(config)
+        config.is_decoder = True
+        super().__init__(config)
+        self.luna = LunaDecoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.lm_head = new_embeddings
+
+    def new_cache(self) -> LunaCache:
+        """The state before the first token, to be given as `past_key_values` (or `cache`) with each piece of a text."""
+        return self.luna.new_cache()
+
+    @with_either_cache_name
+    @can_return_tuple
+    @auto_docstring(custom_args=ARGUMENTS + DECODER_ARGUMENTS)
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        past_key_values: LunaCache | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | CausalLMOutputWithPast:
+        if kwargs.get("packed_state") is not None:
+            raise ValueError(
+                "`packed_state` was given to a decoder-only model, whose layers each have a learned P: to go on with a text, "
+                "give the cache that has read it as `past_key_values`."
+            )
+        outputs = self.luna(
+            input_ids,
+            attention_mask,
+            position_ids,
+            inputs_embeds,
+            past_key_values=past_key_values,
+            use_cache=keeps_cache(self, use_cache, labels),
+            return_dict=True,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits_bnv = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            meaning = "the ids of the tokens themselves, -100 where none is to be predicted"
+            check_shape("labels", labels, "(batch_size, sequence_length)", logits_bnv.shape[:2], meaning)
+            loss = self.loss_function(logits_bnv, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits_bnv,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **{CACHE_NAME: outputs[CACHE_NAME] if CACHE_NAME in outputs else None},
+        )
+
+
+def keeps_cache(model: LunaPreTrainedModel, use_cache: bool | None, labels: torch.Tensor | None) -> bool:
+    """Whether a model makes a cache where it was given none: training does not read it."""
+    if use_cache is None:
+        return model.config.use_cache and labels is None and not model.training
+    return use_cache
+
+
+@auto_docstring(custom_intro="Luna as an encoder-decoder, for translation and other tasks from text to text.")
+class LunaForConditionalGeneration(LunaPreTrainedModel, LunaGenerationMixin):
+    def __init__(self, config: LunaConfig):
+        if not config.is_encoder_decoder:
+            raise ValueError(
+                "`is_encoder_decoder` is False, but the model has an encoder and a decoder: set it to True, or load the "
+                "model with AutoModelForCausalLM."
+            )
+        super().__init__(config)
+        self.luna = LunaModel(config)
+        self.decoder = LunaDecoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, self.target_embeddings.num_embeddings, bias=False)
+        owner = "luna" if config.target_vocab_size is None else "decoder"
+        self._tied_weights_keys = {"lm_head.weight": f"{owner}.embeddings.word_embeddings.weight"}
+        self.post_init()
+
+    @property
+    def target_embeddings(self) -> nn.Embedding:
+        """The word embeddings of the target: the source's, unless the target has a vocabulary of its own."""
+        return (self.luna if self.config.target_vocab_size is None else self.decoder).get_input_embeddings()
+
+    def get_encoder(self, *args, **kwargs) -> LunaModel:
+        return self.luna
+
+    def get_decoder(self, *args, **kwargs) -> LunaDecoder:
+        return self.decoder
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.lm_head = new_embeddings
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As in transformers, for the one vocabulary of source and target."""
+        if self.config.target_vocab_size is not None and (args or kwargs):
+            raise ValueError(
+                f"The target has a vocabulary of its own, `target_vocab_size` = {self.config.target_vocab_size}: only one "
+                "that source and target share can be resized."
+            )
+        return super().resize_token_embeddings(*args, **kwargs)
+
+    def new_cache(self) -> LunaEncoderDecoderCache:
+        """The state before the first token, to be given as `past_key_values` (or `cache`)."""
+        return self.decoder.new_cache()
+
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
+        """The tokens that the decoder reads to predict `labels`: these, one place later, after the start."""
+        start = labels.new_full((labels.shape[0], 1), self.config.decoder_start_token_id)
+        return torch.cat([start, labels[:, :-1].masked_fill(labels[:, :-1] == -100, self.config.pad_token_id)], dim=1)
+
+    @with_either_cache_name
+    @can_return_tuple
+    @auto_docstring(custom_args=ARGUMENTS + DECODER_ARGUMENTS)
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: LunaModelOutput | None = None,
+        past_key_values: LunaEncoderDecoderCache | None = None,
+        position_ids: torch.LongTensor | None = None,
+        decoder_position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        decoder_inputs_embeds: torch.FloatTensor | None = None,
+        packed_state: torch.FloatTensor | None = None,
+        packed_attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | Seq2SeqLMOutput:
+        if encoder_outputs is None and not (past_key_values is not None and input_ids is None and inputs_embeds is None):
+            inputs = input_ids, attention_mask, position_ids, inputs_embeds, packed_state, packed_attention_mask
+            encoder_outputs = self.luna(*inputs, return_dict=True, **kwargs)
+        encoder_outputs = self.check_encoder_outputs(encoder_outputs)
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            if labels is None:
+                raise ValueError("Give `decoder_input_ids`, or `labels` to make them of; generate() makes them itself.")
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        if decoder_inputs_embeds is None:
+            decoder_inputs_embeds = self.target_embeddings(decoder_input_ids)
+        outputs = self.decoder(
+            attention_mask=decoder_attention_mask,
+            position_ids=decoder_position_ids,
+            inputs_embeds=decoder_inputs_embeds,
+            packed_state=encoder_outputs.packed_state,
+            packed_attention_mask=encoder_outputs.packed_attention_mask,
+            encoder_hidden_states=encoder_outputs.last_hidden_state,
+            encoder_attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=keeps_cache(self, use_cache, labels),
+            return_dict=True,
+            **kwargs,
+        )
+        logits_bnv = self.lm_head(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            meaning = "the ids that the decoder is to predict, -100 where none is"
+            check_shape("labels", labels, "(batch_size, target_sequence_length)", logits_bnv.shape[:2], meaning)
+            loss = self.loss_function(
+                logits_bnv, labels, vocab_size=logits_bnv.shape[-1], shift_labels=labels, **kwargs
+            )
+        return Seq2SeqLMOutput(
+            loss=loss,
+            logits=logits_bnv,
+            decoder_hidden_states=outputs.hidden_states,
+            decoder_attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+            **{CACHE_NAME: outputs[CACHE_NAME] if CACHE_NAME in outputs else None},
+        )
+
+    def check_encoder_outputs(self, encoder_outputs) -> LunaModelOutput:
+        if encoder_outputs is None:
+            return LunaModelOutput()
+        if isinstance(encoder_outputs, (tuple, list)):
+            encoder_outputs = LunaModelOutput(*encoder_outputs[:3])
+        if getattr(encoder_outputs, "packed_state", None) is None:
+            raise ValueError(
+                "`encoder_outputs` has no `packed_state`, which the decoder starts from: give what `model.get_encoder()` returns."
+            )
+        return encoder_outputs
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The Hub and the Auto classes
 
 
@@ -1250,6 +2000,8 @@ if not __name__.startswith("transformers_modules."):
 
 
 __all__ = [
+    "LunaForCausalLM",
+    "LunaForConditionalGeneration",
     "LunaForMaskedLM",
     "LunaForMultipleChoice",
     "LunaForQuestionAnswering",
