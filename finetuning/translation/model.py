@@ -82,7 +82,7 @@ def build_model(config: PreTrainedConfig, name: str | None = None) -> PreTrained
     """
     what = f"{name or 'A new model'} ({config.model_type}) cannot translate"
     with told(what, "give an encoder-decoder, such as luna, marian, bart or t5"), quiet_transformers():
-        if not config.is_encoder_decoder and config.model_type != "luna":
+        if not config.is_encoder_decoder:
             raise ValueError("it has no decoder that reads an encoder")
         if name is None:
             return AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)

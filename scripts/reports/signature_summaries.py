@@ -34,6 +34,7 @@ VOCAB_SIZE = 2000
 SAMPLES = 8
 MODEL = {
     "model_type": "luna",
+    "is_encoder_decoder": True,
     "hidden_size": 128,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
@@ -41,6 +42,7 @@ MODEL = {
     "projection_length": 16,
     "hidden_act": "relu",
     "position_embedding_type": "sinusoidal",
+    "embedding_layer_norm": False,
 }
 OPTIONS = (
     "--dropout 0.2 --max_tokens 1024 --batches_per_step 1 --num_train_epochs 25 --learning_rate 1e-3 --warmup_steps 400 "
