@@ -26,7 +26,7 @@ def make_batches(
         seed: of the order among pairs of the same lengths.
 
     Raises:
-        InputError: a pair is longer than `max_tokens`, or there are fewer pairs than batches of one update.
+        InputError: a pair is longer than `max_tokens`, or so few pairs fit that the batches cannot be made a multiple.
     """
     longest = np.maximum(source_lengths, target_lengths)
     if longest.max() > max_tokens:
@@ -34,10 +34,6 @@ def make_batches(
         raise InputError(
             f"`max_tokens` is {max_tokens}, but the longest training pair, number {row + 1}, has {longest[row]} tokens: "
             "give at least as many, or prepare the dataset with a --max_length."
-        )
-    if len(longest) < batches_per_step:
-        raise InputError(
-            f"`batches_per_step` is {batches_per_step}, but there are only {len(longest)} training pairs: lower it."
         )
     shuffled = np.random.default_rng(seed).permutation(len(longest))
     order = shuffled[np.lexsort((source_lengths[shuffled], target_lengths[shuffled]))]
@@ -51,6 +47,11 @@ def make_batches(
     while len(batches) % batches_per_step:
         largest = max(range(len(batches)), key=lambda i: len(batches[i]))
         batch = batches[largest]
+        if len(batch) == 1:
+            raise InputError(
+                f"`batches_per_step` is {batches_per_step}, but the training pairs make {len(batches)} batches of one pair: "
+                "lower it, or raise `max_tokens`."
+            )
         batches[largest : largest + 1] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
     return batches
 

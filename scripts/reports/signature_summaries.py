@@ -30,22 +30,22 @@ LEFT_OUT = {"test", "tests", "idlelib", "site-packages", "dist-packages", "lib2t
 MINIMUM_WORDS, MAXIMUM_CHARS = 3, 160
 MINIMUM_PAIRS = 1000
 SHARES = {"test": 0.08, "validation": 0.06}  # of all pairs, at least
-VOCAB_SIZE = 2000
+VOCAB_SIZE = 1500
 SAMPLES = 8
 MODEL = {
     "model_type": "luna",
     "is_encoder_decoder": True,
-    "hidden_size": 128,
-    "num_hidden_layers": 3,
+    "hidden_size": 96,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "intermediate_size": 512,
+    "intermediate_size": 384,
     "projection_length": 16,
     "hidden_act": "relu",
     "position_embedding_type": "sinusoidal",
     "embedding_layer_norm": False,
 }
 OPTIONS = (
-    "--dropout 0.2 --max_tokens 1024 --batches_per_step 1 --num_train_epochs 25 --learning_rate 1e-3 --warmup_steps 400 "
+    "--dropout 0.1 --max_tokens 1024 --batches_per_step 1 --num_train_epochs 20 --learning_rate 1e-3 --warmup_steps 400 "
     "--weight_decay 0.01 --max_grad_norm 1 --num_averaged_checkpoints 5 --generation_max_length 64"
 ).split()
 

@@ -18,8 +18,10 @@ def cases(draw):
     """Lengths of both sides, the most tokens, and batches per update."""
     pairs = draw(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=80))
     source, target = np.array(pairs).T
-    per_step = draw(st.integers(1, min(6, len(pairs))))
-    return source, target, draw(st.integers(int(np.max(pairs)), 200)), per_step, draw(st.integers(0, 9))
+    per_step = draw(st.sampled_from([number for number in range(1, 7) if number == 1 or 2 * number <= len(pairs)]))
+    least = int(np.max(pairs))
+    # Two pairs fit, so that there is a batch to cut in two.
+    return source, target, draw(st.integers(2 * least, 200)), per_step, draw(st.integers(0, 9))
 
 
 @settings(max_examples=80, deadline=None)
@@ -75,5 +77,8 @@ def test_what_makes_no_batches_is_refused():
         InputError, match="`max_tokens` is 8, but the longest training pair, number 2, has 9 tokens: give at"
     ):
         make_batches(lengths, lengths, 8, 1, seed=0)
-    with pytest.raises(InputError, match="`batches_per_step` is 4, but there are only 3 training pairs: lower it"):
-        make_batches(lengths, lengths, 90, 4, seed=0)
+    for max_tokens, per_step in ((90, 4), (9, 2)):
+        with pytest.raises(
+            InputError, match=f"per_step` is {per_step}, but the training pairs make 3 batches of one pair: lower"
+        ):
+            make_batches(lengths, lengths, max_tokens, per_step, seed=0)

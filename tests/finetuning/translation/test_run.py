@@ -284,7 +284,7 @@ WRONG = [
     ("", {"model": None, "model_name_or_path": "{nowhere}"}, "nowhere is neither a folder with a checkpoint nor a model of"),
     ("luna-16-elu", {"model": None, "model_name_or_path": "{luna}"}, "was given beside the row luna-16-elu, which has its"),
     ("", {"max_tokens": 20}, r"`max_tokens` is 20, but the longest training pair, number \d+, has \d+ tokens: give at"),
-    ("", {"batches_per_step": 500}, "`batches_per_step` is 500, but there are only 120 training pairs: lower it"),
+    ("", {"batches_per_step": 500}, "`batches_per_step` is 500, but the training pairs make 120 batches of one pair"),
     ("", {"model": MARIAN | {"max_position_embeddings": 9}, "ONLY": True}, "The source of pair .* reads at most 9: give a"),
     ("", {"model": MARIAN, "ONLY": True, "generation_max_length": 65}, "`generation_max_length` is 65, .* writes at most 6"),
     ("", {"num_beams": 0}, "`num_beams` is 0: give at least 1"),
