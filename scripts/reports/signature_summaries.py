@@ -45,7 +45,7 @@ MODEL = {
     "embedding_layer_norm": False,
 }
 OPTIONS = (
-    "--dropout 0.1 --max_tokens 1024 --batches_per_step 1 --num_train_epochs 20 --learning_rate 1e-3 --warmup_steps 400 "
+    "--dropout 0.1 --max_tokens 1024 --batches_per_step 1 --num_train_epochs 15 --learning_rate 1e-3 --warmup_steps 400 "
     "--weight_decay 0.01 --max_grad_norm 1 --num_averaged_checkpoints 5 --generation_max_length 64"
 ).split()
 

@@ -24,7 +24,7 @@ def cases(draw):
     return source, target, draw(st.integers(2 * least, 200)), per_step, draw(st.integers(0, 9))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(case=cases())
 def test_each_pair_is_in_one_batch_that_is_not_too_large(case):
     source, target, max_tokens, per_step, _ = case
@@ -36,7 +36,7 @@ def test_each_pair_is_in_one_batch_that_is_not_too_large(case):
     assert [batch.tolist() for batch in make_batches(*case)] == [batch.tolist() for batch in batches]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(case=cases(), epoch=st.integers(0, 5), skipped=st.integers(0, 4))
 def test_processes_share_the_updates_of_one_and_a_run_goes_on_with_what_is_due(case, epoch, skipped):
     *_, per_step, seed = case
@@ -51,7 +51,8 @@ def test_processes_share_the_updates_of_one_and_a_run_goes_on_with_what_is_due(c
             together = [batch for own in read for batch in own[i * share : (i + 1) * share]]
             assert sorted(together) == sorted(step)
         loader = DataLoader(range(len(case[0])), batch_sampler=ranks[0], collate_fn=list)
-        assert list(skip_first_batches(loader, skipped)) == read[0][skipped:]
+        due = min(skipped, len(read[0]))
+        assert list(skip_first_batches(loader, due)) == read[0][due:]
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():

@@ -102,7 +102,7 @@ WRONG = [
     ({"train_files": ["LATIN", "LONG"]}, "Line 2 of .*latin is not UTF-8: convert the file"),
     ({"train_files": ["NOWHERE", "LONG"]}, r"nowhere cannot be read \(No such file or directory\): give a text file"),
     ({"train_files": ["CUT.gz", "LONG"]}, r"cut.gz cannot be read \(.*\): give a text file, or a whole .gz"),
-    ({"train_files": ["BLANK", "LONG"]}, r"No training pair is left \(empty 2\): raise --max_length or"),
+    ({"train_files": ["BLANK", "LONG"], "vocab_size": 260}, r"No training pair is left \(empty 2\): raise --max_length or"),
     ({"max_length": 0}, "`max_length` is 0: give at least 1"),
     ({"max_ratio": 0.5}, "`max_ratio` is 0.5: give at least 1"),
     ({"vocab_size": 200}, "`vocab_size` is 200, but the bytes and special tokens are 260: give more"),

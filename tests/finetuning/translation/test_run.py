@@ -184,22 +184,22 @@ def argv_of(options):
 
 
 def test_two_processes_train_and_translate_as_one(options, tmp_path):
-    options = options | EXACT | {"num_train_epochs": 1, "optimizer": "apollo", "learning_rate": 0.01, "warmup_steps": 2}
+    """Loss and gradient of each update; a small rate, because Adam makes steps of rounding errors where gradients are 0."""
+    options = options | EXACT | {"num_train_epochs": 1, "learning_rate": 1e-4, "logging_steps": 1}
     assert run_translation(**options | {"output_dir": str(tmp_path / "one")}) == 0
     said = launch("finetune", argv_of(options | {"output_dir": str(tmp_path / "two"), "use_cpu": None}), 2)
-    one, two = results_of(tmp_path / "one"), results_of(tmp_path / "two")
-    for results in (one, two):
-        del results["signatures"]
-    assert two == pytest.approx(one, rel=1e-4)
+    logs = [json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"] for name in ("one", "two")]
+    one, two = ([(row["step"], row["loss"], row["grad_norm"]) for row in log if "loss" in row] for log in logs)
+    assert len(one) >= 8 and len({loss for _, loss, _ in one}) == len(one)
+    for ours, theirs in zip(one, two, strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-3)
+    results = [results_of(tmp_path / name) for name in ("one", "two")]
+    for values in results:
+        del values["signatures"]
+    assert results[1] == pytest.approx(results[0], rel=1e-4)
     texts = [(tmp_path / name / "translations_test.txt").read_text() for name in ("one", "two")]
     assert texts[0] == texts[1] and len(texts[0].splitlines()) == 7  # an odd number of rows
     assert said.stderr.count("Processes: 2, on cpu.") == 1 and said.stdout.count("output_dir: ") == 1
-    curves = [
-        [entry["eval_loss"] for entry in json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
-         if "eval_loss" in entry]
-        for name in ("one", "two")
-    ]  # fmt: skip
-    assert curves[0] == pytest.approx(curves[1], rel=1e-4) and curves[0]
 
 
 kill = partial(signal_at, 6, signal.SIGKILL)
@@ -282,7 +282,7 @@ WRONG = [
     ("", {"model": {"model_type": "gpt2"}, "ONLY": True}, r"A new model \(gpt2\) cannot translate \(.*\): give an enc"),
     ("", {"model": None, "model_name_or_path": "{luna}"}, r"luna \(luna\) cannot translate \(it has no decoder"),
     ("", {"model": None, "model_name_or_path": "{nowhere}"}, "nowhere is neither a folder with a checkpoint nor a model of"),
-    ("luna-16-elu", {"model": None, "model_name_or_path": "{luna}"}, "was given beside the row luna-16-elu, which has its"),
+    ("luna-16-elu", {"model": None, "model_name_or_path": "{luna}"}, "was given beside the row luna-16-elu, which has a"),
     ("", {"max_tokens": 20}, r"`max_tokens` is 20, but the longest training pair, number \d+, has \d+ tokens: give at"),
     ("", {"batches_per_step": 500}, "`batches_per_step` is 500, but the training pairs make 120 batches of one pair"),
     ("", {"model": MARIAN | {"max_position_embeddings": 9}, "ONLY": True}, "The source of pair .* reads at most 9: give a"),
