@@ -12,7 +12,7 @@ is multiplied from the left and of what comes out.
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ CAUSAL_ACTIVATIONS = {
 }
 
 # Tokens that are taken together; docs/benchmarks/causal has the measurement.
-CHUNK_SIZE = 128
+CHUNK_SIZE = 64
 
 
 class CausalState(NamedTuple):
@@ -75,7 +75,7 @@ class CausalSums(torch.autograd.Function):
             for start in reversed(starts) if reverse else starts:
                 x, y, z = (take_chunk(tensor, start, dtype) for tensor in (x_bhni, y_bhni, z_bhno))
                 scores = x @ y.mT
-                scores = scores.triu() if reverse else scores.tril()
+                scores = scores.triu_() if reverse else scores.tril_()
                 output = x @ state_bhio + scores @ z
                 output_bhno[:, :, start : start + CHUNK_SIZE] = output[:, :, : n - start]
                 state_bhio = state_bhio + y.mT @ z
@@ -123,8 +123,9 @@ def causal_attention(
     attention_mask: torch.Tensor | None = None,
     state: CausalState | None = None,
     dropout: float = 0.0,
-    packed_mask: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, CausalState]:
+    packed_attention_mask: torch.Tensor | None = None,
+    output_weights: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor | None, CausalState]:
     """Luna's causal attention, each token reading itself and those before it.
 
     Args:
@@ -134,27 +135,42 @@ def causal_attention(
             gets zeros.
         state: of the tokens before these; None where there are none.
         dropout: of the unpack weights.
-        packed_mask: (b, l), False for slots that a row does not use: no token reads them.
+        packed_attention_mask: (b, l), False where a slot of P is not to be read.
+        output_weights: without them a GPU kernel may do the work.
 
     Returns:
-        The output (b, h, n, k), the unpack weights (b, h, n, l) before dropout, and the state after the last token.
+        The output (b, h, n, k), the unpack weights (b, h, n, l) before dropout or None, and the state after the last token.
     """
+    is_token_b1n1 = None if attention_mask is None else attention_mask.bool()[:, None, :, None]
+    pack_bhnl, count_bn = without_padding(pack_bhnl, attention_mask, state)
+    share_b1n1 = count_bn.clamp(min=1)[:, None, :, None].to(sum_dtype(query_bhnk)).reciprocal()
+    inputs = query_bhnk, key_bhnk, value_bhnk, pack_bhnl, share_b1n1, state
     with torch.autocast(query_bhnk.device.type, enabled=False):
-        pack_bhnl, count_bn = without_padding(pack_bhnl, attention_mask, state)
-        key_slots, slot_values, _ = state or (None, None, None)
-        share_b1n1 = count_bn.clamp(min=1)[:, None, :, None].to(sum_dtype(query_bhnk)).reciprocal()
-        scores_bhnl, key_slots = causal_sums(query_bhnk, key_bhnk, pack_bhnl, key_slots)
-        scores_bhnl = scores_bhnl * share_b1n1
-        if packed_mask is not None:
-            scores_bhnl = scores_bhnl.masked_fill(~packed_mask.bool()[:, None, None], torch.finfo(scores_bhnl.dtype).min)
-        weights_bhnl = scores_bhnl.softmax(dim=-1)
-        if attention_mask is not None:
-            weights_bhnl = weights_bhnl.masked_fill(~attention_mask.bool()[:, None, :, None], 0)
-        dropped_bhnl = nn.functional.dropout(weights_bhnl, dropout) if dropout > 0 else weights_bhnl
-        output_bhnk, slot_values = causal_sums(dropped_bhnl, pack_bhnl, value_bhnk, slot_values)
-        output_bhnk = output_bhnk * share_b1n1
-    state = CausalState(key_slots, slot_values, count_bn[:, -1])
-    return output_bhnk.to(value_bhnk.dtype), weights_bhnl.to(query_bhnk.dtype), state
+        if fits_kernel(query_bhnk) and dropout == 0 and packed_attention_mask is None and not output_weights:
+            weights_bhnl = None
+            output_bhnk, *sums = attend_by_kernel(find_kernel(), *inputs)
+            if is_token_b1n1 is not None:
+                output_bhnk = output_bhnk.masked_fill(~is_token_b1n1, 0)
+        else:
+            output_bhnk, weights_bhnl, *sums = attend_by_sums(*inputs, is_token_b1n1, dropout, packed_attention_mask)
+    state = CausalState(*sums, count_bn[:, -1])
+    return output_bhnk.to(value_bhnk.dtype), weights_bhnl.to(query_bhnk.dtype) if output_weights else None, state
+
+
+def attend_by_sums(query, key, value, pack, share_b1n1, state, is_token_b1n1, dropout, packed_attention_mask):
+    """Equation 7 twice, and the softmax between: output, unpack weights and the two sums."""
+    key_slots, slot_values, _ = state or (None, None, None)
+    scores_bhnl, key_slots = causal_sums(query, key, pack, key_slots)
+    scores_bhnl = scores_bhnl * share_b1n1
+    if packed_attention_mask is not None:
+        is_read_b11l = packed_attention_mask.bool()[:, None, None]
+        scores_bhnl = scores_bhnl.masked_fill(~is_read_b11l, torch.finfo(scores_bhnl.dtype).min)
+    weights_bhnl = scores_bhnl.softmax(dim=-1)
+    if is_token_b1n1 is not None:
+        weights_bhnl = weights_bhnl.masked_fill(~is_token_b1n1, 0)
+    dropped_bhnl = nn.functional.dropout(weights_bhnl, dropout) if dropout > 0 else weights_bhnl
+    output_bhnk, slot_values = causal_sums(dropped_bhnl, pack, value, slot_values)
+    return output_bhnk * share_b1n1, weights_bhnl, key_slots, slot_values
 
 
 def without_padding(
@@ -169,6 +185,55 @@ def without_padding(
         count_bn = is_token_bn.cumsum(dim=-1)
         pack_bhnl = pack_bhnl.masked_fill(~is_token_bn[:, None, :, None], 0)
     return pack_bhnl, count_bn if state is None else count_bn + state.count[:, None]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attention by a GPU kernel
+
+
+# From here on the kernel is used: more tokens than a cache layer records, so that what it adds up again is always a sum of
+# the chunked form.
+KERNEL_MIN_TOKENS = 256
+
+
+@cache
+def find_kernel() -> Callable | None:
+    """Gated slot attention of flash-linear-attention, or None where that is not installed."""
+    try:
+        from fla.ops.gsa import chunk_gsa
+    except ImportError:
+        return None
+    return chunk_gsa
+
+
+def fits_kernel(query_bhnk: torch.Tensor) -> bool:
+    """Whether there is a kernel for these inputs.
+
+    It reads its sums in the dtype of the inputs: in float16 they overflow, in float32 it multiplies in TF32.
+    """
+    if query_bhnk.device.type != "cuda" or query_bhnk.dtype != torch.bfloat16 or torch.compiler.is_exporting():
+        return False
+    return query_bhnk.shape[2] >= KERNEL_MIN_TOKENS and find_kernel() is not None
+
+
+def attend_by_kernel(chunk_gsa: Callable, query, key, value, pack, share_b1n1, state):
+    """The output and the two sums: gated slot attention whose gates forget nothing is the same recurrence without 1/t."""
+    dtype = query.dtype
+    query_bnhk, key_bnhk, value_bnhk, pack_bnhl = (
+        x.to(dtype).transpose(1, 2).contiguous() for x in (query * share_b1n1, key, value, pack)
+    )
+    log_gates_bnhl = torch.zeros_like(pack_bnhl, dtype=share_b1n1.dtype)  # without any it would normalize the pack weights
+    output_bnhk, sums = chunk_gsa(
+        query_bnhk,
+        key_bnhk,
+        value_bnhk,
+        s=pack_bnhl,
+        g=log_gates_bnhl,
+        scale=1.0,
+        initial_state=None if state is None else (state.key_slots, state.slot_values),
+        output_final_state=True,
+    )
+    return output_bnhk.transpose(1, 2) * share_b1n1, *sums
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -267,10 +332,12 @@ class LunaCausalCacheLayer(CacheLayerMixin):
         value_bhnk: torch.Tensor,
         pack_bhnl: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        dropout: float = 0.0,
-        packed_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`causal_attention` that goes on from the tokens read before, and remembers these: output and unpack weights."""
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`causal_attention` that goes on from the tokens read before, and remembers these: output and unpack weights.
+
+        `kwargs` are those of `causal_attention`.
+        """
         n = query_bhnk.shape[2]
         # What is recorded begins at a whole chunk, so that a long prompt leaves no more behind than a short one.
         unrecorded = max(n - KEPT_TOKENS, 0) // CHUNK_SIZE * CHUNK_SIZE if self.record_past else 0
@@ -278,13 +345,13 @@ class LunaCausalCacheLayer(CacheLayerMixin):
         for piece in (slice(0, unrecorded), slice(unrecorded, n)) if unrecorded else (slice(0, n),):
             query, key, value, pack = (x[:, :, piece] for x in (query_bhnk, key_bhnk, value_bhnk, pack_bhnl))
             mask = None if attention_mask is None else attention_mask[:, piece]
-            *attended, state = causal_attention(
-                query, key, value, pack, mask, self.state, dropout, packed_mask
-            )
+            *attended, state = causal_attention(query, key, value, pack, mask, self.state, **kwargs)
             pieces.append(attended)
             self.update(key, value, pack, mask, state)
+        if len(pieces) == 1:
+            return tuple(pieces[0])
         outputs, weights = zip(*pieces, strict=True)
-        return (outputs[0], weights[0]) if len(pieces) == 1 else (torch.cat(outputs, dim=2), torch.cat(weights, dim=2))
+        return torch.cat(outputs, dim=2), None if weights[0] is None else torch.cat(weights, dim=2)
 
     def update(
         self,
@@ -364,8 +431,6 @@ class LunaCausalCacheLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         """-1: there is no limit."""
         return -1
-
-    get_max_cache_shape = get_max_length  # its name before transformers 5.17
 
     def reset(self) -> None:
         self.forget()

@@ -228,8 +228,8 @@ class LunaConfig(PreTrainedConfig):
     def validate_decoder(self):
         if self.is_decoder and self.is_encoder_decoder:
             raise ValueError(
-                "`is_decoder` and `is_encoder_decoder` are both True: set the first for a decoder-only model, the second for "
-                "an encoder and a decoder."
+                "`is_decoder` and `is_encoder_decoder` are both True: set the first for a decoder-only model, the second "
+                "for an encoder and a decoder."
             )
         for name in ("target_vocab_size", *DECODER_SIZES):
             if getattr(self, name) is not None and not self.is_encoder_decoder:

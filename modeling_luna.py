@@ -10,13 +10,17 @@ d hidden size, h heads, k head size, v vocabulary, r tokens that a head reads, c
 """
 
 import copy
+import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -39,12 +43,12 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 # From the Hub this file is part of a package and its sibling lies beside it; installed, all are top-level modules.
 # A Hub folder without a sibling must fail rather than pick up an installed copy of another version.
 try:
-    from .causal_luna import CAUSAL_ACTIVATIONS, LunaCausalCacheLayer, causal_attention
+    from .causal_luna import CAUSAL_ACTIVATIONS, CausalState, LunaCausalCacheLayer, causal_attention
     from .configuration_luna import AUTO_CLASSES, LunaConfig
 except ImportError:
     if __package__:
         raise
-    from causal_luna import CAUSAL_ACTIVATIONS, LunaCausalCacheLayer, causal_attention
+    from causal_luna import CAUSAL_ACTIVATIONS, CausalState, LunaCausalCacheLayer, causal_attention
     from configuration_luna import AUTO_CLASSES, LunaConfig
 
 
@@ -460,15 +464,17 @@ class LunaCausalAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         packed_attention_mask: torch.Tensor | None = None,
         state: LunaCausalCacheLayer | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Y (b, n, d) and A_unpack (b, h, n, l). A `state` of the tokens before these is read, and goes on.
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Y (b, n, d) and, from eager attention, A_unpack (b, h, n, l). A `state` of the tokens before goes on with these.
 
         Args:
             pack_queries: of P, (b or 1, h, l, k).
             attention_mask: (b, n), True for tokens; packed_attention_mask: (b, l), True for the slots that a row uses.
         """
         x_bnd = hidden_states
-        pack_key_bhnk, query_bhnk = (split_heads(proj(x_bnd), self.num_heads) for proj in (self.pack_k_proj, self.unpack_q_proj))
+        pack_key_bhnk, query_bhnk = (
+            split_heads(proj(x_bnd), self.num_heads) for proj in (self.pack_k_proj, self.unpack_q_proj)
+        )
         if self.config.tie_key_value:
             key_bhnk = value_bhnk = split_heads(self.unpack_kv_proj(x_bnd), self.num_heads)
         else:
@@ -484,8 +490,9 @@ class LunaCausalAttention(nn.Module):
             value_bhnk,
             pack_bhnl,
             attention_mask,
-            packed_mask=packed_attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
+            packed_attention_mask=packed_attention_mask,
+            output_weights=self.config._attn_implementation == "eager",
         )
         return self.out_proj(y_bhnk.transpose(1, 2).flatten(2)), unpack_weights_bhnl
 
@@ -943,6 +950,19 @@ class LunaPreTrainedModel(PreTrainedModel):
             config=self.config, inputs_embeds=queries, attention_mask=key_mask, encoder_hidden_states=keys
         )
 
+    def refuse_flattened_batch(self, inputs_embeds, attention_mask, position_ids, kwargs: dict) -> None:
+        flattening = [name for name in FLATTENED_BATCH_ARGUMENTS if kwargs.pop(name, None) is not None]
+        may_restart = position_ids is not None and attention_mask is None and inputs_embeds.shape[0] == 1
+        # Asking for values makes the host wait for the device: only where nothing else tells.
+        if not flattening and may_restart and not torch.compiler.is_compiling():
+            flattening = ["position_ids"] if (position_ids.diff(dim=-1) < 0).any() else []
+        if flattening:
+            raise ValueError(
+                f"`{flattening[0]}` says that the rows of the batch are flattened into one, which Luna would pack into one "
+                "P: pad the rows, with an ordinary padding collator in place of DataCollatorWithFlattening, and with "
+                "`unpad_inputs=False` in sentence-transformers."
+            )
+
     def check_length(self, n: int, position_ids: torch.Tensor | None, instead: str) -> None:
         """Raise a ValueError where there are no positions for n tokens; `instead` says what to do."""
         limit = self.config.max_sequence_length
@@ -965,8 +985,8 @@ class LunaModel(LunaPreTrainedModel):
         super().__init__(config)
         if config.is_decoder:
             raise ValueError(
-                "`is_decoder` is True: the configuration is that of a decoder-only model, which has no encoder to load. Load "
-                "it with AutoModelForCausalLM."
+                "`is_decoder` is True: the configuration is that of a decoder-only model, which has no encoder: load it "
+                "with AutoModelForCausalLM."
             )
         self.embeddings = LunaEmbeddings(config, config.vocab_size)
         self.packed_embeddings = nn.ModuleList(
@@ -1005,8 +1025,7 @@ class LunaModel(LunaPreTrainedModel):
     ) -> tuple | LunaModelOutput:
         kwargs.pop("use_cache")
         inputs_embeds = self.embed_inputs(input_ids, attention_mask, inputs_embeds)
-        flattening = [name for name in FLATTENED_BATCH_ARGUMENTS if kwargs.pop(name, None) is not None]
-        self.refuse_flattened_batch(inputs_embeds, attention_mask, position_ids, flattening)
+        self.refuse_flattened_batch(inputs_embeds, attention_mask, position_ids, kwargs)
         self.check_shapes(inputs_embeds, attention_mask, position_ids, packed_state, packed_attention_mask)
         attention_mask = to_bool_mask("attention_mask", attention_mask)
         packed_attention_mask = to_bool_mask("packed_attention_mask", packed_attention_mask)
@@ -1061,18 +1080,6 @@ class LunaModel(LunaPreTrainedModel):
             packed_attention_mask=packed_attention_mask.long(),
             packed_states=(*packed_states[:-1], packed_state) if output_packed_states else None,
         )
-
-    def refuse_flattened_batch(self, inputs_embeds, attention_mask, position_ids, flattening: list[str]) -> None:
-        may_restart = position_ids is not None and attention_mask is None and inputs_embeds.shape[0] == 1
-        # Asking for values makes the host wait for the device: only where nothing else tells.
-        if not flattening and may_restart and not torch.compiler.is_compiling():
-            flattening = ["position_ids"] if (position_ids.diff(dim=-1) < 0).any() else []
-        if flattening:
-            raise ValueError(
-                f"`{flattening[0]}` says that the rows of the batch are flattened into one, which Luna would pack into one "
-                "P: pad the rows, with an ordinary padding collator in place of DataCollatorWithFlattening, and with "
-                "`unpad_inputs=False` in sentence-transformers."
-            )
 
     def check_shapes(self, inputs_embeds, attention_mask, position_ids, packed_state, packed_attention_mask) -> None:
         b, n, d = inputs_embeds.shape
@@ -1589,7 +1596,7 @@ def with_either_cache_name(forward: Callable) -> Callable:
 
 
 @auto_docstring(
-    custom_intro="The decoder: of [`LunaForCausalLM`] alone, of [`LunaForConditionalGeneration`] on the output of an encoder."
+    custom_intro="The decoder: all of [`LunaForCausalLM`], and in [`LunaForConditionalGeneration`] what follows the encoder."
 )
 class LunaDecoder(LunaPreTrainedModel):
     _can_record_outputs = {
@@ -1602,7 +1609,9 @@ class LunaDecoder(LunaPreTrainedModel):
         super().__init__(config)
         self.num_layers = config.decoder_size("decoder_layers")
         # An encoder-decoder has one vocabulary, embedded by the encoder's module, unless the target has its own.
-        self.embeddings = LunaEmbeddings(config, config.target_vocab_size if config.is_encoder_decoder else config.vocab_size)
+        self.embeddings = LunaEmbeddings(
+            config, config.target_vocab_size if config.is_encoder_decoder else config.vocab_size
+        )
         self.reads_packed_state = config.is_encoder_decoder and config.contextual_projection
         if not self.reads_packed_state:
             self.packed_embeddings = nn.ModuleList(LunaPackedEmbeddings(config) for _ in range(self.num_layers))
@@ -1645,11 +1654,14 @@ class LunaDecoder(LunaPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | BaseModelOutputWithPastAndCrossAttentions:
         inputs_embeds = self.embed_inputs(input_ids, attention_mask, inputs_embeds)
+        self.refuse_flattened_batch(inputs_embeds, attention_mask, position_ids, kwargs)
         cache = self.new_cache() if past_key_values is None and use_cache else past_key_values
         b, n, _ = inputs_embeds.shape
         self.check_cache(cache, b)
         num_before = 0 if cache is None else cache.get_seq_length()
-        self.check_length(num_before + n, position_ids, 'shorten it, or train a model with `position_embedding_type="sinusoidal"`')
+        self.check_length(
+            num_before + n, position_ids, 'shorten it, or train a model with `position_embedding_type="sinusoidal"`'
+        )
         attention_mask = self.mask_of_new_tokens(attention_mask, b, n, num_before)
         if position_ids is None:
             position_ids = self.make_position_ids(inputs_embeds, attention_mask, tokens_read(cache))
@@ -1677,7 +1689,9 @@ class LunaDecoder(LunaPreTrainedModel):
             packed_source = None if cache is None else cache.read_source(i)
             if packed_source is None and not self.reads_packed_state:
                 # Without a source P is the same for all rows.
-                packed_state = self.packed_embeddings[i](b if self.config.is_encoder_decoder else 1, l, packed_attention_mask)
+                packed_state = self.packed_embeddings[i](
+                    b if self.config.is_encoder_decoder else 1, l, packed_attention_mask
+                )
             state = None if cache is None else causal_half(cache).layers[i]
             x_bnd, packed_state, packed_source = self.layers[0 if self.config.share_layer_weights else i](
                 x_bnd,
@@ -1729,7 +1743,8 @@ class LunaDecoder(LunaPreTrainedModel):
                     f"batch_size = {b} and hidden_size = {d}."
                 )
 
-    def check_cache(self, cache: Cache | None, b: int) -> None:
+    def check_cache(self, cache: Cache | None, b: int | None = None) -> None:
+        """Raise a ValueError unless the cache is one of this model and, with `b`, has read so many rows, or nothing."""
         if cache is None:
             return
         cache_class = LunaEncoderDecoderCache if self.config.is_encoder_decoder else LunaCache
@@ -1746,13 +1761,13 @@ class LunaDecoder(LunaPreTrainedModel):
         sizes = len(layers), h, self.config.hidden_size // h
         if (len(layers), *state.key_slots.shape[1:3]) != sizes:
             raise ValueError(
-                f"`past_key_values` is of another model: it has {len(layers)} layers with {state.key_slots.shape[1]} heads of "
-                f"size {state.key_slots.shape[2]}, but this model {sizes[0]} with {sizes[1]} of size {sizes[2]}."
+                f"`past_key_values` is of another model: it has {len(layers)} layers with {state.key_slots.shape[1]} heads "
+                f"of size {state.key_slots.shape[2]}, but this model {sizes[0]} with {sizes[1]} of size {sizes[2]}."
             )
-        if state.count.shape[0] != b:
+        if b is not None and state.count.shape[0] != b:
             raise ValueError(
-                f"`past_key_values` has read {state.count.shape[0]} rows, but the batch has {b}: give each batch a cache of its "
-                "own, or use its `batch_repeat_interleave` or `batch_select_indices`."
+                f"`past_key_values` has read {state.count.shape[0]} rows, but the batch has {b}: give each batch a cache of "
+                "its own, or use its `batch_repeat_interleave` or `batch_select_indices`."
             )
 
 
@@ -1770,16 +1785,68 @@ class LunaGenerationMixin(GenerationMixin):
             return
         if generation_config.cache_implementation not in (None, "dynamic"):
             raise ValueError(
-                f"`cache_implementation` is {generation_config.cache_implementation!r}, but Luna has one kind of cache, whose "
-                "size does not grow: leave the argument out."
+                f"`cache_implementation` is {generation_config.cache_implementation!r}, but Luna has one kind of cache, "
+                "whose size does not grow: leave the argument out."
             )
         model_kwargs[CACHE_NAME] = self.new_cache()
 
     def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs) -> None:
         """None: the decoder counts positions from its cache and the mask, and from `pad_token_id` + 1, not from 0."""
 
+    def save_cache(self, cache: LunaCache | LunaEncoderDecoderCache, path: str | os.PathLike) -> None:
+        """Write what the model keeps of a text to a file in safetensors, from which `load_cache` goes on, bit for bit.
 
-@auto_docstring(custom_intro="Luna as a language model that reads from left to right: a decoder, with learned P in each layer.")
+        What is kept for taking tokens back is left out.
+
+        Raises:
+            ValueError: the cache is not one of this model, or has read nothing.
+        """
+        self.get_decoder().check_cache(cache)
+        states = [layer.state for layer in causal_half(cache).layers]
+        if None in states:
+            raise ValueError("`cache` has read no token: there is nothing to save.")
+        tensors = {f"layers.{i}.{name}": x for i, state in enumerate(states) for name, x in state._asdict().items()}
+        if isinstance(cache, EncoderDecoderCache):
+            for i, layer in enumerate(cache.cross_attention_cache.layers):
+                if layer.is_initialized:
+                    tensors |= {f"source.{i}.keys": layer.keys, f"source.{i}.values": layer.values}
+        facts = {"num_layers": len(states), "num_seen": cache.get_seq_length()}
+        # Some may be views of one tensor, which the format does not have.
+        tensors = {name: x.clone(memory_format=torch.contiguous_format) for name, x in tensors.items()}
+        save_file(tensors, path, metadata={"luna_cache": json.dumps(facts)})
+
+    def load_cache(self, path: str | os.PathLike) -> LunaCache | LunaEncoderDecoderCache:
+        """Read a file that `save_cache` wrote, onto the model's device.
+
+        Raises:
+            ValueError: it is no such file, or of another model.
+        """
+        try:
+            with safe_open(path, "pt", device=str(self.device)) as file:
+                facts = json.loads(file.metadata()["luna_cache"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a cache that `save_cache` wrote.") from error
+        cache = self.new_cache()
+        layers = causal_half(cache).layers
+        if facts["num_layers"] != len(layers) or ("source.0.keys" in tensors) != isinstance(cache, EncoderDecoderCache):
+            raise ValueError(f"{path} is of another model: it has {facts['num_layers']} layers, this model {len(layers)}.")
+        for i, layer in enumerate(layers):
+            state = CausalState(*(tensors[f"layers.{i}.{name}"] for name in CausalState._fields))
+            layer.lazy_initialization(state.key_slots, state.slot_values)
+            layer.state, layer.num_seen = state, facts["num_seen"]
+        if isinstance(cache, EncoderDecoderCache):
+            for i in range(len(layers) + 1):
+                if f"source.{i}.keys" in tensors:
+                    cache.cross_attention_cache.update(tensors[f"source.{i}.keys"], tensors[f"source.{i}.values"], i)
+            cache.is_updated = dict.fromkeys(range(len(layers)), True)
+        self.get_decoder().check_cache(cache)
+        return cache
+
+
+@auto_docstring(
+    custom_intro="Luna as a language model that reads from left to right: a decoder, with learned P in each layer."
+)
 class LunaForCausalLM(LunaPreTrainedModel, LunaGenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "luna.embeddings.word_embeddings.weight"}
 
@@ -1795,6 +1862,9 @@ class LunaForCausalLM(LunaPreTrainedModel, LunaGenerationMixin):
         self.luna = LunaDecoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def get_decoder(self, *args, **kwargs) -> LunaDecoder:
+        return self.luna
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
@@ -1823,8 +1893,8 @@ class LunaForCausalLM(LunaPreTrainedModel, LunaGenerationMixin):
     ) -> tuple | CausalLMOutputWithPast:
         if kwargs.get("packed_state") is not None:
             raise ValueError(
-                "`packed_state` was given to a decoder-only model, whose layers each have a learned P: to go on with a text, "
-                "give the cache that has read it as `past_key_values`."
+                "`packed_state` was given to a decoder-only model, whose layers each have a learned P: to go on with a "
+                "text, give the cache that has read it as `past_key_values`."
             )
         outputs = self.luna(
             input_ids,
@@ -1939,6 +2009,11 @@ class LunaForConditionalGeneration(LunaPreTrainedModel, LunaGenerationMixin):
             if labels is None:
                 raise ValueError("Give `decoder_input_ids`, or `labels` to make them of; generate() makes them itself.")
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        if decoder_input_ids is not None and decoder_input_ids.ndim != 2:
+            raise ValueError(
+                f"`decoder_input_ids` has shape {tuple(decoder_input_ids.shape)}, but must be (batch_size, "
+                "target_sequence_length)."
+            )
         if decoder_inputs_embeds is None:
             decoder_inputs_embeds = self.target_embeddings(decoder_input_ids)
         outputs = self.decoder(
@@ -1959,9 +2034,7 @@ class LunaForConditionalGeneration(LunaPreTrainedModel, LunaGenerationMixin):
         if labels is not None:
             meaning = "the ids that the decoder is to predict, -100 where none is"
             check_shape("labels", labels, "(batch_size, target_sequence_length)", logits_bnv.shape[:2], meaning)
-            loss = self.loss_function(
-                logits_bnv, labels, vocab_size=logits_bnv.shape[-1], shift_labels=labels, **kwargs
-            )
+            loss = self.loss_function(logits_bnv, labels, vocab_size=logits_bnv.shape[-1], shift_labels=labels, **kwargs)
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits_bnv,
@@ -1981,7 +2054,8 @@ class LunaForConditionalGeneration(LunaPreTrainedModel, LunaGenerationMixin):
             encoder_outputs = LunaModelOutput(*encoder_outputs[:3])
         if getattr(encoder_outputs, "packed_state", None) is None:
             raise ValueError(
-                "`encoder_outputs` has no `packed_state`, which the decoder starts from: give what `model.get_encoder()` returns."
+                "`encoder_outputs` has no `packed_state`, which the decoder starts from: give what `model.get_encoder()` "
+                "returns."
             )
         return encoder_outputs
 

@@ -18,6 +18,8 @@ UNNAMED = 'name = "."  # this folder, or its name on the Hub'
 # The Hub's name of each task, by the end of the model's class.
 PIPELINE_TAGS = {
     "Model": "feature-extraction",
+    "ForCausalLM": "text-generation",
+    "ForConditionalGeneration": "translation",
     "ForMaskedLM": "fill-mask",
     "ForMultipleChoice": "multiple-choice",
     "ForQuestionAnswering": "question-answering",

@@ -30,7 +30,7 @@ from luna_tools.publish import TRAINING_STATE, additions, files_to_upload
 from luna_tools.settings import Parser
 
 ROOT = Path(__file__).resolve().parents[1]  # where the model's code lies, in a clone as in an installed wheel
-CODE_FILES = ("configuration_luna.py", "modeling_luna.py")
+CODE_FILES = ("causal_luna.py", "configuration_luna.py", "modeling_luna.py")
 
 # What a model repository holds: text, and binary files with what they start with.
 TEXT = re.compile(r".*\.(json|jsonl|txt|md|py|yaml|yml|csv|tsv|jinja|svg)|\.gitattributes|\.gitignore|LICENSE|NOTICE")

@@ -64,12 +64,11 @@ def config_from_args(
     """
     arch = getattr(args, "arch", None)
     if arch not in ARCHITECTURES:
-        # The other families of the official code: their models are not here yet.
-        family = "lra" if str(arch).startswith("luna_lra") else "seq2seq" if hasattr(args, "decoder_layers") else None
-        if family is not None:
+        # Another family of the official code: its models are not here yet.
+        if str(arch).startswith("luna_lra"):
             raise InputError(
-                f"The checkpoint's architecture is {arch}, of the {family} family, which is not supported yet: only the "
-                "masked language model is."
+                f"The checkpoint's architecture is {arch}, of the lra family, which is not supported yet: only the masked "
+                "language model and translation models are."
             )
         raise InputError(
             f"The checkpoint's architecture is {arch}, but only the masked language model can be converted: "

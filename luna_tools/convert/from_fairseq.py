@@ -2,12 +2,14 @@
 # Licensed under the Apache License, Version 2.0.
 """A checkpoint of the official code becomes a folder that `from_pretrained` loads."""
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import (
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -19,13 +21,22 @@ from luna_tools.cards import model_card
 from luna_tools.convert.checkpoint import list_names, load_fairseq_checkpoint, name_dtype
 from luna_tools.convert.configuration import config_from_args
 from luna_tools.convert.goldens import compare_folder
-from luna_tools.convert.tokenizer import build_tokenizer, check_vocabulary, read_bpe, read_dictionary
+from luna_tools.convert.seq2seq import config_from_seq2seq_args, convert_seq2seq_state_dict, is_seq2seq
+from luna_tools.convert.tokenizer import (
+    build_tokenizer,
+    build_word_tokenizer,
+    check_vocabulary,
+    read_bpe,
+    read_dictionary,
+    read_symbols,
+)
 from luna_tools.convert.weights import HEAD_PREFIX, choose_head, convert_state_dict, find_layer_norm_scale
 from luna_tools.errors import InputError
 from luna_tools.files import put_in_place, sha256, staging_folder, writing
-from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification
+from modeling_luna import LunaForConditionalGeneration, LunaForMaskedLM, LunaForSequenceClassification
 
 LOADERS = {
+    LunaForConditionalGeneration: AutoModelForSeq2SeqLM,
     LunaForMaskedLM: AutoModelForMaskedLM,
     LunaForSequenceClassification: AutoModelForSequenceClassification,
 }
@@ -39,26 +50,44 @@ class Converted:
     weights: dict[str, torch.Tensor]  # in float32, under our names
     symbols: list[str]  # of the dictionary, in the order of their ids
     arch: str
+    model_class: type[PreTrainedModel]
     head: str | None  # official name of the classification head that was converted
     layer_norm_scale: str
     left_out: list[str]  # official names of parameters of other heads
     dtypes: set[str]  # of the official weights
+    target_symbols: list[str] | None = None  # of a translation model's other dictionary
+
+
+# Where the tokenizer of a translation model's target language lies in the folder, unless it is that of the source as well.
+TARGET_TOKENIZER = "target"
 
 
 def read_checkpoint(
-    checkpoint: Path, dictionary: Path, head: str | None = None, layer_norm_scale: str = "auto"
+    checkpoint: Path,
+    dictionary: Path,
+    head: str | None = None,
+    layer_norm_scale: str = "auto",
+    target_dictionary: Path | None = None,
 ) -> Converted:
     """Read and convert an official checkpoint.
 
     Args:
         head: the classification head to convert, "none" for the language model, or None for the only head if there is one.
         layer_norm_scale: "weight", "weight_plus_one", or "auto" to tell by the weights.
+        target_dictionary: of a translation model, and None for any other.
 
     Raises:
         InputError: it cannot be converted.
     """
     symbols = read_dictionary(dictionary)
     args, state_dict = load_fairseq_checkpoint(checkpoint)
+    if is_seq2seq(args):
+        return read_seq2seq_checkpoint(args, state_dict, dictionary, target_dictionary, head, layer_norm_scale)
+    if target_dictionary is not None:
+        raise InputError(
+            f"--target_dictionary is {target_dictionary}, but the checkpoint's architecture is {args.arch}, which is no "
+            "translation model: leave it out."
+        )
     head = choose_head(state_dict, head)
     # What is missing or has no rows is refused by its name below.
     rows = {name: len(tensor) for name, tensor in state_dict.items() if tensor.ndim > 0}
@@ -71,7 +100,37 @@ def read_checkpoint(
         layer_norm_scale = find_layer_norm_scale(state_dict)
     weights = convert_state_dict(state_dict, config, layer_norm_scale, head)
     dtypes = {name_dtype(tensor) for tensor in state_dict.values()}
-    return Converted(config, weights, symbols, args.arch, head, layer_norm_scale, left_out, dtypes)
+    model_class = LunaForMaskedLM if head is None else LunaForSequenceClassification
+    return Converted(config, weights, symbols, args.arch, model_class, head, layer_norm_scale, left_out, dtypes)
+
+
+def read_seq2seq_checkpoint(
+    args: argparse.Namespace,
+    state_dict: dict[str, torch.Tensor],
+    dictionary: Path,
+    target_dictionary: Path | None,
+    head: str | None,
+    layer_norm_scale: str,
+) -> Converted:
+    """Convert a translation model."""
+    if head is not None:
+        raise InputError(f"`head` is {head}, but a translation model has no classification head: leave it out.")
+    if target_dictionary is None:
+        raise InputError("--target_dictionary is missing: a translation model comes with a dictionary for each language.")
+    symbols, target_symbols = read_symbols(dictionary), read_symbols(target_dictionary)
+    config = config_from_seq2seq_args(args, len(symbols), len(target_symbols))
+    for path, found, name in (
+        (dictionary, symbols, "encoder.embed_tokens.weight"),
+        (target_dictionary, target_symbols, "decoder.embed_tokens.weight"),
+    ):
+        if name in state_dict:  # what is missing is refused by its name below
+            check_vocabulary(path, len(found), len(state_dict[name]))
+    if layer_norm_scale == "auto":
+        layer_norm_scale = find_layer_norm_scale(state_dict)
+    weights = convert_seq2seq_state_dict(state_dict, config, layer_norm_scale)
+    dtypes = {name_dtype(tensor) for tensor in state_dict.values()}
+    names = config, weights, symbols, args.arch, LunaForConditionalGeneration, None, layer_norm_scale, [], dtypes
+    return Converted(*names, target_symbols)
 
 
 def make_model(converted: Converted) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
@@ -81,12 +140,13 @@ def make_model(converted: Converted) -> tuple[PreTrainedModel, dict[str, torch.T
     """
     config, weights = converted.config, dict(converted.weights)
     with torch.device("meta"):
-        model = (LunaForMaskedLM if converted.head is None else LunaForSequenceClassification)(config)
+        model = converted.model_class(config)
     own = model.state_dict().keys()
     model.load_state_dict({name: tensor for name, tensor in weights.items() if name in own}, assign=True)
     model.tie_weights()
     if config.tie_word_embeddings:
-        del weights["lm_head.decoder.weight"]
+        for name in ("lm_head.decoder.weight", "lm_head.weight"):
+            weights.pop(name, None)
     storages = set()
     for name, tensor in weights.items():  # parameters that share memory, which safetensors does not have
         if tensor.untyped_storage().data_ptr() in storages:
@@ -134,6 +194,7 @@ def convert(
     bpe_files: tuple[Path, Path] | None = None,
     head: str | None = None,
     goldens: Path | None = None,
+    target_dictionary: Path | None = None,
 ) -> None:
     """Convert the file `checkpoint` into the folder `out` and print what was found.
 
@@ -143,6 +204,7 @@ def convert(
         bpe_files: encoder.json and vocab.bpe, or None for no tokenizer.
         head: the classification head to convert, "none" for the language model, or None for the only head if there is one.
         goldens: results of the official code to compare with, or None.
+        target_dictionary: of a translation model, whose tokenizers are made of its dictionaries alone.
 
     Raises:
         InputError: with one sentence, and nothing is written.
@@ -152,16 +214,24 @@ def convert(
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(f"{out} already exists and is not an empty folder.")
     bpe = None if bpe_files is None else read_bpe(*bpe_files)
-    converted = read_checkpoint(checkpoint, dictionary, head, layer_norm_scale)
-    tokenizer = None
-    if bpe is not None:
-        tokenizer = build_tokenizer(converted.symbols, *bpe, max_length=converted.config.max_sequence_length)
+    converted = read_checkpoint(checkpoint, dictionary, head, layer_norm_scale, target_dictionary)
+    tokenizer, target_tokenizer, max_length = None, None, converted.config.max_sequence_length
+    if converted.target_symbols is not None:
+        if bpe is not None:
+            raise InputError("--encoder_json and --vocab_bpe are not for translation models: leave them out.")
+        tokenizer = build_word_tokenizer(converted.symbols, max_length)
+        if converted.target_symbols != converted.symbols:
+            target_tokenizer = build_word_tokenizer(converted.target_symbols, max_length)
+    elif bpe is not None:
+        tokenizer = build_tokenizer(converted.symbols, *bpe, max_length=max_length)
     model, weights = make_model(converted)
     with writing(out), staging_folder(out) as staging:
         folder = staging / "model"
         model.save_pretrained(folder, state_dict=weights)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+        if target_tokenizer is not None:
+            target_tokenizer.save_pretrained(folder / TARGET_TOKENIZER)
         card = make_card(model, converted, checkpoint, tokenizer is not None)
         (folder / "README.md").write_text(card, encoding="utf-8")
         check_loads_back(folder, model, tokenizer)
@@ -188,6 +258,8 @@ def convert(
         print(f"Weights in {' and '.join(sorted(dtypes))} were converted to float32.")
     if converted.left_out:
         print(f"Left out: {', '.join(converted.left_out)}.")
+    if target_tokenizer is not None:
+        print(f"Source and target have a tokenizer each: that of the target is in {out / TARGET_TOKENIZER}.")
     if tokenizer is None:
         print("No tokenizer, since it needs --encoder_json and --vocab_bpe.")
     if ratios:

@@ -12,13 +12,20 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel
+from torch import nn
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from configuration_luna import LunaConfig
 from luna_tools.convert.configuration import args_from_config
+from luna_tools.convert.seq2seq import args_from_seq2seq_config, map_seq2seq_names
 from luna_tools.convert.weights import map_names
 from luna_tools.errors import InputError, told
-from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification
+from modeling_luna import LunaForConditionalGeneration, LunaForMaskedLM, LunaForSequenceClassification
 
 # The official code's own float32 error, times this, is what a correct implementation may differ by.
 TOLERANCE_FACTOR = 20
@@ -71,7 +78,10 @@ def build_model(
 
 def check_same_model(config: LunaConfig, facts: dict) -> None:
     """Raises InputError for goldens of another model."""
-    ours = args_from_config(config) | {"vocab_size": config.vocab_size}
+    if config.is_encoder_decoder:
+        ours = args_from_seq2seq_config(config)
+    else:
+        ours = args_from_config(config) | {"vocab_size": config.vocab_size}
     for name, value in ours.items():
         official = facts["official"].get(name, value)
         if official != value:
@@ -179,6 +189,135 @@ def compare_classifier(
     return comparison.finish(("cls_",)) if training else comparison.differences
 
 
+# Gradients and scores of translation models have no recorded error: what they may differ by, the first as a fraction of the
+# largest in the tensor.
+GRADIENT_TOLERANCE, SCORE_TOLERANCE = 1e-3, 1e-4
+# How the goldens were searched for: fairseq's beam search with max_len_b = 10, after which only </s> may come.
+MAX_LENGTH = 10
+
+
+def compare_seq2seq(
+    model: LunaForConditionalGeneration, goldens: dict[str, torch.Tensor], facts: dict, training: bool = True
+) -> list[Difference]:
+    """Compare states, logits and what is generated on every batch, and in `training` losses and gradients.
+
+    Raises: as `compare_masked_lm`.
+    """
+    noise = facts["noise"]
+    noise |= {"enc_hidden": noise["enc_out"], "enc_packed": noise["enc_packed_out"], "dec_hidden": noise["enc_out"]}
+    noise |= {"loss": noise["logits"], "step_logits": noise["greedy.step_logits"]}
+    comparison = Comparison(goldens, facts)
+    compare, pad = comparison.compare, model.config.pad_token_id
+    for batch in facts["batches"]:
+
+        def take(name: str, batch: str = batch) -> torch.Tensor:
+            return comparison.take(f"{batch}.{name}")
+
+        inputs = {"input_ids": take("src_tokens"), "attention_mask": take("src_mask")}
+        is_source, is_target = inputs["attention_mask"].bool(), take("tgt_mask").bool()
+        packed_mask = take("packed_mask").bool()
+        slots = packed_mask.shape[1]
+        with torch.no_grad():
+            source = model.get_encoder()(**inputs, output_hidden_states=True, output_packed_states=True)
+        compare("enc_hidden", f"{batch}.enc_hidden.1", source.hidden_states[1], is_source)
+        compare("enc_packed", f"{batch}.enc_packed.1", source.packed_states[1][:, :slots], packed_mask)
+        compare("enc_out", f"{batch}.enc_out", source.last_hidden_state, is_source)
+        compare("enc_packed_out", f"{batch}.enc_packed_out", source.packed_state[:, :slots], packed_mask)
+
+        labels = take("target")
+        model.zero_grad()
+        with torch.set_grad_enabled(training):
+            outputs = model(
+                **inputs,
+                decoder_input_ids=take("prev_output_tokens"),
+                labels=labels.masked_fill(labels == pad, -100) if training else None,
+                output_hidden_states=True,
+            )
+        for i in (0, 1):
+            compare("dec_hidden", f"{batch}.dec_hidden.{i}", outputs.decoder_hidden_states[i], is_target)
+        compare("logits", f"{batch}.logits", outputs.logits, is_target)
+        if training:
+            compare("loss", f"{batch}.loss", outputs.loss)
+            names = map_seq2seq_names(model.config)
+            prefix = f"{batch}.grad."
+            keys = [key for key in goldens if key.startswith(prefix)]
+            if keys:
+                outputs.loss.backward()
+            for key in keys:
+                official = comparison.take(key)
+                difference = max_abs_difference(model.get_parameter(names[key.removeprefix(prefix)]).grad, official)
+                tolerance = GRADIENT_TOLERANCE * official.abs().max().item()
+                comparison.differences.append(Difference("grad", key, difference, tolerance))
+        compare_generated(model, comparison, batch, inputs)
+    kinds = (
+        "src_",
+        "prev",
+        "target",
+        "tgt",
+        "packed",
+        "enc",
+        "dec",
+        "logits",
+        "loss",
+        "grad",
+        "greedy.t",
+        "greedy.s",
+        "beam",
+    )
+    return comparison.finish(kinds) if training else comparison.differences
+
+
+def compare_generated(model: LunaForConditionalGeneration, comparison: Comparison, batch: str, inputs: dict) -> None:
+    """Compare greedy tokens with their logits, and the sequences of beam search with their scores; no token may differ."""
+    eos, pad, start = model.config.eos_token_id, model.config.pad_token_id, model.config.decoder_start_token_id
+
+    def compare_tokens(key: str, ours: torch.Tensor) -> None:
+        official = comparison.take(key)
+        num_different = float((ours != official).sum()) if ours.shape == official.shape else official.numel()
+        comparison.differences.append(Difference("tokens", key, num_different, 0.5))
+
+    # Greedy: past the end of the sentence too, and never the padding.
+    steps = comparison.take(f"{batch}.greedy.tokens").shape[1]
+    tokens, logits, cache = inputs["input_ids"].new_full((len(inputs["input_ids"]), 1), start), [], model.new_cache()
+    with torch.no_grad():
+        source = {"attention_mask": inputs["attention_mask"], "encoder_outputs": model.get_encoder()(**inputs)}
+        for _ in range(steps):
+            logits.append(model(**source, decoder_input_ids=tokens[:, -1:], past_key_values=cache).logits[:, -1])
+            chosen = logits[-1].index_fill(1, torch.tensor(pad), -torch.inf).argmax(dim=-1, keepdim=True)
+            tokens, source = torch.cat([tokens, chosen], dim=1), {}
+    compare_tokens(f"{batch}.greedy.tokens", tokens[:, 1:])
+    comparison.compare("step_logits", f"{batch}.greedy.step_logits", torch.stack(logits, dim=1))
+
+    vocabulary = list(range(model.lm_head.out_features))
+    for num_beams in (1, 3):
+        tokens = model.generate(
+            **inputs,
+            num_beams=num_beams,
+            do_sample=False,
+            max_new_tokens=MAX_LENGTH + 1,
+            min_new_tokens=1,
+            length_penalty=1.0,
+            early_stopping=num_beams > 1,
+            suppress_tokens=[pad],
+            # The logit of the forced </s> stays what it is, and counts.
+            prefix_allowed_tokens_fn=lambda _, ids: [eos] if len(ids) > MAX_LENGTH else vocabulary,
+        )
+        ours = nn.functional.pad(tokens[:, 1:], (0, MAX_LENGTH + 2 - tokens.shape[1]), value=pad)
+        compare_tokens(f"{batch}.beam{num_beams}.tokens", ours)
+        scores = sequence_scores(model, inputs, tokens)
+        difference = max_abs_difference(scores, comparison.take(f"{batch}.beam{num_beams}.score"))
+        comparison.differences.append(Difference("score", f"{batch}.beam{num_beams}.score", difference, SCORE_TOLERANCE))
+
+
+def sequence_scores(model: LunaForConditionalGeneration, inputs: dict, tokens: torch.Tensor) -> torch.Tensor:
+    """The mean log probability (b,) of the tokens after the first, padding left out."""
+    with torch.no_grad():
+        log_probabilities = model(**inputs, decoder_input_ids=tokens[:, :-1]).logits.log_softmax(dim=-1)
+    is_token = tokens[:, 1:] != model.config.pad_token_id
+    chosen = log_probabilities.gather(-1, tokens[:, 1:, None])[..., 0].masked_fill(~is_token, 0)
+    return chosen.sum(dim=-1) / is_token.sum(dim=-1)
+
+
 def compare_folder(folder: Path, path: Path) -> dict[str, float]:
     """How far the model in a folder is from the goldens in a file.
 
@@ -190,6 +329,14 @@ def compare_folder(folder: Path, path: Path) -> dict[str, float]:
         InputError: no file of goldens, that of another model, or a damaged one.
     """
     goldens, facts = read_goldens(path)
+    config = LunaConfig.from_pretrained(folder)
+    if config.is_encoder_decoder != (facts.get("kind") == "seq2seq"):
+        raise InputError(f"{path} is of another model: its kind is {facts.get('kind')}, which {folder} is not.")
+    if config.is_encoder_decoder:
+        check_same_model(config, facts)
+        with told(f"{path} does not fit the model", "give the goldens of this checkpoint"):
+            model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+            return largest_ratios(compare_seq2seq(model, goldens, facts, training=False))
     model = AutoModelForMaskedLM.from_pretrained(folder)
     check_same_model(model.config, facts)
     with told(f"{path} does not fit the model", "give the goldens of this checkpoint"):

@@ -3,6 +3,7 @@
 """Convert a checkpoint of the official (fairseq) Luna code into a folder that `from_pretrained` loads, or a folder back.
 
 `luna convert model.pt --output_dir OUT --dictionary dict.txt --encoder_json encoder.json --vocab_bpe vocab.bpe`
+`luna convert checkpoint_best.pt --output_dir OUT --dictionary dict.en.txt --target_dictionary dict.de.txt`
 `luna convert FOLDER --to_fairseq model.pt`
 """
 
@@ -22,7 +23,9 @@ class ConvertOptions:
     """The way back: the checkpoint to write of a FOLDER, beside which dict.txt, encoder.json and vocab.bpe are made of the
     folder's tokenizer (or --dictionary is copied)."""
     dictionary: str | None = None
-    """The dict.txt that came with the checkpoint."""
+    """The dict.txt that came with the checkpoint; of a translation model, that of the source language."""
+    target_dictionary: str | None = None
+    """Of a translation model, the dictionary of the target language."""
     encoder_json: str | None = None
     """Pieces of GPT-2's BPE, for the tokenizer."""
     vocab_bpe: str | None = None
@@ -57,9 +60,11 @@ def main(argv: list[str]) -> None:
     from luna_tools.load import quiet_transformers
 
     shared = paths.get("dictionary"), options.layer_norm_scale
+    target_dictionary = paths.get("target_dictionary")
     with undone_when_stopped(), quiet_transformers():
         if options.to_fairseq:
-            convert_back(Path(source), paths["to_fairseq"], *shared, options.head)
+            convert_back(Path(source), paths["to_fairseq"], *shared, options.head, target_dictionary)
         else:
             bpe_files = (paths["encoder_json"], paths["vocab_bpe"]) if options.encoder_json else None
-            convert(Path(source), paths["output_dir"], *shared, bpe_files, options.head, paths.get("verify"))
+            goldens = paths.get("verify")
+            convert(Path(source), paths["output_dir"], *shared, bpe_files, options.head, goldens, target_dictionary)

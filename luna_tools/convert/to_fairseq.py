@@ -11,11 +11,25 @@ from safetensors.torch import load_file
 from configuration_luna import LunaConfig
 from luna_tools.convert.checkpoint import check_kinds, name_dtype
 from luna_tools.convert.configuration import NAME_OF_HEAD, POOLING_OF_HEAD, args_from_config
-from luna_tools.convert.tokenizer import check_vocabulary, read_dictionary, recover_files
+from luna_tools.convert.from_fairseq import TARGET_TOKENIZER
+from luna_tools.convert.seq2seq import args_from_seq2seq_config, official_seq2seq_state_dict
+from luna_tools.convert.tokenizer import (
+    check_vocabulary,
+    read_dictionary,
+    read_symbols,
+    recover_dictionary,
+    recover_files,
+)
 from luna_tools.convert.weights import official_state_dict
 from luna_tools.errors import InputError, told
 from luna_tools.files import put_in_place, staging_folder, writing
-from modeling_luna import LunaForMaskedLM, LunaForMultipleChoice, LunaForSequenceClassification, LunaModel
+from modeling_luna import (
+    LunaForConditionalGeneration,
+    LunaForMaskedLM,
+    LunaForMultipleChoice,
+    LunaForSequenceClassification,
+    LunaModel,
+)
 
 # What the official code reads besides: of the model what ours has not, of the task, and how training would go on.
 OTHER_ARGS = {
@@ -39,6 +53,33 @@ OTHER_ARGS = {
     "lr_scheduler": "polynomial_decay",
     "seed": 1,
 }
+# The same for translation models.
+SEQ2SEQ_ARGS = {
+    "encoder_layerdrop": 0,
+    "decoder_layerdrop": 0,
+    "encoder_embed_path": None,
+    "decoder_embed_path": None,
+    "adaptive_softmax_dropout": 0,
+    "tie_adaptive_weights": False,
+    "word_dropout": 0.0,
+    "quant_noise_pq": 0,
+    "quant_noise_pq_block_size": 8,
+    "quant_noise_scalar": 0,
+    "task": "translation",
+    "data": ".",
+    "left_pad_source": True,
+    "left_pad_target": False,
+    "load_alignments": False,
+    "truncate_source": False,
+    "upsample_primary": 1,
+    "num_batch_buckets": 0,
+    "eval_bleu": False,
+    "criterion": "label_smoothed_cross_entropy",
+    "label_smoothing": 0.1,
+    "optimizer": "adam",
+    "lr_scheduler": "inverse_sqrt",
+    "seed": 1,
+}
 
 
 def read_folder(folder: Path) -> tuple[LunaConfig, dict[str, torch.Tensor]]:
@@ -57,8 +98,10 @@ def read_folder(folder: Path) -> tuple[LunaConfig, dict[str, torch.Tensor]]:
     check_kinds(weights)
     if config.architectures == [LunaModel.__name__]:
         weights = {f"luna.{name}": tensor for name, tensor in weights.items()}
-    if config.tie_word_embeddings and "luna.embeddings.word_embeddings.weight" in weights:
-        weights["lm_head.decoder.weight"] = weights["luna.embeddings.word_embeddings.weight"]
+    owner = "luna" if config.target_vocab_size is None else "decoder"
+    embeddings, output = f"{owner}.embeddings.word_embeddings.weight", "lm_head.decoder.weight"
+    if config.tie_word_embeddings and embeddings in weights:
+        weights["lm_head.weight" if config.is_encoder_decoder else output] = weights[embeddings]
     return config, weights
 
 
@@ -90,8 +133,42 @@ def find_head_name(config: LunaConfig, wanted: str | None) -> str | None:
     return wanted or NAME_OF_HEAD[pooling]
 
 
+def official_seq2seq_checkpoint(
+    config: LunaConfig, weights: dict[str, torch.Tensor], head: str | None, layer_norm_scale: str, languages: tuple[str, str]
+) -> dict:
+    """What the official code saves of a translation model.
+
+    Raises:
+        InputError: the official code has no such model, or a head is asked for.
+    """
+    if head not in (None, "none"):
+        raise InputError(f"There is no classification head to name {head}: the folder holds a translation model.")
+    args = (
+        SEQ2SEQ_ARGS | args_from_seq2seq_config(config) | dict(zip(("source_lang", "target_lang"), languages, strict=True))
+    )
+    state_dict = official_seq2seq_state_dict(config, weights, layer_norm_scale)
+    return checkpoint_of(argparse.Namespace(**args), state_dict, "LabelSmoothedCrossEntropyCriterion")
+
+
+def checkpoint_of(args: argparse.Namespace, state_dict: dict[str, torch.Tensor], criterion: str) -> dict:
+    """The content of a checkpoint from which no training goes on."""
+    optimizer = {
+        "criterion_name": criterion,
+        "optimizer_name": "FairseqAdam",
+        "lr_scheduler_state": {"best": None},
+        "num_updates": 0,
+    }
+    return {
+        "args": args,
+        "model": state_dict,
+        "optimizer_history": [optimizer],
+        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0, "shuffle": True}, "val_loss": None},
+        "last_optimizer_state": None,
+    }
+
+
 def official_checkpoint(
-    folder: Path, head: str | None, layer_norm_scale: str
+    folder: Path, head: str | None, layer_norm_scale: str, languages: tuple[str, str]
 ) -> tuple[LunaConfig, dict, str | None, list[str]]:
     """What the official code saves of the model in a folder.
 
@@ -103,6 +180,8 @@ def official_checkpoint(
         InputError: the official code has no such model, or the folder cannot be read.
     """
     config, weights = read_folder(folder)
+    if config.architectures == [LunaForConditionalGeneration.__name__]:
+        return config, official_seq2seq_checkpoint(config, weights, head, layer_norm_scale, languages), None, []
     head = find_head_name(config, head)
     if config.architectures == [LunaForMultipleChoice.__name__]:
         config.num_labels = 1  # whatever the config has, the head gives each choice one score
@@ -116,20 +195,8 @@ def official_checkpoint(
         messages.append("The folder has no language model head: that of the checkpoint is all zeros.")
     if dtypes := {name_dtype(tensor) for tensor in weights.values()} - {"float32"}:
         messages.append(f"Weights in {' and '.join(sorted(dtypes))} were converted to float32.")
-    optimizer = {
-        "criterion_name": "MaskedLmLoss",
-        "optimizer_name": "FairseqAdam",
-        "lr_scheduler_state": {"best": None},
-        "num_updates": 0,
-    }
-    checkpoint = {
-        "args": args,
-        "model": official_state_dict(config, weights, head, layer_norm_scale),
-        "optimizer_history": [optimizer],
-        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0, "shuffle": True}, "val_loss": None},
-        "last_optimizer_state": None,
-    }
-    return config, checkpoint, head, messages
+    state_dict = official_state_dict(config, weights, head, layer_norm_scale)
+    return config, checkpoint_of(args, state_dict, "MaskedLmLoss"), head, messages
 
 
 def tokenizer_files(folder: Path, dictionary: Path | None, vocab_size: int, messages: list[str]) -> dict[str, bytes]:
@@ -148,12 +215,39 @@ def tokenizer_files(folder: Path, dictionary: Path | None, vocab_size: int, mess
         return {}
 
 
+def dictionary_language(path: Path | None, otherwise: str) -> str:
+    """The language in the name of a dictionary, which is dict.LANGUAGE.txt."""
+    parts = path.name.split(".") if path is not None else []
+    return parts[1] if len(parts) == 3 and parts[0] == "dict" and parts[2] == "txt" else otherwise
+
+
+def dictionary_files(
+    folder: Path, dictionaries: tuple[Path | None, Path | None], languages: tuple[str, str], config: LunaConfig
+) -> dict[str, bytes]:
+    """The two dictionaries beside a translation model, by name: those that are given, or those of the folder's tokenizers.
+
+    Raises:
+        InputError: one cannot be read, or is of another size.
+    """
+    files, sizes = {}, (config.vocab_size, config.target_vocab_size or config.vocab_size)
+    of_target = folder / TARGET_TOKENIZER
+    folders = folder, of_target if of_target.is_dir() else folder
+    for path, language, size, tokenizer in zip(dictionaries, languages, sizes, folders, strict=True):
+        if path is None:
+            files[f"dict.{language}.txt"] = recover_dictionary(tokenizer / "tokenizer.json", size).encode()
+        else:
+            check_vocabulary(path, len(read_symbols(path)), size)
+            files[f"dict.{language}.txt"] = path.read_bytes()
+    return files
+
+
 def convert_back(
     folder: Path,
     target: Path,
     dictionary: Path | None = None,
     layer_norm_scale: str = "auto",
     head: str | None = None,
+    target_dictionary: Path | None = None,
 ) -> None:
     """Convert a folder into an official checkpoint `target`, with the dictionary beside it, and print what was done.
 
@@ -161,6 +255,7 @@ def convert_back(
         dictionary: dict.txt to copy; None to make dict.txt, encoder.json and vocab.bpe from the folder's tokenizer.
         layer_norm_scale: "weight" (also by "auto") for the published release, "weight_plus_one" for later official code.
         head: a name for the classification head, "none" to leave it out, or None for the official code's name.
+        target_dictionary: of a translation model, to be copied as `dictionary` is.
 
     Raises:
         InputError: with one sentence, and nothing is written.
@@ -169,8 +264,12 @@ def convert_back(
         target = target.resolve()
         if target.exists():
             raise InputError(f"{target} already exists.")
-    config, checkpoint, head, messages = official_checkpoint(folder, head, layer_norm_scale)
-    beside = tokenizer_files(folder, dictionary, config.vocab_size, messages)
+    languages = dictionary_language(dictionary, "source"), dictionary_language(target_dictionary, "target")
+    config, checkpoint, head, messages = official_checkpoint(folder, head, layer_norm_scale, languages)
+    if config.is_encoder_decoder:
+        beside = dictionary_files(folder, (dictionary, target_dictionary), languages, config)
+    else:
+        beside = tokenizer_files(folder, dictionary, config.vocab_size, messages)
     there = [name for name in beside if (target.parent / name).exists()]
     for name in there:
         if (target.parent / name).read_bytes() != beside[name]:

@@ -3,7 +3,8 @@
 """The tokenizer of an official (fairseq) checkpoint: `dict.txt` and the two files of GPT-2's byte-level BPE.
 
 `encoder.json` numbers the pieces of the BPE, `vocab.bpe` lists its merges, and `dict.txt` gives each number, as a symbol in
-decimal digits, the id that the model knows.
+decimal digits, the id that the model knows. A translation model has a dictionary of words or pieces of words for each of its
+two languages, and reads text that was split into these before.
 """
 
 import itertools
@@ -11,7 +12,7 @@ import json
 import re
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from luna_tools.errors import InputError, told
@@ -43,7 +44,13 @@ def read_lines(path: Path, what: str) -> list[str]:
 
 
 def read_dictionary(path: str | Path) -> list[str]:
-    """The symbols of a fairseq `dict.txt` in the order of their ids, with the special symbols that it leaves out.
+    """The symbols of the `dict.txt` of a masked language model: as `read_symbols`, and <mask>."""
+    symbols = read_symbols(path)
+    return symbols if MASK_TOKEN in symbols else [*symbols, MASK_TOKEN]
+
+
+def read_symbols(path: str | Path) -> list[str]:
+    """The symbols of a fairseq dictionary in the order of their ids, with the first ones, which it leaves out.
 
     A symbol that a later line overwrites is in the list twice, and its later id is the one that texts get.
 
@@ -62,7 +69,7 @@ def read_dictionary(path: str | Path) -> list[str]:
             raise InputError(f"Line {number} of {path} repeats the symbol {symbol!r}.")
         symbols.append(symbol)
         seen.add(symbol)
-    return symbols if MASK_TOKEN in seen else [*symbols, MASK_TOKEN]
+    return symbols
 
 
 def check_vocabulary(dictionary: Path, size: int, embeddings: int) -> None:
@@ -179,8 +186,54 @@ def build_tokenizer(
     return wrapped
 
 
+def build_word_tokenizer(symbols: list[str], max_length: int | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer of one language of a translation model, which splits text at spaces and ends it with </s>.
+
+    In decoded text a piece that ends in @@ is joined to the next one.
+
+    Args:
+        symbols: of the dictionary, in the order of their ids.
+    """
+    ids = {symbol: i for i, symbol in enumerate(symbols)} | {symbol: i for i, symbol in enumerate(FIRST_TOKENS)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(Regex("$"), " "), decoders.Replace("@@ ", ""), decoders.Fuse(), decoders.Strip(" ", 0, 1)]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", [("</s>", ids["</s>"])])
+    tokenizer.add_special_tokens(list(FIRST_TOKENS))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        model_input_names=["input_ids", "attention_mask"],
+        **({} if max_length is None else {"model_max_length": max_length}),
+    )
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # And back
+
+
+def recover_dictionary(tokenizer_json: Path, vocab_size: int) -> str:
+    """The content of a translation model's dictionary for a saved tokenizer; counts are 0.
+
+    Raises:
+        InputError: the tokenizer is not one of whole words, or of another size.
+    """
+    if not tokenizer_json.is_file():
+        raise InputError(f"There is no tokenizer {tokenizer_json}.")
+    with told(f"{tokenizer_json} cannot be read", "save the tokenizer again"):
+        content = json.loads(tokenizer_json.read_text(encoding="utf-8"))
+        kind, ids = content["model"]["type"], content["model"]["vocab"]
+    if kind != "WordLevel" or sorted(ids.values()) != list(range(vocab_size)):
+        raise InputError(f"{tokenizer_json} is not a tokenizer of {vocab_size} whole words, as the official code has.")
+    symbols = sorted(ids, key=ids.get)
+    if tuple(symbols[: len(FIRST_TOKENS)]) != FIRST_TOKENS:
+        raise InputError(f"{tokenizer_json} does not give {', '.join(FIRST_TOKENS)} the ids 0 to 3.")
+    return "".join(f"{symbol} 0\n" for symbol in symbols[len(FIRST_TOKENS) :])
 
 
 def recover_files(tokenizer_json: Path, vocab_size: int) -> dict[str, str]:

@@ -3,6 +3,7 @@
 """The weights of an official checkpoint under our names, and back."""
 
 import torch
+from transformers import PreTrainedModel
 
 from configuration_luna import LunaConfig
 from luna_tools.convert.checkpoint import list_names
@@ -115,7 +116,7 @@ def find_layer_norm_scale(state_dict: dict[str, torch.Tensor]) -> str:
 
 
 def is_layer_norm_weight(official_name: str) -> bool:
-    return official_name.endswith("norm.weight")
+    return official_name.endswith("norm.weight") or "layernorm_" in official_name and official_name.endswith(".weight")
 
 
 def convert_state_dict(
@@ -129,19 +130,44 @@ def convert_state_dict(
         head: official name of the classification head that the configuration describes, or None for none.
 
     Raises:
-        InputError: parameters are missing, unknown, of another shape than the configuration says, not finite in
-            float32, or untied where the configuration says tied.
+        InputError: as `convert_parameters`, or parameters are untied where the configuration says tied.
     """
-    names = map_names(config, head)
+    shapes = parameter_shapes(LunaForMaskedLM, config)
+    if head is not None:
+        shapes |= parameter_shapes(LunaForSequenceClassification, config)
+    converted = convert_parameters(state_dict, map_names(config, head), shapes, layer_norm_scale)
+    if config.tie_word_embeddings and not torch.equal(
+        state_dict["encoder.lm_head.weight"], state_dict["encoder.sentence_encoder.embed_tokens.weight"]
+    ):
+        raise InputError(
+            "encoder.lm_head.weight differs from encoder.sentence_encoder.embed_tokens.weight, although the "
+            "checkpoint's args do not set untie_weights_luna."
+        )
+    return converted
+
+
+def parameter_shapes(model_class: type[PreTrainedModel], config: LunaConfig) -> dict[str, tuple[int, ...]]:
+    """Our parameter name to its shape, of a model with this configuration."""
+    with torch.device("meta"):
+        return {ours: tuple(tensor.shape) for ours, tensor in model_class(config).state_dict().items()}
+
+
+def convert_parameters(
+    state_dict: dict[str, torch.Tensor], names: dict[str, str], shapes: dict[str, tuple[int, ...]], layer_norm_scale: str
+) -> dict[str, torch.Tensor]:
+    """Official parameters under our names, in float32.
+
+    Args:
+        names: official parameter name to ours.
+        shapes: our parameter name to its shape.
+
+    Raises:
+        InputError: parameters are missing, unknown, of another shape than the configuration says, or not finite in float32.
+    """
     if missing := [name for name in names if name not in state_dict]:
         raise InputError(f"The checkpoint lacks {list_names(missing)}.")
     if unknown := [name for name in state_dict if name not in names]:
         raise InputError(f"The checkpoint's args do not account for its parameters {list_names(unknown)}.")
-    with torch.device("meta"):
-        shapes = {ours: tuple(tensor.shape) for ours, tensor in LunaForMaskedLM(config).state_dict().items()}
-        if head is not None:
-            classifier = LunaForSequenceClassification(config).state_dict()
-            shapes |= {ours: tuple(tensor.shape) for ours, tensor in classifier.items()}
     converted = {}
     for name, ours in names.items():
         tensor = state_dict[name]
@@ -152,13 +178,6 @@ def convert_state_dict(
             raise InputError(
                 f"{name} holds values that are infinite in float32 or not a number, so the checkpoint is broken."
             )
-    if config.tie_word_embeddings and not torch.equal(
-        state_dict["encoder.lm_head.weight"], state_dict["encoder.sentence_encoder.embed_tokens.weight"]
-    ):
-        raise InputError(
-            "encoder.lm_head.weight differs from encoder.sentence_encoder.embed_tokens.weight, although the "
-            "checkpoint's args do not set untie_weights_luna."
-        )
     if layer_norm_scale == "weight_plus_one":
         for name in filter(is_layer_norm_weight, names):
             converted[names[name]] = converted[names[name]] + 1
@@ -173,14 +192,27 @@ def official_state_dict(
     Raises:
         InputError: parameters are missing, unknown, or what `convert_state_dict` refuses.
     """
-    names = map_names(config, head)
+    state_dict = official_parameters(weights, map_names(config, head))
+    convert_state_dict(state_dict, config, head=head)  # for what it refuses
+    return shift_layer_norms(state_dict, layer_norm_scale)
+
+
+def official_parameters(weights: dict[str, torch.Tensor], names: dict[str, str]) -> dict[str, torch.Tensor]:
+    """Our parameters under official names, in float32, without those of other classifiers.
+
+    Raises:
+        InputError: parameters are missing or unknown.
+    """
     if missing := [ours for ours in names.values() if ours not in weights]:
         raise InputError(f"The folder's weights lack {list_names(missing)}.")
     unknown = [ours for ours in weights if ours not in names.values() and not ours.startswith("classifier.")]
     if unknown:
         raise InputError(f"The folder's config does not account for its weights {list_names(unknown)}.")
-    state_dict = {official: weights[ours].float() for official, ours in names.items()}
-    convert_state_dict(state_dict, config, head=head)  # for what it refuses
-    if layer_norm_scale == "weight_plus_one":
-        state_dict = {name: x - 1 if is_layer_norm_weight(name) else x for name, x in state_dict.items()}
-    return state_dict
+    return {official: weights[ours].float() for official, ours in names.items()}
+
+
+def shift_layer_norms(state_dict: dict[str, torch.Tensor], layer_norm_scale: str) -> dict[str, torch.Tensor]:
+    """Official parameters of the published release as code of the given scale stores them."""
+    if layer_norm_scale != "weight_plus_one":
+        return state_dict
+    return {name: x - 1 if is_layer_norm_weight(name) else x for name, x in state_dict.items()}

@@ -25,7 +25,7 @@ from tests.support.folders import change_json, refused, save_whole, tree
 from tests.support.fresh_process import ROOT, run_program, stranger_environment
 from tests.support.hub_server import TOKEN, Hub, HubError, Repository
 
-CODE_FILES = {"configuration_luna.py", "modeling_luna.py"}
+CODE_FILES = {"causal_luna.py", "configuration_luna.py", "modeling_luna.py"}
 FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} | CODE_FILES
 
 

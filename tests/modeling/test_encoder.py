@@ -25,6 +25,7 @@ from tests.support.backends import BACKENDS, backend_context, emulated_flash
 from tests.support.luna_builders import (
     TOLERANCE,
     assert_close,
+    assert_refused_in_one_sentence,
     build,
     ids_of,
     pad_batch,
@@ -230,15 +231,6 @@ WRONG_INPUTS = {
         ("`packed_attention_mask` has shape (2, 4)", "(2, 5)"),
     ),
 }
-
-
-def assert_refused_in_one_sentence(call, parts):
-    with pytest.raises(ValueError) as caught:
-        call()
-    message = str(caught.value)
-    for part in parts:
-        assert part in message
-    assert message.endswith(".") and message.count(". ") == 0 and "\n" not in message, "one sentence"
 
 
 @pytest.mark.parametrize("model_class", [LunaModel, LunaForMaskedLM])

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModel
 
 import modeling_luna
-from modeling_luna import LunaAttention
+from modeling_luna import LunaAttention, LunaCausalAttention
 from tests.support.luna_builders import build, ids_of, pad_batch, projections, random_ids
 from tests.support.models import CLASSIFIER_OF_P, ENCODER, MASKED_LM, MODELS, each_model, each_option
 
@@ -50,7 +50,7 @@ def test_every_parameter_has_a_gradient_and_it_is_autograd_s_own(row, options, n
     with mock.patch.object(modeling_luna, "join_gradients", lambda x, p: (x, p)):
         naive_gradients, unread = gradients_of(model, row.loss(model, BATCH))
     assert_same_gradients(gradients, naive_gradients)
-    if not any(name in options and options[name] for name in ("norm_first", "share_layer_weights")):
+    if row.has_encoder and not any(options.get(name) for name in ("norm_first", "share_layer_weights")):
         last = f"layers.{num_hidden_layers - 1}"
         assert ("P" in row.reads) or any(f"{last}.packed_layer_norm" in name for name in unread)
         assert ("X" in row.reads) or any(f"{last}.final_layer_norm" in name for name in unread)
@@ -59,13 +59,14 @@ def test_every_parameter_has_a_gradient_and_it_is_autograd_s_own(row, options, n
 @pytest.mark.parametrize("arguments", CHECKPOINTING, ids=str)
 @each_model
 def test_gradient_checkpointing_changes_nothing(row, arguments):
+    attention = LunaAttention if row.has_encoder else LunaCausalAttention
     for options in ({}, {"contextual_projection": False}, {"share_layer_weights": True, "norm_first": True}):
         model = row.build(attention="sdpa", **options).train()
         loss = row.loss(model, BATCH)
         gradients, _ = gradients_of(model, loss)
         model.gradient_checkpointing_enable(arguments)
         assert model.is_gradient_checkpointing
-        with mock.patch.object(LunaAttention, "forward", autospec=True, side_effect=LunaAttention.forward) as forward:
+        with mock.patch.object(attention, "forward", autospec=True, side_effect=attention.forward) as forward:
             checkpointed_loss = row.loss(model, BATCH)
             checkpointed, missing = gradients_of(model, checkpointed_loss)
         assert forward.call_count == 2 * model.config.num_hidden_layers, "each layer is computed again for backward"

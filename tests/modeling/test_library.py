@@ -19,7 +19,7 @@ from transformers.models.auto import modeling_auto
 
 from configuration_luna import AUTO_CLASSES
 from tests.support.luna_builders import tiny_config
-from tests.support.models import MODELS
+from tests.support.models import ENCODERS
 
 FOLDER = os.environ.get("LUNA_TRANSFORMERS_TESTS")
 pytestmark = pytest.mark.slow
@@ -67,7 +67,7 @@ def luna_in_the_library_s_tables(monkeypatch):
 
 
 class TestLuna(common.ModelTesterMixin, unittest.TestCase):
-    all_model_classes = tuple(dict.fromkeys(row.model_class for row in MODELS))
+    all_model_classes = tuple(dict.fromkeys(row.model_class for row in ENCODERS))
 
     def setUp(self):
         self.model_tester = LunaTester()

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForMaskedLM
 from transformers.testing_utils import CaptureLogger
 from transformers.utils import logging
 
-from modeling_luna import LunaModel, LunaPackedEmbeddings
+from modeling_luna import CACHE_NAME, LunaModel, LunaPackedEmbeddings
 from tests.support import naive
 from tests.support.backends import BACKENDS, backend_context
 from tests.support.luna_builders import (
@@ -31,12 +31,17 @@ from tests.support.models import (
     CLASSIFIER_OF_BOTH,
     COVERING_OPTIONS,
     ENCODER,
+    ENCODERS,
+    GENERATORS,
     HEADS,
     MASKED_LM,
     MODELS,
+    each_encoder,
+    each_generator,
     each_head,
     each_model,
     each_option,
+    each_with_an_encoder,
     option_id,
 )
 
@@ -107,21 +112,25 @@ def check_rows_equal_rows_alone(row, model, rows, columns, width, tolerance=TOLE
     with torch.no_grad():
         output = model(**row.inputs(batch), output_hidden_states=True)
         results = row.results(model, batch)
-    assert torch.isfinite(results).all() and torch.isfinite(output.packed_state).all()
+    assert torch.isfinite(results).all()
+    if not row.has_decoder:
+        assert torch.isfinite(output.packed_state).all()
     for i, ids in enumerate(rows):
-        used = output.packed_attention_mask[i].sum().item()
+        used = None if row.has_decoder else output.packed_attention_mask[i].sum().item()
         if not ids:
-            assert used == (0 if model.config.dynamic_projection else model.config.projection_length)
+            assert used in (None, 0 if model.config.dynamic_projection else model.config.projection_length)
             continue
         with torch.no_grad():
             alone = model(**row.inputs({"input_ids": ids_of(ids)}), output_hidden_states=True)
             result = row.results(model, {"input_ids": ids_of(ids)})[0]
         assert_close(results[i, columns[i]] if row.per_token else results[i], result, tolerance)
-        assert alone.packed_attention_mask.all()
-        assert output.packed_attention_mask[i, :used].all()
-        assert_close(output.packed_state[i, :used], alone.packed_state[0], tolerance)
-        for batched, single in zip(output.hidden_states, alone.hidden_states, strict=True):
-            assert_close(batched[i, columns[i]], single[0], tolerance)
+        if not row.has_decoder:
+            assert alone.packed_attention_mask.all()
+            assert output.packed_attention_mask[i, :used].all()
+            assert_close(output.packed_state[i, :used], alone.packed_state[0], tolerance)
+        for name in [name for name in output if name.endswith("hidden_states")]:
+            for batched, single in zip(output[name], alone[name], strict=True):
+                assert_close(batched[i, columns[i]], single[0], tolerance)
 
 
 @pytest.mark.parametrize("attention", BACKENDS)
@@ -184,7 +193,7 @@ def test_mask_of_any_form(row, form):
         actual = model(**row.inputs(LEFT | {"attention_mask": MASKS[form](LEFT["attention_mask"])}))
     assert actual.keys() == expected.keys()
     for name in expected:
-        assert torch.equal(actual[name], expected[name]), name
+        assert name == CACHE_NAME or torch.equal(actual[name], expected[name]), name
 
 
 @pytest.mark.parametrize("attention", BACKENDS)
@@ -253,11 +262,11 @@ def test_resize_token_embeddings(row, size, tmp_path):
     for resized in (model, loaded):
         after = row.results(resized, batch)
         # Matrices of another width are multiplied in another order: float32 rounding.
-        kept = min(size, 41) if row is MASKED_LM else None
+        kept = min(size, 41) if row is MASKED_LM or row.has_decoder else None
         assert_close(after[..., :kept], before[..., :kept], 1e-5)
 
 
-@pytest.mark.parametrize("row", [row for row in MODELS if not row.takes_choices], ids=str)
+@pytest.mark.parametrize("row", [row for row in ENCODERS if not row.takes_choices], ids=str)
 def test_text_in_segments(row):
     model = row.shared()
     segment = {"input_ids": ids_of(TEXT[:4], TEXT[2:6])}
@@ -297,8 +306,12 @@ def test_a_head_hands_on_what_its_encoder_records(row):
 def test_nothing_is_recorded_unasked(row):
     output = row.shared()(**row.inputs(BATCH))
     results = {"AutoModel": ["last_hidden_state"], "AutoModelForQuestionAnswering": ["start_logits", "end_logits"]}
-    assert list(output) == [*results.get(row.auto_name, ["logits"]), "packed_state", "packed_attention_mask"]
-    assert output.packed_attention_mask.dtype == torch.long  # as the library's masks are
+    beside = ["packed_state", "packed_attention_mask"]
+    if row.has_decoder:
+        beside = [CACHE_NAME, "encoder_last_hidden_state"] if row.has_encoder else [CACHE_NAME]
+    assert list(output) == [*results.get(row.auto_name, ["logits"]), *beside]
+    if not row.has_decoder:
+        assert output.packed_attention_mask.dtype == torch.long  # as the library's masks are
 
 
 @pytest.mark.parametrize(
@@ -309,7 +322,7 @@ def test_nothing_is_recorded_unasked(row):
         ("output_attentions", {"attentions", "pack_attentions"}),
     ],
 )
-@each_model
+@each_encoder
 def test_each_flag_records_its_own_outputs(row, flag, recorded):
     model, names = row.build(), {"hidden_states", "packed_states", "attentions", "pack_attentions"}
     assert set(model(**row.inputs(BATCH), **{flag: True})) & names == recorded
@@ -319,11 +332,34 @@ def test_each_flag_records_its_own_outputs(row, flag, recorded):
         assert not set(model(**row.inputs(BATCH), **{flag: False})) & names
 
 
+@pytest.mark.parametrize(
+    ("flag", "recorded"),
+    [
+        ("output_hidden_states", ({"hidden_states"}, {"encoder_hidden_states", "decoder_hidden_states"})),
+        ("output_attentions", ({"attentions"}, {"encoder_attentions", "decoder_attentions", "cross_attentions"})),
+    ],
+)
+@each_generator
+def test_each_flag_records_the_outputs_of_encoder_and_decoder(row, flag, recorded):
+    model, recorded = row.build(), recorded[row.has_encoder]
+    outputs = [model(**row.inputs(BATCH), **{flag: True}), model(**row.inputs(BATCH))]
+    setattr(model.config, flag, True)
+    outputs += [model(**row.inputs(BATCH)), model(**row.inputs(BATCH), **{flag: False})]
+    names = set().union(*outputs)
+    assert [set(output) & names for output in outputs] == [names, names - recorded, names, names - recorded]
+    assert recorded < names
+    n, l, layers = 9, 5, model.config.num_hidden_layers
+    for name in recorded:
+        shapes = {x.shape[1:] for x in outputs[0][name]}
+        assert shapes == ({(n, 16)} if "hidden" in name else {(2, n, l)}), name
+        assert len(outputs[0][name]) == layers + ("hidden" in name)
+
+
 ORDER = """loss logits start_logits end_logits last_hidden_state packed_state packed_attention_mask packed_states
     hidden_states attentions pack_attentions""".split()
 
 
-@each_model
+@each_encoder
 def test_tuple_order(row):
     """One order for all classes, as a dictionary and as a tuple."""
     model = row.build()
@@ -374,6 +410,10 @@ def test_save_and_load(row, options, tmp_path, load_report):
         assert_same_weights(loaded, model)
         # Equal weights at other addresses: float32 rounding.
         assert_close(row.results(loaded, BATCH), row.results(model, BATCH), 1e-5)
+    if not row.has_encoder:
+        with pytest.raises(ValueError, match=r"^`is_decoder` is True: .* Load it with AutoModelForCausalLM\.$"):
+            AutoModel.from_pretrained(tmp_path)
+        return
     # The model of another class in the same folder has the encoder's weights.
     base, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert type(base) is LunaModel and not info["missing_keys"] and not info["mismatched_keys"]
@@ -394,9 +434,9 @@ def check_initialisation(model, std, only=("",)):
             assert module.weight[module.padding_idx].count_nonzero() == 0, name
             assert_initialised(module.weight[torch.arange(len(module.weight)) != module.padding_idx], std)
         elif isinstance(module, nn.Linear):
-            if name != "lm_head.decoder":
+            if not name.startswith("lm_head"):
                 assert_initialised(module.weight, std)
-            assert module.bias.count_nonzero() == 0, name
+            assert module.bias is None or module.bias.count_nonzero() == 0, name
         elif isinstance(module, nn.LayerNorm):
             assert torch.equal(module.weight, torch.ones_like(module.weight)), name
             assert module.bias.count_nonzero() == 0, name
@@ -405,7 +445,7 @@ def check_initialisation(model, std, only=("",)):
 
 
 @pytest.mark.parametrize("std", [0.02, 0.5])
-@each_model
+@each_with_an_encoder
 def test_a_pretrained_encoder_in_any_model(row, std, tmp_path, load_report):
     torch.manual_seed(1)
     pretrained = MASKED_LM.build(dtype=torch.float32, initializer_range=std, hidden_size=64)
@@ -413,7 +453,7 @@ def test_a_pretrained_encoder_in_any_model(row, std, tmp_path, load_report):
     load_report.io.truncate(0)
     model, info = row.auto_class.from_pretrained(tmp_path, num_labels=3, **row.options, output_loading_info=True)
     assert type(model) is row.model_class and not model.training
-    new = set() if row is MASKED_LM else {f"{name}.{kind}" for name in row.new_weights for kind in ("weight", "bias")}
+    new = set() if row is MASKED_LM else {name for name in model.state_dict() if name.startswith(row.new_weights or "-")}
     assert info.pop("missing_keys") == new
     assert not any(info.values()), info
     report = load_report.io.getvalue()
@@ -452,9 +492,10 @@ def test_half_precision_is_near_float32(row, attention, dtype, tolerance):
     with torch.no_grad():
         model = row.shared(attention, dtype)
         expected = row.results(row.shared(attention, torch.float32), batch)
-        actual, output = row.results(model, batch), model(**row.inputs(batch))
-    assert actual.dtype == output.packed_state.dtype == dtype
-    assert torch.isfinite(actual).all() and torch.isfinite(output.packed_state).all()
+        actual = row.results(model, batch)
+        others = [] if row.has_decoder else [model(**row.inputs(batch)).packed_state]
+    for states in (actual, *others):
+        assert states.dtype == dtype and torch.isfinite(states).all()
     difference = actual[kept].double() - expected[kept].double()
     assert difference.norm() < tolerance * expected[kept].double().norm()
 
@@ -505,8 +546,11 @@ def check_compiled_inference(row, inputs_of, **options):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_training_step_is_one_graph(fresh_dynamo):
-    check_compiled(CLASSIFIER_OF_BOTH, "aot_eager")
+@pytest.mark.parametrize(
+    "row", [CLASSIFIER_OF_BOTH, *(pytest.param(row, marks=pytest.mark.slow) for row in GENERATORS)], ids=str
+)
+def test_compiled_training_step_is_one_graph(row, fresh_dynamo):
+    check_compiled(row, "aot_eager")
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from tests.support.fresh_process import ROOT, run_program
 from tests.support.hub_server import Hub
 from tests.support.luna_builders import build, make_tokenizer, pad_batch, random_ids, tiny_config
 
-CODE_FILES = {"configuration_luna.py", "modeling_luna.py"}
+CODE_FILES = {"causal_luna.py", "configuration_luna.py", "modeling_luna.py"}
 MODEL_FILES = CODE_FILES | {"config.json", "model.safetensors"}
 FULL_AUTO_MAP = {"AutoConfig": "configuration_luna.LunaConfig"} | {
     auto_name: f"modeling_luna.{class_name}" for auto_name, class_name in AUTO_CLASSES.items()

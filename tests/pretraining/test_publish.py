@@ -11,7 +11,7 @@ from luna_tools.cards import UNNAMED, named_card
 from tests.support.hub_server import Hub
 from tests.support.pretraining import exact_rows, pretrain
 
-CODE_FILES = {"configuration_luna.py", "modeling_luna.py"}
+CODE_FILES = {"causal_luna.py", "configuration_luna.py", "modeling_luna.py"}
 FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} | CODE_FILES
 
 

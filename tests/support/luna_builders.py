@@ -48,7 +48,8 @@ def randomise(model, seed=0):
         for module in model.modules():
             if isinstance(module, torch.nn.Linear):
                 normal(module.weight, 0, 1.5 * module.in_features**-0.5)
-                normal(module.bias, 0, 0.5)
+                if module.bias is not None:
+                    normal(module.bias, 0, 0.5)
             elif isinstance(module, torch.nn.LayerNorm):
                 normal(module.weight, 1, 0.3)
                 normal(module.bias, 0, 0.5)
@@ -139,6 +140,16 @@ def make_tokenizer():
 def assert_close(actual, expected, tolerance):
     expected = torch.as_tensor(expected, dtype=actual.dtype)
     torch.testing.assert_close(actual.detach(), expected.detach(), rtol=tolerance, atol=tolerance)
+
+
+def assert_refused_in_one_sentence(call, parts):
+    """A ValueError of one sentence with these parts."""
+    with pytest.raises(ValueError) as caught:
+        call()
+    message = str(caught.value)
+    for part in parts:
+        assert part in message
+    assert message.endswith(".") and message.count(". ") == 0 and "\n" not in message, "one sentence"
 
 
 def assert_initialised(weight, std):

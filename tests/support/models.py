@@ -58,6 +58,14 @@ def option_id(options) -> str:
     return ",".join(f"{name}={value}" for name, value in options.items() if value != OPTION_VALUES[name][0]) or "default"
 
 
+# What has one value or vector per token.
+TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids", "inputs_embeds")
+
+
+def is_text(value) -> bool:
+    return isinstance(value, str)
+
+
 @dataclass(frozen=True, eq=False)
 class Row:
     """A class of the model files with the options that make it one more kind of model."""
@@ -70,6 +78,8 @@ class Row:
     new_weights: tuple[str, ...] = ()  # modules that a pretrained encoder lacks
     per_token: bool = False  # results are (b, n, ...), not (b, ...)
     takes_choices: bool = False  # inputs are (b, c, n)
+    has_encoder: bool = True
+    has_decoder: bool = False
 
     @property
     def model_class(self) -> type:
@@ -81,7 +91,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        return "-".join([self.model_class.__name__.removeprefix("Luna"), *self.options.values()])
+        return "-".join([self.model_class.__name__.removeprefix("Luna"), *filter(is_text, self.options.values())])
 
     def build(self, **changes):
         return build(self.model_class, **({"num_labels": 3} | self.options | changes))
@@ -91,8 +101,15 @@ class Row:
         return build_once(self, attention, dtype, tuple(sorted(changes.items())))
 
     def inputs(self, batch: dict) -> dict:
-        """The batch as the model takes it: for multiple choice its rows are the choices of one question."""
-        return {name: x[None] for name, x in batch.items()} if self.takes_choices else batch
+        """The batch as the model takes it: for multiple choice its rows are the choices of one question.
+
+        An encoder-decoder reads it as source and as target.
+        """
+        if self.takes_choices:
+            return {name: x[None] for name, x in batch.items()}
+        if self.has_encoder and self.has_decoder:
+            return batch | {f"decoder_{name}": batch[name] for name in TOKEN_INPUTS if name in batch}
+        return batch
 
     def training_inputs(self, batch: dict) -> dict:
         return self.inputs(batch) | self.labels(batch)
@@ -126,6 +143,12 @@ def build_once(row, attention, dtype, changes):
 def token_labels(batch: dict, classes: int | None = None) -> dict:
     ids = batch["input_ids"] if classes is None else batch["input_ids"] % classes
     return {"labels": ids.masked_fill(batch["attention_mask"] == 0, -100)}
+
+
+def labels_of_the_rest(batch: dict) -> dict:
+    """Each token but a row's first, which nothing comes before."""
+    labels, is_token = token_labels(batch)["labels"], batch["attention_mask"].bool()
+    return {"labels": labels.masked_fill(is_token & (is_token.cumsum(-1) == 1), -100)}
 
 
 def answers(batch: dict) -> dict:
@@ -190,9 +213,34 @@ MODELS = [
         new_weights=("qa_outputs",),
         per_token=True,
     ),
+    Row(
+        "AutoModelForCausalLM",
+        "X",
+        naive.causal_lm_logits,
+        labels_of_the_rest,
+        per_token=True,
+        has_encoder=False,
+        has_decoder=True,
+    ),
+    Row(
+        "AutoModelForSeq2SeqLM",
+        "X",
+        naive.translation_logits,
+        token_labels,
+        options={"is_encoder_decoder": True},
+        new_weights=("decoder",),
+        per_token=True,
+        has_decoder=True,
+    ),
 ]
-ENCODER, MASKED_LM, CLASSIFIER, CLASSIFIER_OF_P, _, CLASSIFIER_OF_BOTH, _, CHOICE, _, TAGGER, ANSWERER = MODELS
-HEADS = MODELS[1:]
+ENCODER, MASKED_LM, CLASSIFIER, CLASSIFIER_OF_P, _, CLASSIFIER_OF_BOTH, _, CHOICE, _, TAGGER, ANSWERER, *GENERATORS = MODELS
+CAUSAL_LM, TRANSLATOR = GENERATORS
+# Those with an encoder and nothing but a head on it, which hand on the encoder's outputs; and those with any encoder.
+ENCODERS = [row for row in MODELS if not row.has_decoder]
+HEADS = ENCODERS[1:]
 each_model = pytest.mark.parametrize("row", MODELS, ids=str)
+each_encoder = pytest.mark.parametrize("row", ENCODERS, ids=str)
+each_generator = pytest.mark.parametrize("row", GENERATORS, ids=str)
+each_with_an_encoder = pytest.mark.parametrize("row", [row for row in MODELS if row.has_encoder], ids=str)
 each_head = pytest.mark.parametrize("row", HEADS, ids=str)
 each_option = pytest.mark.parametrize("options", COVERING_OPTIONS, ids=option_id)

@@ -1,6 +1,6 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Equations 3 to 6 of the Luna paper for one row without padding, in float64, as loops and matrix products.
+"""Equations 3 to 7 of the Luna paper for one row without padding, in float64, as loops and matrix products.
 
 Nothing here is shared with the implementation: numpy, no batch, no masks, no library attention. `weights` is the state
 dict of a `LunaModel` as numpy arrays in float64 (`as_weights`), `config` anything with the fields of `LunaConfig`.
@@ -17,7 +17,7 @@ def as_weights(state_dict):
 
 
 def linear(weights, name, x):
-    return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+    return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
 
 
 def layer_norm(weights, name, x, eps):
@@ -56,13 +56,14 @@ def attention(query, key, value, num_heads):
     return np.concatenate(heads, axis=1), np.array(weights)
 
 
-def luna_attention(weights, name, config, x, p):
-    """Equations 3 and 4: Y_P = Attn(P, X), then Y_X = Attn(X, Y_P) with an output projection on Y_X alone."""
+def luna_attention(weights, name, config, x, p, context=None):
+    """Equations 3 and 4: Y_P = Attn(P, C), by default with C = X, then Y_X = Attn(X, Y_P) with an output projection."""
     key, value = ("kv", "kv") if config.tie_key_value else ("k", "v")
+    context = x if context is None else context
     y_p, pack = attention(
         linear(weights, f"{name}.pack_q_proj", p),
-        linear(weights, f"{name}.pack_{key}_proj", x),
-        linear(weights, f"{name}.pack_{value}_proj", x),
+        linear(weights, f"{name}.pack_{key}_proj", context),
+        linear(weights, f"{name}.pack_{value}_proj", context),
         config.num_attention_heads,
     )
     y_x, unpack = attention(
@@ -96,11 +97,12 @@ def luna_layer(weights, name, config, x, p):
     return x_new, norm("packed_layer_norm", p + y_p), unpack, pack
 
 
-def embed(weights, config, ids):
+def embed(weights, config, ids, words=None):
+    """Embeddings of tokens, whose word embeddings are `words` where they are not the module's own."""
     rows = []
     for i, token in enumerate(ids):
         position = config.pad_token_id + 1 + i
-        row = weights["embeddings.word_embeddings.weight"][token]
+        row = (weights["embeddings.word_embeddings.weight"] if words is None else words)[token]
         if config.position_embedding_type == "sinusoidal":
             row = row * math.sqrt(config.hidden_size) + sinusoid(position, config.hidden_size)
         else:
@@ -143,6 +145,81 @@ def luna(weights, config, ids, packed_state=None):
         attentions=attentions,
         pack_attentions=pack_attentions,
     )
+
+
+OMEGA = {
+    "softplus": lambda x: np.log2(1 + 2**x),
+    "softplus_natural": lambda x: np.log(1 + np.exp(x)),
+    "elu": lambda x: np.where(x > 0, x + 1, np.exp(x)),
+}
+
+
+def causal_function(x, y, z):
+    """Equation 7, token by token: F_t = 1/t X_t sum over j <= t of Y_j^T Z_j."""
+    return np.array([x[t] @ sum(np.outer(y[j], z[j]) for j in range(t + 1)) / (t + 1) for t in range(len(x))])
+
+
+def causal_attention(weights, name, config, x, p):
+    """Section 3.3: A_pack = omega(P X^T), A_unpack = softmax(f(X, X, A_pack^T)), Y = f(A_unpack, A_pack^T, X)."""
+    key, value = ("kv", "kv") if config.tie_key_value else ("k", "v")
+    pack_q, pack_k, q, k, v = (
+        linear(weights, f"{name}.{proj}_proj", p if proj == "pack_q" else x)
+        for proj in ("pack_q", "pack_k", "unpack_q", f"unpack_{key}", f"unpack_{value}")
+    )
+    size, heads = x.shape[1] // config.num_attention_heads, []
+    for h in range(config.num_attention_heads):
+        part = slice(h * size, (h + 1) * size)
+        a_pack = OMEGA[config.causal_activation](pack_k[:, part] @ pack_q[:, part].T / math.sqrt(size))
+        scores = causal_function(q[:, part] / math.sqrt(size), k[:, part], a_pack)
+        a_unpack = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+        heads.append(causal_function(a_unpack, a_pack, v[:, part]))
+    return linear(weights, f"{name}.out_proj", np.concatenate(heads, axis=1))
+
+
+def decoder(weights, config, ids, words=None, source=None):
+    """The states after the last layer, (n, d); `source` is the encoder's result, or None for a decoder alone."""
+    norms = {"eps": config.layer_norm_eps}
+    x = embed(weights, config, ids, words)
+    p = None if source is None else source.packed_state
+    for i in range(config.num_hidden_layers):
+        name = f"layers.{0 if config.share_layer_weights else i}"
+
+        def sublayer(norm, stream, function, name=name):
+            """LN(X + F(X)), or X + F(LN(X))."""
+            if config.norm_first:
+                return stream + function(layer_norm(weights, f"{name}.{norm}", stream, **norms))
+            return layer_norm(weights, f"{name}.{norm}", stream + function(stream), **norms)
+
+        if source is None or not config.contextual_projection:
+            p = embed_packed(weights, config, i, config.projection_length if source is None else len(source.packed_state))
+        x = sublayer(
+            "self_attention_layer_norm",
+            x,
+            lambda x, name=name, p=p: causal_attention(weights, f"{name}.self_attention", config, x, p),
+        )
+        if source is not None:
+            of_p = layer_norm(weights, f"{name}.packed_layer_norm", p, **norms) if config.norm_first else p
+            read = lambda x, name=name, of_p=of_p: luna_attention(  # noqa: E731
+                weights, f"{name}.cross_attention", config, x, of_p, source.last_hidden_state
+            )
+            y_p = read(x)[1]
+            x = sublayer("cross_attention_layer_norm", x, lambda x, read=read: read(x)[0])
+            p = p + y_p if config.norm_first else layer_norm(weights, f"{name}.packed_layer_norm", p + y_p, **norms)
+        x = sublayer("final_layer_norm", x, lambda x, name=name: feed_forward(weights, name, x))
+    return layer_norm(weights, "final_layer_norm", x, **norms) if config.norm_first else x
+
+
+def causal_lm_logits(weights, config, ids):
+    """Scores of `LunaForCausalLM`, from its own state dict."""
+    return linear(weights, "lm_head", decoder(encoder_of(weights), config, ids))
+
+
+def translation_logits(weights, config, ids):
+    """Scores of `LunaForConditionalGeneration` for a target that has the ids of the source, from its own state dict."""
+    own = {name.removeprefix("decoder."): w for name, w in weights.items() if name.startswith("decoder.")}
+    words = weights["luna.embeddings.word_embeddings.weight"] if config.target_vocab_size is None else None
+    source = luna(encoder_of(weights), config, ids)
+    return linear(weights, "lm_head", decoder(own, config, ids, words, source))
 
 
 def encoder_of(weights):
