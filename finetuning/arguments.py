@@ -260,6 +260,7 @@ recipes (--recipe): table9 or paper, the paper's and the default; official; smal
   {PROG} qnli --model_name_or_path M --sweep --num_seeds 5              the paper's grid
   {PROG} cola rte --model_name_or_path M --compare cls packed           heads or checkpoints, side by side
   {PROG} listops --data_dir FOLDER --model.projection_length 128        a new model for the Long Range Arena
+  {PROG} translation luna-16-softplus-tied --dataset FOLDER             pairs of lines; has options of its own: --help
 
 `{PROG} --help` lists every option."""
 

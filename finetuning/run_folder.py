@@ -55,24 +55,30 @@ def public_path(path: str) -> str:
 
 def digests(arguments: Arguments) -> dict[str, str]:
     """SHA-256 of what the run reads from the disk, by split, and of "model"; nothing for what lies on the Hub."""
-    checkpoint = Path(arguments.model.model_name_or_path or "")
-    patterns = () if arguments.model.is_new else ("config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer*")
-    files = {"model": [path for pattern in patterns for path in sorted(checkpoint.glob(pattern)) if path.is_file()]}
+    model = arguments.model
+    files = {"model": [] if model.is_new else checkpoint_files(Path(model.model_name_or_path))}
     if arguments.task.name == "custom":
         files |= arguments.task.files(arguments.data)
     elif arguments.data.data_dir:
         files |= arguments.task.files(Path(arguments.data.data_dir))
-    found = {}
-    for name, paths in files.items():
-        whole = hashlib.sha256()
-        for path in paths:
-            try:
-                whole.update(file_digest(path, os.stat(path).st_mtime_ns))
-            except OSError as error:
-                raise InputError(f"{path} cannot be read ({error.strerror}): give a readable file.") from error
-        if paths:
-            found[name] = whole.hexdigest()
-    return found
+    return {name: digest(paths) for name, paths in files.items() if paths}
+
+
+def checkpoint_files(checkpoint: Path) -> list[Path]:
+    """The files of a model's folder that its results depend on."""
+    patterns = ("config.json", "*.safetensors", "pytorch_model*.bin", "tokenizer*")
+    return [path for pattern in patterns for path in sorted(checkpoint.glob(pattern)) if path.is_file()]
+
+
+def digest(paths: list[Path]) -> str:
+    """SHA-256 of several files."""
+    whole = hashlib.sha256()
+    for path in paths:
+        try:
+            whole.update(file_digest(path, os.stat(path).st_mtime_ns))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}): give a readable file.") from error
+    return whole.hexdigest()
 
 
 @functools.cache  # the runs of a sweep share their files

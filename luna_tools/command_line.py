@@ -27,6 +27,8 @@ PROGRAMS = {
     "finetune": Program("finetuning.run", "finetune", "fine-tune a checkpoint on a task"),
     "self-pretrain": Program("finetuning.lra.self_pretrain", "finetune", "train on the inputs of a Long Range Arena task"),
     "generate": Program("finetuning.lra.generate", "finetune", "generate data of the Long Range Arena"),
+    "prepare_pairs": Program("finetuning.translation.prepare", "translate", "turn pairs of lines into a dataset"),
+    "translate": Program("finetuning.translation.translate", "translate", "translate lines by a model"),
     "merge": Program("finetuning.predictions", "finetune", "merge the GLUE submissions of several runs into one zip"),
     "convert": Program("luna_tools.convert.run", None, "convert the authors' checkpoints, or a model back"),
     "push": Program("luna_tools.push", None, "check a model folder as a stranger would use it, then upload it"),

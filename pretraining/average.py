@@ -15,31 +15,6 @@ from luna_tools.errors import InputError
 PROG = "python -m pretraining.average"
 
 
-def average_weights(folders: list[Path]) -> dict:
-    """Return the mean of each tensor of the checkpoints, added up in float64.
-
-    Raises:
-        InputError: a folder is no checkpoint, or of another model than the first.
-    """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    sums, shapes, dtypes = {}, None, {}
-    for folder in folders:
-        try:
-            tensors = load_file(folder / "model.safetensors")
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{folder} has no model.safetensors that can be read ({error}): give checkpoints.") from error
-        these = {name: tensor.shape for name, tensor in tensors.items()}
-        if shapes is not None and these != shapes:
-            raise InputError(f"{folder} is of another model than {folders[0]}: give checkpoints of one.")
-        shapes, dtypes = these, {name: tensor.dtype for name, tensor in tensors.items()}
-        for name, tensor in tensors.items():
-            sums[name] = sums.get(name, torch.zeros(())) + tensor.double()
-    return {name: (total / len(folders)).to(dtypes[name]).contiguous() for name, total in sums.items()}
-
-
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog=PROG, description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -51,6 +26,8 @@ def main(argv: list[str]) -> None:
         raise InputError("One checkpoint is given: give two or more to average.")
     if options.output_dir.exists():
         raise InputError(f"--output_dir {options.output_dir} is there already: choose another folder.")
+
+    from luna_tools.average import average_weights
 
     weights = average_weights(options.checkpoints)
 

@@ -34,6 +34,9 @@ SHORTER = {
     ),
     r"^python3 scripts/test\.py": "python3 scripts/test.py --help",
     r"^(python -m scripts\.reports\.docstring_families)$": (r"\1 --num_seeds 1 --train_rows 60 --num_train_epochs 1"),
+    r"^(python -m scripts\.reports\.signature_summaries)$": (
+        r"\1 --max_steps 2 --num_averaged_checkpoints 1 --num_beams 1 --generation_max_length 8"
+    ),
     r"^(python -m scripts\.label_sentences .*)$": r"\1 --num_train_epochs 1",
     r"^(luna pretrain quickstart)(?= +#)": r"\1 --max_steps 20 --warmup_steps 2 --save_steps 20",
     r"^(luna pretrain quickstart_causal)(?= +#)": r"\1 --max_steps 8 --warmup_steps 2 --save_steps 8",
