@@ -23,7 +23,7 @@ import torch
 from matplotlib.figure import Figure
 
 import causal_luna
-from causal_luna import CAUSAL_ACTIVATIONS, CausalSums, causal_attention
+from causal_luna import CAUSAL_ACTIVATIONS, CausalSums, causal_attention, take_chunk
 from scripts.reports.benchmark_encoder import (
     MIN_ROUNDS,
     available_bytes,
@@ -61,9 +61,19 @@ def chunked_attention(*inputs: torch.Tensor) -> torch.Tensor:
     return causal_attention(*inputs, output_weights=False)[0]
 
 
+def plain_autograd_sums(x_bhni, y_bhni, z_bhno, state_bhio, reverse) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `CausalSums` computes, by operations of which autograd keeps what it needs of each chunk."""
+    outputs = []
+    # Split at once: the gradient of a slice would be as long as the text.
+    for chunks in zip(*(tensor.split(causal_luna.CHUNK_SIZE, dim=2) for tensor in (x_bhni, y_bhni, z_bhno)), strict=True):
+        x, y, z = (take_chunk(chunk, 0, state_bhio.dtype) for chunk in chunks)
+        outputs.append(x @ state_bhio + (x @ y.mT).tril() @ z)
+        state_bhio = state_bhio + y.mT @ z
+    return torch.cat(outputs, dim=2)[:, :, : x_bhni.shape[2]], state_bhio
+
+
 def plain_autograd_attention(*inputs: torch.Tensor) -> torch.Tensor:
-    """The same operations, with autograd keeping what it thinks it needs of each chunk."""
-    with mock.patch.object(CausalSums, "apply", CausalSums.forward):
+    with mock.patch.object(CausalSums, "apply", plain_autograd_sums):
         return chunked_attention(*inputs)
 
 
