@@ -1,6 +1,6 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Print, as a markdown table, how far encoder, language model head and classification heads are from the official code.
+"""Print, as markdown tables, how far encoder, language model head, heads and translation are from the official code.
 
 `python -m scripts.reports.parity_report tests/data/parity ../shared/parity > docs/parity.md`
 """
@@ -16,33 +16,46 @@ from luna_tools.convert.checkpoint import load_fairseq_checkpoint
 from luna_tools.convert.configuration import ARCHITECTURES
 from luna_tools.convert.from_fairseq import read_checkpoint
 from luna_tools.convert.goldens import (
+    GRADIENT_TOLERANCE,
+    SCORE_TOLERANCE,
     TOLERANCE_FACTOR,
     Difference,
     build_model,
     compare_classifier,
     compare_masked_lm,
+    compare_seq2seq,
     largest_ratios,
     read_goldens,
 )
-from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification
+from luna_tools.convert.seq2seq import is_seq2seq
+from modeling_luna import LunaForConditionalGeneration, LunaForMaskedLM, LunaForSequenceClassification
 
 KINDS = ("hidden", "packed", "logits", "loss", "grad", "cls_logits", "cls_loss", "cls_grad")
+SEQ2SEQ_KINDS = (
+    *("enc_hidden", "enc_packed", "enc_out", "enc_packed_out", "dec_hidden", "logits", "loss", "grad"),
+    *("step_logits", "tokens", "score"),
+)
 OF_THE_CLONE = Path("tests/data/parity")
 NEWER_FORMAT = "head_variants/"  # the same models as those without this prefix, whose goldens they have
 
 
 def find_variants(roots: list[Path]) -> dict[str, Path]:
-    """Name -> folder of the masked language models below the roots, the first place of each."""
+    """Name -> folder of the masked language models and translation models below the roots, the first place of each."""
     found: dict[str, Path] = {}
     for root in roots:
         for file in sorted(root.rglob("model.pt")):
-            if load_fairseq_checkpoint(file)[0].arch in ARCHITECTURES:
+            args, _ = load_fairseq_checkpoint(file)
+            if args.arch in ARCHITECTURES or is_seq2seq(args):
                 found.setdefault(file.parent.relative_to(root).as_posix(), file.parent)
     return found
 
 
 def compare_variant(folder: Path, goldens_file: Path, attention: str) -> list[Difference]:
     goldens, facts = read_goldens(goldens_file)
+    if facts.get("kind") == "seq2seq":
+        converted = read_checkpoint(folder / "model.pt", folder / "dict.en.txt", target_dictionary=folder / "dict.de.txt")
+        model = build_model(LunaForConditionalGeneration, converted.config, converted.weights, attention)
+        return compare_seq2seq(model, goldens, facts)
     files = folder / "model.pt", folder / "dict.txt"
     language_model = read_checkpoint(*files, head="none")
     model = build_model(LunaForMaskedLM, language_model.config, language_model.weights, attention)
@@ -52,6 +65,25 @@ def compare_variant(folder: Path, goldens_file: Path, attention: str) -> list[Di
         classifier = build_model(LunaForSequenceClassification, converted.config, converted.weights, attention)
         differences += compare_classifier(classifier, goldens, facts)
     return differences
+
+
+def print_table(kinds: tuple[str, ...], chosen: dict[str, Path], variants: dict[str, Path]) -> int:
+    """Print the table of the chosen variants of all these. Returns the number of tensors compared."""
+    if not chosen:
+        return 0
+    print(f"| variant | attention | {' | '.join(kinds)} |\n|---|---|{'---|' * len(kinds)}")
+    total = 0
+    for name, folder in chosen.items():
+        of_goldens = variants.get(name.removeprefix(NEWER_FORMAT), folder)
+        for attention in ("eager", "sdpa"):
+            differences = compare_variant(folder, of_goldens / "goldens.safetensors", attention)
+            total += len(differences)
+            ratios = largest_ratios(differences)
+            counts = {kind: sum(difference.kind == kind for difference in differences) for kind in kinds}
+            cells = [f"{counts[kind]}, {ratios[kind]:.3f}" if counts[kind] else "" for kind in kinds]
+            print(f"| {name} | {attention} | {' | '.join(cells)} |")
+    print()
+    return total
 
 
 def main() -> None:
@@ -74,25 +106,21 @@ float64) on the same variant and kind of tensor; for a loss that is a sum, the e
 The kinds that start with `cls_` are those of a classification head, where the variant has one; for the losses and the
 gradients of a head, the error of `loss` and `grad` counts. Above 1, `tests/modeling/test_parity.py` fails.
 
+Of translation models, `enc_` and `dec_` are states of encoder and decoder and `step_logits` those of greedy decoding with a
+cache, with the error of the encoder's output, or of the logits, where that of a kind is not recorded; a gradient may differ by
+{GRADIENT_TOLERANCE:g} of the largest in its tensor. `tokens` are sequences of greedy decoding and of beam search with beams of 1
+and 3, of which no token may differ, and `score` their mean log probabilities, within {SCORE_TOLERANCE:g}.
+
 {textwrap.fill(of_the_clone, 125)}
 
 Made by `python -m scripts.reports.parity_report {" ".join(map(str, folders))} > docs/parity.md` in float32
 on CPU, with torch {torch.__version__} and transformers {transformers.__version__}.
-
-| variant | attention | {" | ".join(KINDS)} |
-|---|---|{"---|" * len(KINDS)}"""
+"""
     )
     total = 0
-    for name, folder in variants.items():
-        of_goldens = variants.get(name.removeprefix(NEWER_FORMAT), folder)
-        for attention in ("eager", "sdpa"):
-            differences = compare_variant(folder, of_goldens / "goldens.safetensors", attention)
-            total += len(differences)
-            ratios = largest_ratios(differences)
-            counts = {kind: sum(difference.kind == kind for difference in differences) for kind in KINDS}
-            cells = [f"{counts[kind]}, {ratios[kind]:.3f}" if counts[kind] else "" for kind in KINDS]
-            print(f"| {name} | {attention} | {' | '.join(cells)} |")
-    print(f"\n{total} tensors were compared.")
+    for kinds, prefix in ((KINDS, "luna_bert/"), (SEQ2SEQ_KINDS, "seq2seq/")):
+        total += print_table(kinds, {name: folder for name, folder in variants.items() if prefix in name}, variants)
+    print(f"{total} tensors were compared.")
 
 
 if __name__ == "__main__":

@@ -20,9 +20,15 @@ from luna_tools.convert.goldens import (  # noqa: F401  (for the tests, which fi
     Difference,
     compare_classifier,
     compare_masked_lm,
+    compare_seq2seq,
     max_abs_difference,
 )
-from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification, LunaPreTrainedModel
+from modeling_luna import (
+    LunaForConditionalGeneration,
+    LunaForMaskedLM,
+    LunaForSequenceClassification,
+    LunaPreTrainedModel,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MASKED_LM_VARIANTS = (
@@ -48,6 +54,8 @@ HEAD_VARIANTS = {
     "luna_bert/pooling_head_fixed": "pooling_classification_head",
     "luna_bert/attention_head": "attention_classification_head",
 }
+SEQ2SEQ_VARIANTS = ("seq2seq/tied_shared", "seq2seq/untied_prenorm_learned", "seq2seq/tied_fixed_lnemb")
+SEQ2SEQ_DICTIONARIES = ("dict.en.txt", "dict.de.txt")  # of source and target
 
 
 def find_variant(name: str) -> Path | None:
@@ -76,9 +84,12 @@ def read_goldens(name: str) -> tuple[dict[str, torch.Tensor], dict]:
     return goldens.read_goldens(find_variant(name.removeprefix("head_variants/")) / "goldens.safetensors")
 
 
-def load_variant(name: str, model_class: type[LunaPreTrainedModel], attention: str, head: str | None) -> LunaPreTrainedModel:
+def load_variant(
+    name: str, model_class: type[LunaPreTrainedModel], attention: str, head: str | None, dictionaries=("dict.txt",)
+) -> LunaPreTrainedModel:
     folder = find_variant(name)
-    converted = read_checkpoint(folder / "model.pt", folder / "dict.txt", head)
+    dictionary, *target = [folder / dictionary for dictionary in dictionaries]
+    converted = read_checkpoint(folder / "model.pt", dictionary, head, "auto", *target)
     return goldens.build_model(model_class, converted.config, converted.weights, attention)
 
 
@@ -90,3 +101,8 @@ def load_masked_lm(name: str, attention: str = "eager") -> LunaForMaskedLM:
 def load_classifier(name: str, attention: str = "eager") -> LunaForSequenceClassification:
     """The model of one of HEAD_VARIANTS with its classification head, in eval mode."""
     return load_variant(name, LunaForSequenceClassification, attention, HEAD_VARIANTS[name])
+
+
+def load_seq2seq(name: str, attention: str = "eager") -> LunaForConditionalGeneration:
+    """The model of one of SEQ2SEQ_VARIANTS, in eval mode."""
+    return load_variant(name, LunaForConditionalGeneration, attention, None, SEQ2SEQ_DICTIONARIES)

@@ -91,7 +91,7 @@ def test_refused_arguments(changed, sentence):
         config_of(**changed)
 
 
-OTHER_FAMILIES = ("seq2seq/tied_shared", "seq2seq/untied_prenorm_learned", "lra/listop_tied_layers", "lra/retrieval_dual")
+OTHER_FAMILIES = ("lra/listop_tied_layers", "lra/retrieval_dual")
 
 
 @pytest.mark.parametrize("variant", variant_params(*OTHER_FAMILIES))
