@@ -106,10 +106,10 @@ float64) on the same variant and kind of tensor; for a loss that is a sum, the e
 The kinds that start with `cls_` are those of a classification head, where the variant has one; for the losses and the
 gradients of a head, the error of `loss` and `grad` counts. Above 1, `tests/modeling/test_parity.py` fails.
 
-Of translation models, `enc_` and `dec_` are states of encoder and decoder and `step_logits` those of greedy decoding with a
-cache, with the error of the encoder's output, or of the logits, where that of a kind is not recorded; a gradient may differ by
-{GRADIENT_TOLERANCE:g} of the largest in its tensor. `tokens` are sequences of greedy decoding and of beam search with beams of 1
-and 3, of which no token may differ, and `score` their mean log probabilities, within {SCORE_TOLERANCE:g}.
+Of translation models, `enc_` and `dec_` are states of encoder and decoder and `step_logits` those of greedy decoding with
+a cache, with the error of the encoder's output, or of the logits, where that of a kind is not recorded; a gradient may
+differ by {GRADIENT_TOLERANCE:g} of the largest in its tensor. `tokens` are sequences of greedy decoding and of beam search
+with beams of 1 and 3, of which no token may differ, and `score` their mean log probabilities, within {SCORE_TOLERANCE:g}.
 
 {textwrap.fill(of_the_clone, 125)}
 
