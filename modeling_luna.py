@@ -1534,6 +1534,7 @@ class LunaEncoderDecoderCache(EncoderDecoderCache):
         self.config = config
         self.num_layers = config.decoder_size("decoder_layers")
         super().__init__(Cache(layers=[LunaCausalCacheLayer() for _ in range(self.num_layers)]), self.new_cross_half())
+        self.is_updated = {}
 
     def new_cross_half(self) -> Cache:
         return Cache(layers=[DynamicLayer() for _ in range(self.num_layers + 1)])
@@ -1754,15 +1755,19 @@ class LunaDecoder(LunaPreTrainedModel):
                 f"{cache_class.__name__}, which `model.new_cache()` makes."
             )
         layers = causal_half(cache).layers
-        state = layers[0].state if layers else None
+        if len(layers) != self.num_layers:
+            raise ValueError(
+                f"`past_key_values` is of another model: it has {len(layers)} layers, but this model {self.num_layers}."
+            )
+        state = layers[0].state
         if state is None:
             return
         h = self.config.decoder_size("decoder_attention_heads")
-        sizes = len(layers), h, self.config.hidden_size // h
-        if (len(layers), *state.key_slots.shape[1:3]) != sizes:
+        found, own = tuple(state.key_slots.shape[1:3]), (h, self.config.hidden_size // h)
+        if found != own:
             raise ValueError(
-                f"`past_key_values` is of another model: it has {len(layers)} layers with {state.key_slots.shape[1]} heads "
-                f"of size {state.key_slots.shape[2]}, but this model {sizes[0]} with {sizes[1]} of size {sizes[2]}."
+                f"`past_key_values` is of another model: it has {found[0]} heads of size {found[1]}, but this model {own[0]} "
+                f"of size {own[1]}."
             )
         if b is not None and state.count.shape[0] != b:
             raise ValueError(
@@ -1789,6 +1794,8 @@ class LunaGenerationMixin(GenerationMixin):
                 "whose size does not grow: leave the argument out."
             )
         model_kwargs[CACHE_NAME] = self.new_cache()
+        if generation_config.is_assistant:
+            model_kwargs[CACHE_NAME].activate_past_recording()
 
     def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs) -> None:
         """None: the decoder counts positions from its cache and the mask, and from `pad_token_id` + 1, not from 0."""
