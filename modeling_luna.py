@@ -1766,8 +1766,8 @@ class LunaDecoder(LunaPreTrainedModel):
         found, own = tuple(state.key_slots.shape[1:3]), (h, self.config.hidden_size // h)
         if found != own:
             raise ValueError(
-                f"`past_key_values` is of another model: it has {found[0]} heads of size {found[1]}, but this model {own[0]} "
-                f"of size {own[1]}."
+                f"`past_key_values` is of another model: it has {found[0]} heads of size {found[1]}, but this model "
+                f"{own[0]} of size {own[1]}."
             )
         if b is not None and state.count.shape[0] != b:
             raise ValueError(
