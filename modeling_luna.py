@@ -884,7 +884,7 @@ class LunaPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # a pretrained model as the encoder of another
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^decoder\."]  # a pretrained model as the encoder of another
     _can_record_outputs = {
         "hidden_states": LunaLayer,
         "attentions": OutputRecorder(LunaAttention, index=2),
@@ -2008,7 +2008,8 @@ class LunaForConditionalGeneration(LunaPreTrainedModel, LunaGenerationMixin):
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | Seq2SeqLMOutput:
-        if encoder_outputs is None and not (past_key_values is not None and input_ids is None and inputs_embeds is None):
+        is_read = isinstance(past_key_values, LunaEncoderDecoderCache) and past_key_values.read_source(0) is not None
+        if encoder_outputs is None and not is_read and (input_ids is not None or inputs_embeds is not None):
             inputs = input_ids, attention_mask, position_ids, inputs_embeds, packed_state, packed_attention_mask
             encoder_outputs = self.luna(*inputs, return_dict=True, **kwargs)
         encoder_outputs = self.check_encoder_outputs(encoder_outputs)
