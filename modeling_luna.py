@@ -885,7 +885,7 @@ class LunaPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # a pretrained model as the encoder of another
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^decoder\."]  # a pretrained model as the encoder of another
     _can_record_outputs = {
         "hidden_states": LunaLayer,
         "attentions": OutputRecorder(LunaAttention, index=2),
@@ -1568,6 +1568,7 @@ class LunaEncoderDecoderCache(EncoderDecoderCache):
         self.config = config
         self.num_layers = config.decoder_size("decoder_layers")
         super().__init__(Cache(layers=[LunaCausalCacheLayer() for _ in range(self.num_layers)]), self.new_cross_half())
+        self.is_updated = {}
 
     def new_cross_half(self) -> Cache:
         return Cache(layers=[DynamicLayer() for _ in range(self.num_layers + 1)])
@@ -1788,15 +1789,19 @@ class LunaDecoder(LunaPreTrainedModel):
                 f"{cache_class.__name__}, which `model.new_cache()` makes."
             )
         layers = causal_half(cache).layers
-        state = layers[0].state if layers else None
+        if len(layers) != self.num_layers:
+            raise ValueError(
+                f"`past_key_values` is of another model: it has {len(layers)} layers, but this model {self.num_layers}."
+            )
+        state = layers[0].state
         if state is None:
             return
         h = self.config.decoder_size("decoder_attention_heads")
-        sizes = len(layers), h, self.config.hidden_size // h
-        if (len(layers), *state.key_slots.shape[1:3]) != sizes:
+        found, own = tuple(state.key_slots.shape[1:3]), (h, self.config.hidden_size // h)
+        if found != own:
             raise ValueError(
-                f"`past_key_values` is of another model: it has {len(layers)} layers with {state.key_slots.shape[1]} heads "
-                f"of size {state.key_slots.shape[2]}, but this model {sizes[0]} with {sizes[1]} of size {sizes[2]}."
+                f"`past_key_values` is of another model: it has {found[0]} heads of size {found[1]}, but this model "
+                f"{own[0]} of size {own[1]}."
             )
         if b is not None and state.count.shape[0] != b:
             raise ValueError(
@@ -1823,6 +1828,8 @@ class LunaGenerationMixin(GenerationMixin):
                 "whose size does not grow: leave the argument out."
             )
         model_kwargs[CACHE_NAME] = self.new_cache()
+        if generation_config.is_assistant:
+            model_kwargs[CACHE_NAME].activate_past_recording()
 
     def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs) -> None:
         """None: the decoder counts positions from its cache and the mask, and from `pad_token_id` + 1, not from 0."""
@@ -2035,7 +2042,8 @@ class LunaForConditionalGeneration(LunaPreTrainedModel, LunaGenerationMixin):
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | Seq2SeqLMOutput:
-        if encoder_outputs is None and not (past_key_values is not None and input_ids is None and inputs_embeds is None):
+        is_read = isinstance(past_key_values, LunaEncoderDecoderCache) and past_key_values.read_source(0) is not None
+        if encoder_outputs is None and not is_read and (input_ids is not None or inputs_embeds is not None):
             inputs = input_ids, attention_mask, position_ids, inputs_embeds, packed_state, packed_attention_mask
             encoder_outputs = self.luna(*inputs, return_dict=True, **kwargs)
         encoder_outputs = self.check_encoder_outputs(encoder_outputs)

@@ -63,7 +63,7 @@ SHARED_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "TMPDIR", "OMP_NUM_THREAD
 # Runs in a process of its own, without this project: argv is the folder, the Auto class and the model's class.
 LOAD_AND_RUN = """
 import json, sys
-sys.modules.update(dict.fromkeys(["modeling_luna", "configuration_luna"]))
+sys.modules.update(dict.fromkeys(["modeling_luna", "configuration_luna", "causal_luna"]))
 import torch, transformers
 folder, auto_name, class_name = sys.argv[1:]
 tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
@@ -80,6 +80,8 @@ if tokenizer.pad_token_id != pad:
 inputs = tokenizer(["The moon goes around the earth.", "Luna"], padding=True, return_tensors="pt")
 if auto_name == "AutoModelForMultipleChoice":
     inputs = {name: tensor[None] for name, tensor in inputs.items()}
+if auto_name == "AutoModelForSeq2SeqLM":
+    inputs["decoder_input_ids"] = torch.full((2, 1), model.config.decoder_start_token_id)
 with torch.no_grad():
     outputs = model.eval()(**inputs)
 if not all(bool(x.isfinite().all()) for x in outputs.values() if torch.is_tensor(x) and x.is_floating_point()):

@@ -21,9 +21,6 @@ from unittest import mock
 
 import torch
 from matplotlib.figure import Figure
-
-import causal_luna
-from causal_luna import CAUSAL_ACTIVATIONS, CausalSums, causal_attention, take_chunk
 from scripts.reports.benchmark_encoder import (
     MIN_ROUNDS,
     available_bytes,
@@ -36,6 +33,9 @@ from scripts.reports.benchmark_encoder import (
     table,
     time_in_turns,
 )
+
+import causal_luna
+from causal_luna import CAUSAL_ACTIVATIONS, CausalSums, causal_attention, take_chunk
 
 MODES = {"forward": "Forward", "training": "Forward and backward"}
 PARALLEL, CHUNKED, PLAIN_AUTOGRAD = "parallel", "chunked", "chunked, plain autograd"

@@ -22,12 +22,12 @@ from statistics import median
 import psutil
 import torch
 from matplotlib.figure import Figure
+from scripts.reports.benchmark_encoder import environment, ratios, section_lines, spread, table
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from configuration_luna import LunaConfig
 from luna_tools.load import quiet_transformers
 from modeling_luna import LunaForCausalLM
-from scripts.reports.benchmark_encoder import environment, ratios, section_lines, spread, table
 
 CONTESTANTS = ("Luna", "GPT-2")
 STREAM_BLOCK = 100  # tokens of the stream to a point of the plot

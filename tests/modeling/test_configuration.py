@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDa
 from transformers import AutoConfig
 
 import modeling_luna  # noqa: F401  (registers the Auto classes)
-from configuration_luna import LunaConfig
+from configuration_luna import DECODER_SIZES, LunaConfig
 
 DEFAULTS = {
     "vocab_size": 50265,
@@ -22,13 +22,26 @@ DEFAULTS = {
     "tie_key_value": True,
     "dynamic_projection": True,
     "contextual_projection": True,
+    "packed_attention_heads": None,
     "position_embedding_type": "learned",
+    "scale_embedding": None,
+    "embedding_layer_norm": True,
     "norm_first": False,
     "share_layer_weights": False,
     "hidden_act": "gelu",
     "hidden_dropout_prob": 0.1,
     "attention_probs_dropout_prob": 0.1,
     "activation_dropout": 0.0,
+    "causal_activation": "softplus",
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "decoder_layers": None,
+    "decoder_attention_heads": None,
+    "decoder_packed_attention_heads": None,
+    "decoder_ffn_dim": None,
+    "target_vocab_size": None,
+    "decoder_start_token_id": 2,
+    "use_cache": True,
     "max_position_embeddings": 514,
     "initializer_range": 0.02,
     "layer_norm_eps": 1e-5,
@@ -55,13 +68,26 @@ OTHER_VALUES = {
     "tie_key_value": False,
     "dynamic_projection": False,
     "contextual_projection": False,
+    "packed_attention_heads": 2,
     "position_embedding_type": "sinusoidal",
+    "scale_embedding": False,
+    "embedding_layer_norm": False,
     "norm_first": True,
     "share_layer_weights": True,
     "hidden_act": "relu",
     "hidden_dropout_prob": 0,
     "attention_probs_dropout_prob": 0.25,
     "activation_dropout": 0.3,
+    "causal_activation": "elu",
+    "is_decoder": True,
+    "is_encoder_decoder": True,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 8,
+    "decoder_packed_attention_heads": 6,
+    "decoder_ffn_dim": 64,
+    "target_vocab_size": 90,
+    "decoder_start_token_id": 4,
+    "use_cache": False,
     "max_position_embeddings": 66,
     "initializer_range": 0.01,
     "layer_norm_eps": 1e-6,
@@ -79,6 +105,10 @@ OTHER_VALUES = {
 }
 
 
+# Without an encoder these are refused.
+OF_ENCODER_DECODERS = ("target_vocab_size", *DECODER_SIZES)
+
+
 def test_defaults_are_those_of_the_paper_and_of_roberta():
     config = LunaConfig()
     assert {name: getattr(config, name) for name in DEFAULTS} == DEFAULTS
@@ -87,10 +117,12 @@ def test_defaults_are_those_of_the_paper_and_of_roberta():
 
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_field_is_given_assigned_saved_and_loaded(name, tmp_path):
-    expected = DEFAULTS | {name: OTHER_VALUES[name]}
+    changes = {name: OTHER_VALUES[name]} | ({"is_encoder_decoder": True} if name in OF_ENCODER_DECODERS else {})
+    expected = DEFAULTS | changes
     assert expected != DEFAULTS
-    given, assigned = LunaConfig(**{name: OTHER_VALUES[name]}), LunaConfig()
-    setattr(assigned, name, OTHER_VALUES[name])
+    given, assigned = LunaConfig(**changes), LunaConfig()
+    for changed, value in changes.items():
+        setattr(assigned, changed, value)
     for config in (given, assigned):
         config.save_pretrained(tmp_path)
         loaded = LunaConfig.from_pretrained(tmp_path)
@@ -98,12 +130,13 @@ def test_field_is_given_assigned_saved_and_loaded(name, tmp_path):
 
 
 def test_all_fields_together_survive_the_round_trip(tmp_path):
-    config = LunaConfig(**OTHER_VALUES)
+    values = OTHER_VALUES | {"is_decoder": False}  # beside an encoder it is refused
+    config = LunaConfig(**values)
     config.save_pretrained(tmp_path)
     assert LunaConfig.from_pretrained(tmp_path).to_dict() == LunaConfig.from_dict(config.to_dict()).to_dict()
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["model_type"] == "luna"
-    assert {name: saved[name] for name in OTHER_VALUES} == OTHER_VALUES
+    assert {name: saved.get(name, False) for name in values} == values
 
 
 def test_every_own_field_is_in_these_tables():
@@ -156,6 +189,13 @@ def test_max_sequence_length(changes, limit):
     assert LunaConfig(**changes).max_sequence_length == limit
 
 
+def test_sizes_of_a_decoder_are_by_default_those_of_the_encoder():
+    config = LunaConfig(is_encoder_decoder=True, num_hidden_layers=3, decoder_ffn_dim=64)
+    sizes = [config.decoder_size(name) for name in DECODER_SIZES]
+    assert sizes == [3, 12, None, 64]
+    assert config.get_text_config(decoder=True) is config
+
+
 # Changes, and what the message must name: the field, its value, and the remedy.
 WRONG_VALUES = [
     *[
@@ -179,6 +219,21 @@ WRONG_VALUES = [
     (
         {"hidden_size": 2, "num_attention_heads": 1, "position_embedding_type": "sinusoidal"},
         ("`hidden_size` is 2", "at least 4", "`position_embedding_type`"),
+    ),
+    ({"packed_attention_heads": 5}, ("`hidden_size` is 768", "`packed_attention_heads` = 5", "choose")),
+    (
+        {"is_encoder_decoder": True, "decoder_attention_heads": 7},
+        ("`hidden_size` is 768", "`decoder_attention_heads` = 7", "choose"),
+    ),
+    ({"is_encoder_decoder": True, "decoder_layers": 0}, ("`decoder_layers` is 0", "at least 1, or None")),
+    ({"is_encoder_decoder": True, "is_decoder": True}, ("`is_decoder` and `is_encoder_decoder` are both True", "set the")),
+    *[
+        ({name: 12}, (f"`{name}` is 12", "only an encoder-decoder has it", "`is_encoder_decoder`", "leave"))
+        for name in OF_ENCODER_DECODERS
+    ],
+    (
+        {"is_encoder_decoder": True, "target_vocab_size": 30, "decoder_start_token_id": 30},
+        ("`decoder_start_token_id` is 30", "0 to 29"),
     ),
     ({"pad_token_id": -1}, ("`pad_token_id` is -1", "0 to 50264")),
     ({"pad_token_id": 50265}, ("`pad_token_id` is 50265", "0 to 50264")),
@@ -254,6 +309,10 @@ WRONG_TYPES = [
     ("classifier_dropout", "none"),
     ("classifier_dropout", None),
     ("output_logits", "no"),
+    ("causal_activation", "softmax"),
+    ("decoder_layers", "two"),
+    ("is_encoder_decoder", None),
+    ("scale_embedding", "yes"),
 ]
 
 

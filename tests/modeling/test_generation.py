@@ -64,7 +64,7 @@ def test_the_future_never_changes_the_past(row, options):
     changed = other.clone()
     changed[:, 6] += 1
     with torch.no_grad():
-        assert (model(**target_inputs(row, changed)).logits[:, 6] - logits[1][:, 6]).abs().max() > 1e-3
+        assert (model(**target_inputs(row, changed)).logits[:, 6] - logits[1][:, 6]).abs().max() > 1e-5
 
 
 @each_generator
@@ -136,7 +136,7 @@ def test_the_encoder_s_output_may_go_after_the_first_step():
     cache = model.new_cache()
     with torch.no_grad():
         model(**target_inputs(TRANSLATOR, ids_of(TEXT[:1], TEXT[:1])), past_key_values=cache)
-        assert all(cache.is_updated.values())
+        assert cache.is_updated == {0: True, 1: True, 2: True}
         with_source = model(
             **target_inputs(TRANSLATOR, ids_of(TEXT[1:3], TEXT[1:3])), past_key_values=copy.deepcopy(cache)
         ).logits
@@ -229,7 +229,7 @@ OPTION_SETS = {
 @pytest.mark.parametrize("options", OPTION_SETS.values(), ids=OPTION_SETS)
 @each_generator
 def test_generating_with_a_cache_and_without(row, options):
-    model, found = row.shared(vocab_size=41), []
+    model, found = row.shared(tie_word_embeddings=False), []
     for use_cache in (True, False):
         torch.manual_seed(0)
         found.append(generated(row, model, prompt(row), use_cache=use_cache, **options))

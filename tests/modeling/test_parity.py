@@ -2,32 +2,32 @@
 # Licensed under the Apache License, Version 2.0.
 """The model computes what the official code computes, within the official code's own float32 error."""
 
-import math
-
 import pytest
 import torch
 from safetensors import safe_open
-from torch import nn
 
+from causal_luna import CAUSAL_ACTIVATIONS
 from configuration_luna import LunaConfig
 from luna_tools.convert.checkpoint import load_fairseq_checkpoint
-from luna_tools.convert.weights import map_names
-from modeling_luna import LunaForSequenceClassification, LunaLayer, masked_mean, sinusoids
+from modeling_luna import LunaForSequenceClassification, masked_mean, sinusoids
 from tests.support.parity_kit import (
     HEAD_VARIANTS,
     LRA_VARIANTS,
     MASKED_LM_VARIANTS,
+    SEQ2SEQ_VARIANTS,
     TOLERANCE_FACTOR,
     causal_params,
     compare_causal_attention,
     compare_classifier,
     compare_lra,
     compare_masked_lm,
+    compare_seq2seq,
     find_in_kit,
     find_variant,
     load_classifier,
     load_lra,
     load_masked_lm,
+    load_seq2seq,
     max_abs_difference,
     read_goldens,
     variant_params,
@@ -109,6 +109,50 @@ def test_another_pooling_is_noticed(case):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Long Range Arena
+# Translation
+
+SEQ2SEQ_KINDS = {"enc_hidden", "enc_packed", "enc_out", "enc_packed_out", "dec_hidden", "logits", "loss", "grad"}
+SEQ2SEQ_KINDS |= {"step_logits", "tokens", "score"}
+
+
+def too_large_kinds(differences):
+    return {difference.kind for difference in differences if not difference.max_abs <= difference.tolerance}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("variant", variant_params(*SEQ2SEQ_VARIANTS))
+def test_seq2seq(variant, attention):
+    """All tensors, and the tokens of greedy and of beam search, to the last one."""
+    differences = compare_seq2seq(load_seq2seq(variant, attention), *read_goldens(variant))
+    assert not [difference for difference in differences if not difference.max_abs <= difference.tolerance]
+    assert {difference.kind for difference in differences} == SEQ2SEQ_KINDS
+
+
+def exchange_norms(model):
+    layer = model.decoder.layers[0]
+    layer.cross_attention_layer_norm, layer.packed_layer_norm = layer.packed_layer_norm, layer.cross_attention_layer_norm
+
+
+def change_activation(model):
+    for layer in model.decoder.layers:
+        layer.self_attention.causal_activation = CAUSAL_ACTIVATIONS["softplus_natural"]
+
+
+WRONG_DECODERS = {"a norm in the place of another": exchange_norms, "another activation": change_activation}
+
+
+@pytest.mark.parametrize("change", WRONG_DECODERS.values(), ids=WRONG_DECODERS)
+@pytest.mark.parametrize("variant", variant_params("seq2seq/tied_shared"))
+def test_another_decoder_is_noticed(variant, change):
+    model = load_seq2seq(variant)
+    change(model)
+    too_large = too_large_kinds(compare_seq2seq(model, *read_goldens(variant)))
+    assert too_large >= {"dec_hidden", "logits", "loss", "grad", "step_logits", "tokens", "score"}
+    assert not too_large & {"enc_hidden", "enc_packed", "enc_out", "enc_packed_out"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Long Range Arena
 
 
 LRA_KINDS = {"hidden", "packed", "sentence_rep", "logits", "loss", "grad"}
@@ -156,69 +200,6 @@ def test_the_order_of_two_texts_is_noticed():
     logits = load_lra("lra/retrieval_dual")(batch, (batch != 1).long()).logits
     tolerance = TOLERANCE_FACTOR * facts["fp32_noise"]["logits"]["max_abs_err"]
     assert max_abs_difference(logits, goldens["mixed.logits"]) > tolerance
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Layers of the translation models
-
-
-@pytest.mark.parametrize("variant", variant_params("seq2seq/untied_prenorm_learned", "seq2seq/tied_shared"))
-def test_layers_of_the_translation_encoder(variant):
-    """Pre-norm layers, and post-norm layers over sinusoids; these encoders have no embedding norms."""
-    goldens, facts = read_goldens(variant)
-    args, state_dict = load_fairseq_checkpoint(find_variant(variant) / "model.pt")
-    d = args.encoder_embed_dim
-    noise, packed_noise = (facts["fp32_noise"][kind]["max_abs_err"] for kind in ("enc_out", "enc_packed_out"))
-    config = LunaConfig(
-        hidden_size=d,
-        num_hidden_layers=args.encoder_layers,
-        num_attention_heads=args.encoder_attention_heads,
-        intermediate_size=args.encoder_ffn_embed_dim,
-        tie_key_value=not args.untie_luna_kv,
-        norm_first=args.encoder_normalize_before,
-        hidden_act=args.activation_fn,
-    )
-    config._attn_implementation = "eager"
-    layers = nn.ModuleList(LunaLayer(config) for _ in range(args.encoder_layers)).eval()
-    layers.load_state_dict(
-        {
-            ours.removeprefix("luna.layers."): state_dict[name.replace("encoder.sentence_encoder.", "encoder.")]
-            for name, ours in map_names(config).items()
-            if ours.startswith("luna.layers.")
-        }
-    )
-
-    def additive(mask: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)[:, None, None]
-
-    for batch in facts["batches"]:
-        mask, packed_mask = goldens[f"{batch}.src_mask"].bool(), goldens[f"{batch}.packed_mask"].bool()
-        position_ids = mask.long().cumsum(-1) * mask + 1
-        # Officially the embeddings are scaled whatever the positions are, unless `no_scale_embedding`.
-        x = state_dict["encoder.embed_tokens.weight"][goldens[f"{batch}.src_tokens"]] * math.sqrt(d)
-        p = state_dict["encoder.projected_embeddings"] * math.sqrt(d)
-        if args.encoder_learned_pos:
-            x = x + state_dict["encoder.embed_positions.weight"][position_ids]
-        else:
-            x = x + sinusoids(position_ids, d)
-            p = p + sinusoids(torch.arange(len(p)), d)
-        x, p = x * mask[..., None], p[: packed_mask.shape[1]] * packed_mask[..., None]
-
-        with torch.no_grad():
-            for i, layer in enumerate(layers, start=1):
-                x, p = layer(x, p, additive(mask), additive(packed_mask))
-                name, packed_name = f"{batch}.enc_hidden.{i}", f"{batch}.enc_packed.{i}"
-                if i == len(layers):
-                    name, packed_name = f"{batch}.enc_out", f"{batch}.enc_packed_out"
-                    if config.norm_first:
-                        x = layer_norm(x, state_dict, "encoder.layer_norm")
-                        p = layer_norm(p, state_dict, "encoder.proj_layer_norm")
-                assert max_abs_difference(x, goldens[name], mask) <= TOLERANCE_FACTOR * noise, name
-                assert max_abs_difference(p, goldens[packed_name], packed_mask) <= TOLERANCE_FACTOR * packed_noise
-
-
-def layer_norm(x: torch.Tensor, state_dict: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    return nn.functional.layer_norm(x, x.shape[-1:], state_dict[f"{name}.weight"], state_dict[f"{name}.bias"])
 
 
 @pytest.mark.parametrize("variant", variant_params("seq2seq/tied_shared", "seq2seq/tied_fixed_lnemb"))

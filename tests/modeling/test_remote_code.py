@@ -29,7 +29,16 @@ FULL_AUTO_MAP = {"AutoConfig": "configuration_luna.LunaConfig"} | {
 
 
 def model_of(class_name, **changes):
+    if class_name == "LunaForConditionalGeneration":
+        changes["is_encoder_decoder"] = True
     return build(getattr(modeling_luna, class_name), dtype=torch.float32, **changes)
+
+
+def inputs_of(auto_name, batch):
+    """The batch as the class takes it: as choices of one question, as source and target, or as it is."""
+    if auto_name == "AutoModelForMultipleChoice":
+        return {name: tensor[None] for name, tensor in batch.items()}
+    return batch | ({"decoder_input_ids": batch["input_ids"]} if auto_name == "AutoModelForSeq2SeqLM" else {})
 
 
 def save(folder, class_name="LunaForMaskedLM", **changes):
@@ -117,13 +126,12 @@ for auto_name, class_name in json.loads(sys.argv[2]).items():
     model = getattr(transformers, auto_name).from_pretrained(folder, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules."), type(model)
     assert type(model).__name__ == class_name, type(model)
-    batch = load_file(f"{sys.argv[1]}/batch.safetensors")
-    if auto_name == "AutoModelForMultipleChoice":
-        batch = {name: tensor[None] for name, tensor in batch.items()}
+    batch = load_file(f"{folder}/inputs.safetensors")
     with torch.no_grad():
         torch.testing.assert_close(model(**batch)[0], load_file(f"{folder}/expected.safetensors")["output"])
-    encoder = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True)
-    assert type(encoder).__name__ == "LunaModel"
+    if auto_name != "AutoModelForCausalLM":
+        encoder = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True)
+        assert type(encoder).__name__ == "LunaModel"
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
     built = getattr(transformers, auto_name).from_config(config, trust_remote_code=True)
     assert type(built).__name__ == class_name
@@ -137,10 +145,10 @@ print(transformers.__version__)
 
 def test_a_stranger_loads_every_class_and_saves_it_again(tmp_path):
     batch = pad_batch([random_ids(9, 1), random_ids(4, 2)])
-    save_file({name: tensor.contiguous() for name, tensor in batch.items()}, tmp_path / "batch.safetensors")
     for auto_name, class_name in AUTO_CLASSES.items():
         model = save(tmp_path / class_name, class_name)
-        inputs = {name: tensor[None] for name, tensor in batch.items()} if "MultipleChoice" in auto_name else batch
+        inputs = {name: tensor.clone() for name, tensor in inputs_of(auto_name, batch).items()}
+        save_file(inputs, tmp_path / class_name / "inputs.safetensors")
         with torch.no_grad():
             save_file({"output": model(**inputs)[0].contiguous()}, tmp_path / class_name / "expected.safetensors")
     assert_succeeds(run_program(LOAD_EVERY_CLASS, tmp_path / "elsewhere", tmp_path, json.dumps(AUTO_CLASSES)))

@@ -22,9 +22,15 @@ from luna_tools.convert.goldens import (  # noqa: F401  (for the tests, which fi
     compare_classifier,
     compare_lra,
     compare_masked_lm,
+    compare_seq2seq,
     max_abs_difference,
 )
-from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification, LunaPreTrainedModel
+from modeling_luna import (
+    LunaForConditionalGeneration,
+    LunaForMaskedLM,
+    LunaForSequenceClassification,
+    LunaPreTrainedModel,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MASKED_LM_VARIANTS = (
@@ -61,6 +67,8 @@ LRA_VARIANTS = (
     "lra_head/listop_untied_layers",
     "lra_head/listop_tied_layers_use_p",
 )
+SEQ2SEQ_VARIANTS = ("seq2seq/tied_shared", "seq2seq/untied_prenorm_learned", "seq2seq/tied_fixed_lnemb")
+SEQ2SEQ_DICTIONARIES = ("dict.en.txt", "dict.de.txt")  # of source and target
 
 
 def find_in_kit(name: str) -> Path | None:
@@ -102,9 +110,12 @@ def read_goldens(name: str) -> tuple[dict[str, torch.Tensor], dict]:
     return goldens.read_goldens(find_variant(name.removeprefix("head_variants/")) / "goldens.safetensors")
 
 
-def load_variant(name: str, model_class: type[LunaPreTrainedModel], attention: str, head: str | None) -> LunaPreTrainedModel:
+def load_variant(
+    name: str, model_class: type[LunaPreTrainedModel], attention: str, head: str | None, dictionaries=("dict.txt",)
+) -> LunaPreTrainedModel:
     folder = find_variant(name)
-    converted = read_checkpoint(folder / "model.pt", folder / "dict.txt", head)
+    dictionary, *target = [folder / dictionary for dictionary in dictionaries]
+    converted = read_checkpoint(folder / "model.pt", dictionary, head, "auto", *target)
     return goldens.build_model(model_class, converted.config, converted.weights, attention)
 
 
@@ -121,3 +132,8 @@ def load_classifier(name: str, attention: str = "eager") -> LunaForSequenceClass
 def load_lra(name: str, attention: str = "eager") -> LunaForSequenceClassification:
     """The model of one of LRA_VARIANTS, in eval mode."""
     return load_variant(name, LunaForSequenceClassification, attention, None)
+
+
+def load_seq2seq(name: str, attention: str = "eager") -> LunaForConditionalGeneration:
+    """The model of one of SEQ2SEQ_VARIANTS, in eval mode."""
+    return load_variant(name, LunaForConditionalGeneration, attention, None, SEQ2SEQ_DICTIONARIES)
