@@ -22,10 +22,18 @@ from statistics import median
 import psutil
 import torch
 from matplotlib.figure import Figure
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import (
+    AutoTokenizer,
+    DynamicCache,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from configuration_luna import LunaConfig
-from luna_tools.load import quiet_transformers
+from luna_tools.command_line import exit_status
+from luna_tools.load import load_luna, quiet_transformers
 from modeling_luna import LunaForCausalLM
 from scripts.reports.benchmark_encoder import environment, ratios, section_lines, spread, table
 
@@ -136,9 +144,9 @@ def measure_lengths(args: argparse.Namespace) -> dict:
     return {"cells": cells}
 
 
-def load_model(args: argparse.Namespace) -> tuple[PreTrainedModel, object]:
+def load_model(args: argparse.Namespace) -> tuple[LunaForCausalLM, PreTrainedTokenizerBase]:
     with quiet_transformers():
-        return AutoModelForCausalLM.from_pretrained(args.model).eval(), AutoTokenizer.from_pretrained(args.model)
+        return load_luna(args.model, LunaForCausalLM), AutoTokenizer.from_pretrained(args.model)
 
 
 def sample(logits_bv: torch.Tensor, step: int) -> torch.Tensor:
@@ -378,4 +386,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main, "python -m scripts.reports.benchmark_generation"))
