@@ -105,10 +105,11 @@ def causal_sums(
         return CausalSums.apply(x_bhni, y_bhni, z_bhno, zeros, False)
     if x_bhni.shape[2] > 1:
         return CausalSums.apply(x_bhni, y_bhni, z_bhno, state_bhio, False)
-    dtype = state_bhio.dtype
-    # A product and a sum, as in a chunk of one token and zeros: the state is the same to the bit.
-    state_bhio = state_bhio + y_bhni.to(dtype).mT * z_bhno.to(dtype)
-    return x_bhni.to(dtype) @ state_bhio, state_bhio
+    # A product and a sum, as in a chunk of one token and zeros: the state is the same to the bit. No matrix products, which
+    # autocast would round in the backward pass.
+    x_bhi1, y_bhi1, z_bh1o = (x.to(state_bhio.dtype) for x in (x_bhni.mT, y_bhni.mT, z_bhno))
+    state_bhio = state_bhio + y_bhi1 * z_bh1o
+    return (x_bhi1 * state_bhio).sum(dim=2, keepdim=True), state_bhio
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -256,6 +257,16 @@ class Block(NamedTuple):
         return self.is_token_bn.shape[1]
 
 
+def make_block(
+    key_bhnk: torch.Tensor, value_bhnk: torch.Tensor, pack_bhnl: torch.Tensor, attention_mask: torch.Tensor | None
+) -> Block:
+    b, _, n, _ = pack_bhnl.shape
+    if attention_mask is None:
+        attention_mask = torch.ones(b, n, dtype=torch.bool, device=pack_bhnl.device)
+    pack_bhnl, _ = without_padding(pack_bhnl, attention_mask, None)
+    return Block(key_bhnk, value_bhnk, pack_bhnl, attention_mask.bool())
+
+
 def read_block(block: Block, state: CausalState | None) -> CausalState:
     """The state after a block, the same to the bit as that which `causal_attention` gives."""
     key, value, pack = block.key_bhnk, block.value_bhnk, block.pack_bhnl
@@ -364,17 +375,13 @@ class LunaCausalCacheLayer(CacheLayerMixin):
         """Take note of tokens, and of `state`, which `causal_attention` gave after them. Returns its two sums."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        pack_bhnl, _ = without_padding(pack_bhnl, attention_mask, None)
-        b, _, n, _ = pack_bhnl.shape
-        if attention_mask is None:
-            attention_mask = torch.ones(b, n, dtype=torch.bool, device=pack_bhnl.device)
-        block = Block(key_states, value_states, pack_bhnl, attention_mask.bool())
-        if state is None:
-            state = read_block(block, self.state)
+        if self.record_past or state is None:
+            block = make_block(key_states, value_states, pack_bhnl, attention_mask)
+            state = state or read_block(block, self.state)
         if self.record_past:
             self.record(block)
         self.state = state
-        self.num_seen += n
+        self.num_seen += key_states.shape[2]
         return state.key_slots, state.slot_values
 
     def record(self, block: Block) -> None:

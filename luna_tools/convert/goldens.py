@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedModel
 
+from causal_luna import CAUSAL_ACTIVATIONS, CausalState, causal_attention
 from configuration_luna import LunaConfig
 from luna_tools.convert.configuration import args_from_config
 from luna_tools.convert.weights import map_names
@@ -177,6 +178,86 @@ def compare_classifier(
             outputs.loss.backward()
             comparison.compare_gradients("cls_grad", f"{batch}.cls_grad.", model, facts["classification_head"])
     return comparison.finish(("cls_",)) if training else comparison.differences
+
+
+def attend_causally(
+    weights: dict[str, torch.Tensor],
+    x_bnd: torch.Tensor,
+    p_bld: torch.Tensor,
+    num_heads: int,
+    packed_mask_bl: torch.Tensor | None,
+    state: CausalState | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, CausalState]:
+    """Causal attention with the official module's projections: output (b, n, d), unpack weights (b, h, n, l) and state."""
+
+    def project(name: str, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def heads(name: str, x: torch.Tensor) -> torch.Tensor:
+        return project(name, x).unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+    key, value = ("c_proj", "c_proj") if "c_proj.weight" in weights else ("k_proj", "v_proj")
+    scaling = (x_bnd.shape[-1] // num_heads) ** -0.5
+    pack_bhnl = CAUSAL_ACTIVATIONS["softplus"](heads("pc_proj", x_bnd) @ heads("pq_proj", p_bld).mT * scaling)
+    output_bhnk, weights_bhnl, state = causal_attention(
+        heads("q_proj", x_bnd) * scaling,
+        heads(key, x_bnd),
+        heads(value, x_bnd),
+        pack_bhnl,
+        state=state,
+        packed_attention_mask=packed_mask_bl,
+    )
+    return project("out_proj", output_bhnk.transpose(1, 2).flatten(2)), weights_bhnl, state
+
+
+def compare_causal_attention(path: Path) -> list[Difference]:
+    """Compare the chunked and the recurrent form with the official module, whose weights the file of goldens holds.
+
+    No official error of the unpack weights and of the two sums is recorded: relative to their largest number it is taken to
+    be that of the output which they belong to.
+    """
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["luna_parity"])
+        goldens = {key: file.get_tensor(key) for key in file.keys()}
+    weights = {key.removeprefix("weights."): goldens[key] for key in goldens if key.startswith("weights.")}
+    x_bnd, p_bld = goldens["query"], goldens["pquery"]
+    tensors = {name: tensor.requires_grad_() for name, tensor in ({"query": x_bnd, "pquery": p_bld} | weights).items()}
+    differences = []
+
+    def compare(kind: str, key: str, ours: torch.Tensor, tolerance: float) -> None:
+        differences.append(Difference(kind, key, max_abs_difference(ours, goldens[key]), tolerance))
+
+    def relative_tolerance(output: str, key: str) -> float:
+        noise = facts["fp32_noise"][output]
+        return TOLERANCE_FACTOR * noise["max_abs_err"] / noise["max_abs_value"] * goldens[key].abs().max().item()
+
+    for batch, packed_mask_bl in (("nomask", None), ("masked", goldens["pquery_mask"])):
+        arguments = p_bld, facts["num_heads"], packed_mask_bl
+        output_bnd, weights_bhnl, _ = attend_causally(weights, x_bnd, *arguments)
+        results = {"out_parallel": output_bnd, "unpack_weights": weights_bhnl}
+        gradients = torch.autograd.grad((output_bnd * goldens[f"{batch}.probe"]).sum(), tensors.values(), allow_unused=True)
+        for name, gradient in zip(tensors, gradients, strict=True):
+            if (key := f"{batch}.grad.{name}") in goldens:  # few of them are, and they have a tolerance of their own
+                compare("grad", key, gradient, 1e-3 * goldens[key].abs().max().item())
+        steps, state = [], None
+        with torch.no_grad():
+            for token_b1d in x_bnd.split(1, dim=1):
+                step_b1d, _, state = attend_causally(weights, token_b1d, *arguments, state)
+                steps.append(step_b1d)
+        results |= {"out_incremental": torch.cat(steps, dim=1), "state.key_accum": state.key_slots}
+        results |= {
+            "state.value_accum": state.slot_values,
+            "state.num_steps": state.count[:, None].expand(-1, facts["num_heads"]),
+        }
+        for name, ours in results.items():
+            if (key := f"{batch}.{name}") not in goldens:  # unpack weights are there with a mask of P only
+                continue
+            if name in facts["fp32_noise"]:
+                tolerance = TOLERANCE_FACTOR * facts["fp32_noise"][name]["max_abs_err"]
+            else:
+                tolerance = relative_tolerance("out_parallel" if name == "unpack_weights" else "out_incremental", key)
+            compare(name.partition(".")[0], key, ours, tolerance)
+    return differences
 
 
 def compare_folder(folder: Path, path: Path) -> dict[str, float]:

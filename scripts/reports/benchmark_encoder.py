@@ -231,7 +231,7 @@ def step_peak_bytes(make_step: Callable[[], Callable[[], None]], device: str) ->
 def peak_mebibytes(make_step: Callable[[], Callable[[], None]], device: str) -> float:
     # Not "spawn": on Linux the ru_maxrss of a spawned process starts at the size of this one.
     context = get_context("forkserver")
-    context.set_forkserver_preload([])
+    context.set_forkserver_preload(["scripts.reports.benchmark_encoder"])  # what all of them import is imported once
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(step_peak_bytes, make_step, device).result() / 2**20
 

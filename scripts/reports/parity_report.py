@@ -1,6 +1,6 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""Print, as a markdown table, how far encoder, language model head and classification heads are from the official code.
+"""Print, as markdown tables, how far encoder, heads and causal attention are from the official code.
 
 `python -m scripts.reports.parity_report tests/data/parity ../shared/parity > docs/parity.md`
 """
@@ -19,6 +19,7 @@ from luna_tools.convert.goldens import (
     TOLERANCE_FACTOR,
     Difference,
     build_model,
+    compare_causal_attention,
     compare_classifier,
     compare_masked_lm,
     largest_ratios,
@@ -27,6 +28,7 @@ from luna_tools.convert.goldens import (
 from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification
 
 KINDS = ("hidden", "packed", "logits", "loss", "grad", "cls_logits", "cls_loss", "cls_grad")
+CAUSAL_KINDS = ("out_parallel", "out_incremental", "unpack_weights", "state", "grad")
 OF_THE_CLONE = Path("tests/data/parity")
 NEWER_FORMAT = "head_variants/"  # the same models as those without this prefix, whose goldens they have
 
@@ -54,14 +56,32 @@ def compare_variant(folder: Path, goldens_file: Path, attention: str) -> list[Di
     return differences
 
 
+def causal_files(roots: list[Path]) -> dict[str, Path]:
+    """Name -> file of goldens of the causal attention below the roots, the first place of each."""
+    found: dict[str, Path] = {}
+    for root in roots:
+        for file in sorted(root.glob("causal/*.safetensors")):
+            found.setdefault(file.relative_to(root).with_suffix("").as_posix(), file)
+    return found
+
+
+def table_row(names: list[str], kinds: tuple[str, ...], differences: list[Difference]) -> str:
+    """A row of a table: number of tensors and largest fraction of the tolerance, kind by kind."""
+    ratios = largest_ratios(differences)
+    counts = {kind: sum(difference.kind == kind for difference in differences) for kind in kinds}
+    cells = [f"{counts[kind]}, {ratios[kind]:.3f}" if counts[kind] else "" for kind in kinds]
+    return f"| {' | '.join(names + cells)} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="*", type=Path, default=[OF_THE_CLONE], help="where variants of the kit are")
     folders = parser.parse_args().folders
     variants = find_variants(folders)
-    carried = [name for name, folder in variants.items() if folder.is_relative_to(OF_THE_CLONE)]
+    everything = variants | causal_files(folders)
+    carried = [name for name, path in everything.items() if path.is_relative_to(OF_THE_CLONE)]
     of_the_clone = (
-        f"A clone carries {len(carried)} of these {len(variants)} variants, in `{OF_THE_CLONE}`: "
+        f"A clone carries {len(carried)} of these {len(everything)} variants, in `{OF_THE_CLONE}`: "
         f"{', '.join(f'`{name}`' for name in sorted(carried))}. Where the others are not at hand, beside the clone in "
         "`../shared/parity` or where LUNA_PARITY_KIT says, their tests are skipped."
     )
@@ -88,10 +108,23 @@ on CPU, with torch {torch.__version__} and transformers {transformers.__version_
         for attention in ("eager", "sdpa"):
             differences = compare_variant(folder, of_goldens / "goldens.safetensors", attention)
             total += len(differences)
-            ratios = largest_ratios(differences)
-            counts = {kind: sum(difference.kind == kind for difference in differences) for kind in KINDS}
-            cells = [f"{counts[kind]}, {ratios[kind]:.3f}" if counts[kind] else "" for kind in KINDS]
-            print(f"| {name} | {attention} | {' | '.join(cells)} |")
+            print(table_row([name, attention], KINDS, differences))
+    print(
+        f"""
+## Causal attention
+
+The module alone: the chunked form against the official parallel one, with gradients, and the recurrent form against the
+official decoding step by step, with its two sums and its count. No error of the unpack weights and of the sums is recorded:
+relative to their largest number it is taken to be that of the output beside them. The tolerance of a gradient is a
+thousandth of its largest number.
+
+| variant | {" | ".join(CAUSAL_KINDS)} |
+|---|{"---|" * len(CAUSAL_KINDS)}"""
+    )
+    for name, file in causal_files(folders).items():
+        differences = compare_causal_attention(file)
+        total += len(differences)
+        print(table_row([name], CAUSAL_KINDS, differences))
     print(f"\n{total} tensors were compared.")
 
 

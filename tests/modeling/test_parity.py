@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from configuration_luna import LunaConfig
@@ -16,8 +17,11 @@ from tests.support.parity_kit import (
     HEAD_VARIANTS,
     MASKED_LM_VARIANTS,
     TOLERANCE_FACTOR,
+    causal_params,
+    compare_causal_attention,
     compare_classifier,
     compare_masked_lm,
+    find_in_kit,
     find_variant,
     load_classifier,
     load_masked_lm,
@@ -237,3 +241,24 @@ def test_sinusoids(variant):
     _, state_dict = load_fairseq_checkpoint(find_variant(variant) / "model.pt")
     official = state_dict["encoder.projected_positions"]
     torch.testing.assert_close(sinusoids(torch.arange(len(official)), official.shape[1]), official, rtol=0, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Causal attention
+
+
+CAUSAL_KINDS = {"out_parallel", "out_incremental", "unpack_weights", "state", "grad"}
+
+
+@pytest.mark.parametrize("name", causal_params())
+def test_causal_attention(name):
+    differences = compare_causal_attention(find_in_kit(name))
+
+    too_large = [difference for difference in differences if not difference.max_abs <= difference.tolerance]
+    assert not too_large
+    assert {difference.kind for difference in differences} == CAUSAL_KINDS
+    compared = {difference.name for difference in differences}
+    with safe_open(find_in_kit(name), "pt") as file:
+        results = {key for key in file.keys() if key.startswith(("nomask.", "masked."))}
+    # `pq_scaled` is the projected P, which is no part of our state.
+    assert {key.split(".", 1)[1] for key in results - compared} == {"probe", "state.pq_scaled"}

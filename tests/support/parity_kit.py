@@ -18,6 +18,7 @@ from luna_tools.convert.from_fairseq import read_checkpoint
 from luna_tools.convert.goldens import (  # noqa: F401  (for the tests, which find all of parity here)
     TOLERANCE_FACTOR,
     Difference,
+    compare_causal_attention,
     compare_classifier,
     compare_masked_lm,
     max_abs_difference,
@@ -50,24 +51,37 @@ HEAD_VARIANTS = {
 }
 
 
-def find_variant(name: str) -> Path | None:
-    """The folder of a variant such as "luna_bert/tied", or None where it is in none of the three places."""
+def find_in_kit(name: str) -> Path | None:
+    """A file or folder of the kit such as "causal/tied_l8.safetensors", or None where it is in none of the three places."""
     roots = [REPOSITORY / "tests" / "data" / "parity", REPOSITORY.parent / "shared" / "parity"]
     if "LUNA_PARITY_KIT" in os.environ:
         roots.append(Path(os.environ["LUNA_PARITY_KIT"]))
     for root in roots:
-        if (root / name / "model.pt").is_file():
+        if (root / name).exists():
             return root / name
     return None
 
 
+def find_variant(name: str) -> Path | None:
+    """The folder of a variant such as "luna_bert/tied", or None where it is in none of the three places."""
+    checkpoint = find_in_kit(f"{name}/model.pt")
+    return None if checkpoint is None else checkpoint.parent
+
+
 def variant_params(*names: str) -> list:
     """Pytest parameters, one per variant, that skip where the variant's folder is missing."""
-    reason = "{0} is neither in tests/data/parity nor in ../shared/parity nor under LUNA_PARITY_KIT"
-    return [
-        pytest.param(name, marks=pytest.mark.skipif(find_variant(name) is None, reason=reason.format(name)))
-        for name in names
-    ]
+    return [pytest.param(name, marks=skip_unless(find_variant(name), name)) for name in names]
+
+
+def skip_unless(found: Path | None, name: str) -> pytest.MarkDecorator:
+    reason = f"{name} is neither in tests/data/parity nor in ../shared/parity nor under LUNA_PARITY_KIT"
+    return pytest.mark.skipif(found is None, reason=reason)
+
+
+def causal_params() -> list:
+    """Pytest parameters, the name of each file of goldens of the causal attention, as `variant_params`."""
+    names = [f"causal/{tied}_l{l}.safetensors" for tied in ("tied", "untied") for l in (8, 16)]
+    return [pytest.param(name, marks=skip_unless(find_in_kit(name), name)) for name in names]
 
 
 def read_goldens(name: str) -> tuple[dict[str, torch.Tensor], dict]:
