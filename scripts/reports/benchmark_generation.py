@@ -133,7 +133,7 @@ def measure_lengths(args: argparse.Namespace) -> dict:
         models = {name: build_model(args, name, n + args.new_tokens) for name in CONTESTANTS}
         ids_bn = torch.randint(4, args.vocab_size, (1, n))
         for model in models.values():  # warm up
-            prefill_and_generate(model, ids_bn[:, : min(n, 256)], 4)
+            prefill_and_generate(model, ids_bn[:, :256], min(4, args.new_tokens))
         rounds = []
         for i in range(args.rounds):
             rounds.append({name: prefill_and_generate(model, ids_bn, args.new_tokens) for name, model in models.items()})
