@@ -99,17 +99,27 @@ def causal_sums(
     x_bhni: torch.Tensor, y_bhni: torch.Tensor, z_bhno: torch.Tensor, state_bhio: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x_t (state + sum over j <= t of y_j^T z_j) for all t, and the last state: chunked, or one step of the recurrence."""
+    # To prepare for gradients takes longer than the sums of a few tokens.
+    chunked = CausalSums.apply if torch.is_grad_enabled() else CausalSums.forward
     if state_bhio is None:
         b, h, _, i = y_bhni.shape
         zeros = z_bhno.new_zeros(b, h, i, z_bhno.shape[-1], dtype=sum_dtype(z_bhno))
-        return CausalSums.apply(x_bhni, y_bhni, z_bhno, zeros, False)
+        return chunked(x_bhni, y_bhni, z_bhno, zeros, False)
     if x_bhni.shape[2] > 1:
-        return CausalSums.apply(x_bhni, y_bhni, z_bhno, state_bhio, False)
-    # A product and a sum, as in a chunk of one token and zeros: the state is the same to the bit. No matrix products, which
-    # autocast would round in the backward pass.
-    x_bhi1, y_bhi1, z_bh1o = (x.to(state_bhio.dtype) for x in (x_bhni.mT, y_bhni.mT, z_bhno))
-    state_bhio = state_bhio + y_bhi1 * z_bh1o
-    return (x_bhi1 * state_bhio).sum(dim=2, keepdim=True), state_bhio
+        return chunked(x_bhni, y_bhni, z_bhno, state_bhio, False)
+    # No matrix products, which autocast would round in the backward pass.
+    state_bhio = add_products(y_bhni, z_bhno, state_bhio)
+    return (x_bhni.mT.to(state_bhio.dtype) * state_bhio).sum(dim=2, keepdim=True), state_bhio
+
+
+def add_products(y_bhni: torch.Tensor, z_bhno: torch.Tensor, state_bhio: torch.Tensor) -> torch.Tensor:
+    """The state after some tokens alone, to the bit that of `CausalSums`."""
+    dtype = state_bhio.dtype
+    if y_bhni.shape[2] == 1:  # a product and a sum, as in a chunk of one token and zeros
+        return state_bhio + y_bhni.mT.to(dtype) * z_bhno.to(dtype)
+    for start in range(0, y_bhni.shape[2], CHUNK_SIZE):
+        state_bhio = state_bhio + take_chunk(y_bhni, start, dtype).mT @ take_chunk(z_bhno, start, dtype)
+    return state_bhio
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -270,8 +280,12 @@ def make_block(
 def read_block(block: Block, state: CausalState | None) -> CausalState:
     """The state after a block, the same to the bit as that which `causal_attention` gives."""
     key, value, pack = block.key_bhnk, block.value_bhnk, block.pack_bhnl
-    _, _, state = causal_attention(torch.zeros_like(key), key, value, pack, block.is_token_bn, state)
-    return state
+    if state is None:
+        (b, h, _, k), l, dtype = key.shape, pack.shape[-1], sum_dtype(key)
+        state = CausalState(key.new_zeros(b, h, k, l, dtype=dtype), key.new_zeros(b, h, l, k, dtype=dtype), 0)
+    with torch.autocast(key.device.type, enabled=False):
+        sums = add_products(key, pack, state.key_slots), add_products(pack, value, state.slot_values)
+    return CausalState(*sums, state.count + block.is_token_bn.sum(dim=-1))
 
 
 # How many tokens a recording layer can always take back; it keeps those of at most twice as many, and of one chunk.

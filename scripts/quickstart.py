@@ -12,15 +12,17 @@ import sys
 
 import environment
 
-# What the last stage runs, and what to do next, by recipe; each has a corpus of its name.
+# Minutes of pretraining, what the last stage runs, and what to do next, by recipe; each has a corpus of its name.
 RECIPES = {
     "quickstart": (
+        "eight",
         "pretraining.fill_masks runs/quickstart/model --dataset data/python-docs",
         """
     python -m scripts.label_sentences "Send a request to the server."  # fine-tune on docstrings, label your sentence
     luna plot runs/quickstart/model "Return a list of the words in the string."  # what the packed vectors attend to""",
     ),
     "quickstart_causal": (
+        "twelve",
         "pretraining.continue_text runs/quickstart_causal/model",
         """
     python -m pretraining.continue_text runs/quickstart_causal/model --text "Close the file" --temperature 0.5""",
@@ -47,13 +49,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", default="quickstart", choices=list(RECIPES))
     recipe = parser.parse_args().recipe
-    show, commands = RECIPES[recipe]
+    minutes, show, commands = RECIPES[recipe]
     print("[1/4] Set up the environment", flush=True)
     try:
         python = environment.ensure("pretrain,finetune")
         stages = (
             ("Prepare the docstrings of Python's standard library", ["luna_tools.command_line", "prepare", recipe]),
-            ("Pretrain (about eight minutes on two cores)", pretraining(python, recipe)),
+            (f"Pretrain (about {minutes} minutes on two cores)", pretraining(python, recipe)),
             ("Show what it has learned", show.split()),
         )
         for number, (title, arguments) in enumerate(stages, start=2):

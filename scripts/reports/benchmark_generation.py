@@ -22,12 +22,20 @@ from statistics import median
 import psutil
 import torch
 from matplotlib.figure import Figure
-from scripts.reports.benchmark_encoder import environment, ratios, section_lines, spread, table
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import (
+    AutoTokenizer,
+    DynamicCache,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from configuration_luna import LunaConfig
-from luna_tools.load import quiet_transformers
+from luna_tools.command_line import exit_status
+from luna_tools.load import load_luna, quiet_transformers
 from modeling_luna import LunaForCausalLM
+from scripts.reports.benchmark_encoder import environment, ratios, section_lines, spread, table
 
 CONTESTANTS = ("Luna", "GPT-2")
 STREAM_BLOCK = 100  # tokens of the stream to a point of the plot
@@ -125,7 +133,7 @@ def measure_lengths(args: argparse.Namespace) -> dict:
         models = {name: build_model(args, name, n + args.new_tokens) for name in CONTESTANTS}
         ids_bn = torch.randint(4, args.vocab_size, (1, n))
         for model in models.values():  # warm up
-            prefill_and_generate(model, ids_bn[:, : min(n, 256)], 4)
+            prefill_and_generate(model, ids_bn[:, :256], min(4, args.new_tokens))
         rounds = []
         for i in range(args.rounds):
             rounds.append({name: prefill_and_generate(model, ids_bn, args.new_tokens) for name, model in models.items()})
@@ -136,9 +144,9 @@ def measure_lengths(args: argparse.Namespace) -> dict:
     return {"cells": cells}
 
 
-def load_model(args: argparse.Namespace) -> tuple[PreTrainedModel, object]:
+def load_model(args: argparse.Namespace) -> tuple[LunaForCausalLM, PreTrainedTokenizerBase]:
     with quiet_transformers():
-        return AutoModelForCausalLM.from_pretrained(args.model).eval(), AutoTokenizer.from_pretrained(args.model)
+        return load_luna(args.model, LunaForCausalLM), AutoTokenizer.from_pretrained(args.model)
 
 
 def sample(logits_bv: torch.Tensor, step: int) -> torch.Tensor:
@@ -378,4 +386,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main, "python -m scripts.reports.benchmark_generation"))
