@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -71,6 +71,14 @@ class Pathfinder128Options(PathfinderOptions):
     geometry: ClassVar[Geometry] = Geometry(128, 1, 20, 5, 1.5, (2, 3), 3.0, 1.8, 0.9, 0.9)
 
 
+class Picture(NamedTuple):
+    """A PNG file, its label and the margin of its paddles."""
+
+    png: bytes
+    label: int
+    margin: int
+
+
 def generate(options: PathfinderOptions) -> Path:
     """Write the pictures, go on where an earlier run stopped, or find them complete. Returns their folder.
 
@@ -84,35 +92,40 @@ def generate(options: PathfinderOptions) -> Path:
         write_settings(folder, options)
     shards = range(-(-options.num_samples // SHARD))
     with locked(folder):
+        for left in (folder / "imgs").glob(".unfinished-*"):  # of a run that was killed
+            shutil.rmtree(left)
         missing = [shard for shard in shards if not metadata_file(folder, shard).exists()]
-        blocks = [block for shard in missing for block in blocks_of(options, shard)]
-        done = options.num_samples - sum(map(len, blocks))
-        made = map_in_order(partial(make_pictures, options), blocks, options.num_workers, "num_workers")
-        with closing(made), progress_bar(folder.parent.name, options.num_samples, "picture", done) as bar:
-            for shard in missing:
-                write_shard(options, shard, made, bar)
+        if missing:
+            write_shards(options, missing)
     return folder
 
 
-def write_shard(options: PathfinderOptions, shard: int, made: Iterator[list[tuple[bytes, int]]], bar: tqdm) -> None:
-    """Write one folder of pictures, and then its metadata, which says that the folder is complete.
+def write_shards(options: PathfinderOptions, shards: list[int]) -> None:
+    """Make and write folders of pictures, under a bar that counts those of all folders."""
+    blocks = [block for shard in shards for block in blocks_of(options, shard)]
+    done = options.num_samples - sum(map(len, blocks))
+    made = map_in_order(partial(make_pictures, options), blocks, options.num_workers, "num_workers")
+    with closing(made), progress_bar(options.folder.parent.name, options.num_samples, "picture", done) as bar:
+        for shard in shards:
+            write_shard(options, shard, made, bar)
 
-    Args:
-        made: what `make_pictures` returns for each of the blocks.
-    """
+
+def write_shard(options: PathfinderOptions, shard: int, made: Iterator[list[Picture]], bar: tqdm) -> None:
+    """Write one folder of pictures, and then its metadata, which says that the folder is complete."""
     target = options.folder / "imgs" / str(shard)
     if target.exists():  # of a run that was killed before it wrote the metadata
         shutil.rmtree(target)
     lines = []
     with staging_folder(target) as staging:
-        (staging / target.name).mkdir()
-        for block in blocks_of(options, shard):
-            for number, (picture, margin) in zip(block, next(made), strict=True):
-                name = f"sample_{number % SHARD}.png"
-                (staging / target.name / name).write_bytes(picture)
-                lines.append(metadata_line(options, number, margin))
+        unfinished = staging / target.name
+        unfinished.mkdir()
+        while len(lines) < len(labels_of(options, shard)):
+            for picture in next(made):
+                name = f"sample_{len(lines)}.png"
+                (unfinished / name).write_bytes(picture.png)
+                lines.append(metadata_line(options, shard, name, len(lines), picture))
                 bar.update()
-        (staging / target.name).rename(target)
+        unfinished.rename(target)
     write_text(metadata_file(options.folder, shard), "".join(lines))
 
 
@@ -120,20 +133,12 @@ def metadata_file(folder: Path, shard: int) -> Path:
     return folder / "metadata" / f"{shard}.npy"
 
 
-def metadata_line(options: PathfinderOptions, number: int, margin: int) -> str:
+def metadata_line(options: PathfinderOptions, shard: int, name: str, place: int, picture: Picture) -> str:
     """A picture's line: where it is, its label, and how it was made, in the order of the authors' program."""
-    shard, place = divmod(number, SHARD)
     geometry = options.geometry
     made = (geometry.continuity, options.contour_length, options.distractor_length)
-    paddle = (geometry.paddle_length, geometry.paddle_thickness, margin, 1)
-    fields = (f"imgs/{shard}", f"sample_{place}.png", place, labels_of(options, shard)[place], *made, *paddle)
-    return " ".join(map(str, fields)) + "\n"
-
-
-def blocks_of(options: PathfinderOptions, shard: int) -> list[range]:
-    """The numbers of a folder's pictures, in the portions in which they are made."""
-    end = min((shard + 1) * SHARD, options.num_samples)
-    return [range(start, min(start + BLOCK, end)) for start in range(shard * SHARD, end, BLOCK)]
+    paddle = (geometry.paddle_length, geometry.paddle_thickness, picture.margin, 1)  # one brightness
+    return " ".join(map(str, (f"imgs/{shard}", name, place, picture.label, *made, *paddle))) + "\n"
 
 
 def labels_of(options: PathfinderOptions, shard: int) -> list[int]:
@@ -142,15 +147,19 @@ def labels_of(options: PathfinderOptions, shard: int) -> list[int]:
     return np.random.default_rng([options.seed, 0, shard]).permutation(np.arange(count) % 2).tolist()
 
 
-def make_pictures(options: PathfinderOptions, numbers: range) -> list[tuple[bytes, int]]:
-    """Pictures as PNG files, each by the seed and its own number, and their margins."""
-    labels = labels_of(options, numbers[0] // SHARD)
+def blocks_of(options: PathfinderOptions, shard: int) -> list[list[tuple[int, int]]]:
+    """The numbers and labels of a folder's pictures, in the portions in which they are made."""
+    pictures = list(enumerate(labels_of(options, shard), start=shard * SHARD))
+    return [pictures[start : start + BLOCK] for start in range(0, len(pictures), BLOCK)]
+
+
+def make_pictures(options: PathfinderOptions, block: list[tuple[int, int]]) -> list[Picture]:
+    """Pictures by their numbers and labels: the seed and the number decide all the rest."""
+    lengths = (options.contour_length, options.distractor_length, options.num_distractors)
     pictures = []
-    for number in numbers:
-        rng = np.random.default_rng([options.seed, 1, number])
-        lengths = (options.contour_length, options.distractor_length, options.num_distractors)
-        scene = compose(rng, options.geometry, labels[number % SHARD], *lengths)
+    for number, label in block:
+        scene = compose(np.random.default_rng([options.seed, 1, number]), options.geometry, label, *lengths)
         file = io.BytesIO()
         Image.fromarray(draw(scene)).save(file, "PNG")
-        pictures.append((file.getvalue(), scene.tables.margin))
+        pictures.append(Picture(file.getvalue(), label, scene.tables.margin))
     return pictures

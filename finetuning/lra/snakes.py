@@ -5,11 +5,11 @@
 The algorithm is that of the task's authors (Linsley et al. 2018, after Houtkamp and Roelfsema 2010). Two long snakes start
 near each other and grow paddle by paddle, in turns: the next paddle starts where the last one points, and its direction is
 drawn with probability cos^2 of the continuity times the turn, among the pixels on a circle that are free. A paddle's mask,
-its line widened by the margin, must not overlap the masks of others but the last one's. Short snakes, the distractors, are
-put where there is room. Where a long snake gets stuck, the picture is begun anew.
+its line widened by the margin, must not overlap the masks of others but its snake's last one. Short snakes, the distractors,
+are put where there is room. Where a long snake gets stuck, the picture is begun anew.
 
-Two differences from the authors' program, in which a long snake may cross the last paddle of the other, and a distractor the
-last paddle of the first long snake: here all paddles but a snake's own last one are obstacles.
+As in the authors' program, and so in the benchmark's pictures, a long snake may cross the newest paddle of the other one,
+and a distractor the last paddle of the first long snake.
 
 Coordinates are (y, x). All arrays of a picture have a border that is occupied, and are flat: a place is one integer, and so
 is a displacement.
@@ -245,20 +245,20 @@ def compose(
 
 
 def grow_long_snakes(rng: np.random.Generator, tables: Tables, mask: np.ndarray, length: int) -> list[Snake] | None:
-    """Two snakes of `length` paddles, which are then in the mask too; None where one gets stuck."""
+    """Two snakes of `length` paddles, which are then in the mask too; None where one gets stuck.
+
+    A paddle comes into the mask when its snake goes on, so the other snake may cross it before; the last one of the first
+    snake does not come in.
+    """
     snakes = seed_two(rng, tables)
-    obstacles = [mask.copy(), mask.copy()]  # of each: all paddles but its own last one
-    occupy(obstacles[1], *snakes[0].paddles[-1])
-    occupy(obstacles[0], *snakes[1].paddles[-1])
     for _ in range(length - 1):
-        for mine, snake in enumerate(snakes):
-            grown = extend(rng, tables, obstacles[mine], snake)
+        for number, snake in enumerate(snakes):
+            grown = extend(rng, tables, mask, snake)
             if grown is None:
                 return None
-            occupy(obstacles[mine], *snake.paddles[-1])
-            occupy(obstacles[1 - mine], *grown.paddles[-1])
-            snakes[mine] = grown
-    np.maximum(*obstacles, out=mask)
+            occupy(mask, *snake.paddles[-1])
+            snakes[number] = grown
+    occupy(mask, *snakes[1].paddles[-1])
     return snakes
 
 
