@@ -251,7 +251,7 @@ class Arguments:
 PROG = "luna finetune"
 USAGE = f"""usage: {PROG} TASK [TASK ...] [options.yaml ...] --model_name_or_path CHECKPOINT [--option value ...]
 
-{textwrap.fill(f"tasks: {', '.join(TASK_NAMES)}", 120)}
+{textwrap.fill(f"tasks: {', '.join(TASK_NAMES)}", 120, break_on_hyphens=False)}
 recipes (--recipe): table9 or paper, the paper's and the default; official; small, for small checkpoints; reduced; none
 
   {PROG} sst2 --model_name_or_path M                                    a task of GLUE, RACE or CSQA, from the Hub

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetuning.arguments import Arguments, parse, split_command_line
+from finetuning.tasks import TASKS
 from finetuning.tasks.lra import LraTask
 from luna_tools.errors import InputError, Stopped
 
@@ -36,10 +37,10 @@ def main(argv: list[str]) -> None:
         print(USAGE)
         return
     task_names, options = split_command_line(argv)
+    if len(task_names) > 1 or not isinstance(TASKS.get(task_names[0]), LraTask):
+        raise InputError(f"{' '.join(task_names)} was given, but self-pretraining is for one task of the Long Range Arena.")
     unevaluated = ["--eval_strategy", "no", "--no_load_best_model_at_end"]
     arguments = parse(task_names[0], [*options, *unevaluated], task_names)
-    if len(task_names) > 1 or not isinstance(arguments.task, LraTask):
-        raise InputError(f"{' '.join(task_names)} was given, but self-pretraining is for one task of the Long Range Arena.")
     if not arguments.model.is_new or arguments.model.model_type != "luna":
         raise InputError(f"Self-pretraining starts from a new Luna: leave out {arguments.model.name}.")
     if "output_dir" not in arguments.given:

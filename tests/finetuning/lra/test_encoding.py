@@ -64,5 +64,5 @@ def test_pixels():
 def test_rows_that_are_cut_are_counted(caplog):
     batch_of("text", [("x" * n,) for n in (3, 4, 5, 4000)], length=5)
     assert "2 of 4 rows of the split 'train' are cut at 5 tokens: raise --max_sequence_length, as far as the " in caplog.text
-    with pytest.raises(InputError, match="is 1, too few: give at least 2"):
+    with pytest.raises(InputError, match="is 1, which leaves no room: give at least 2"):
         batch_of("text", [("x",)], length=1)
