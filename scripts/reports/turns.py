@@ -118,7 +118,7 @@ class Entrant:
 
     def receive(self, longest: float | None):
         if not self.connection.poll(longest):
-            raise Absent(f"a step takes more than {longest:.0f} s")
+            raise Absent(f"a step takes more than {longest:g} s")
         try:
             answer = self.connection.recv()
         except EOFError:
