@@ -303,6 +303,8 @@ def compare_seq2seq(
 
         inputs = {"input_ids": take("src_tokens"), "attention_mask": take("src_mask")}
         is_source, is_target = inputs["attention_mask"].bool(), take("tgt_mask").bool()
+        if not torch.equal(is_source.sum(dim=-1), take("src_lengths")):
+            raise ValueError(f"{batch}.src_lengths are not those of the mask")
         packed_mask = take("packed_mask").bool()
         slots = packed_mask.shape[1]
         with torch.no_grad():

@@ -38,8 +38,12 @@ def target_inputs(row, ids, mask=None, source=SOURCE) -> dict:
 
 
 def generated(row, model, inputs, **options) -> torch.Tensor:
-    """What `generate()` makes of a batch: a beginning to go on with, or a source."""
-    return model.generate(**inputs, **({"max_new_tokens": 9, "do_sample": False, "pad_token_id": 1} | options))
+    """What `generate()` makes of a batch: a beginning to go on with, or a source.
+
+    Random encoder-decoders say one token for ever: repeating is forbidden.
+    """
+    defaults = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 1}
+    return model.generate(**inputs, **(defaults | ({"no_repeat_ngram_size": 1} if row is TRANSLATOR else {}) | options))
 
 
 def prompt(row):
@@ -313,12 +317,15 @@ def test_a_text_generation_pipeline(tokenizer, tmp_path):
 def test_positions_beyond_the_last_are_refused_in_generation_too(row):
     model = row.shared()
     assert_refused_in_one_sentence(
-        lambda: generated(row, model, {"input_ids": ids_of(TEXT)}, max_new_tokens=60, min_new_tokens=60),
+        lambda: generated(
+            row, model, {"input_ids": ids_of(TEXT)}, max_new_tokens=60, min_new_tokens=60, no_repeat_ngram_size=0
+        ),
         ("The input has 39 tokens", "`max_position_embeddings` = 40", "positions for 38"),
     )
     endless = row.shared(position_embedding_type="sinusoidal")
     inputs = {"input_ids": ids_of(TEXT)}
-    assert generated(row, endless, inputs, max_new_tokens=60, min_new_tokens=60).shape[1] > 60
+    options = {"max_new_tokens": 60, "min_new_tokens": 60, "no_repeat_ngram_size": 0}
+    assert generated(row, endless, inputs, **options).shape[1] > 60
 
 
 # ---------------------------------------------------------------------------------------------------------------------
