@@ -73,7 +73,7 @@ def test_batches_of_similar_lengths_are_full_and_have_little_padding():
 
 
 def test_what_makes_no_batches_is_refused():
-    lengths = np.array([3, 9, 4])
+    lengths = np.array([5, 9, 6])
     with pytest.raises(
         InputError, match="`max_tokens` is 8, but the longest training pair, number 2, has 9 tokens: give at"
     ):

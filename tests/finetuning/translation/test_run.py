@@ -192,17 +192,17 @@ def test_two_processes_train_and_translate_as_one(options, tmp_path):
     one, two = ([(row["step"], row["loss"], row["grad_norm"]) for row in log if "loss" in row] for log in logs)
     assert len(one) >= 8 and len({loss for _, loss, _ in one}) == len(one)
     for ours, theirs in zip(one, two, strict=True):
-        assert theirs == pytest.approx(ours, rel=1e-3)
+        assert theirs == pytest.approx(ours, rel=1e-4 if ours[0] == 1 else 1e-3)
     results = [results_of(tmp_path / name) for name in ("one", "two")]
     for values in results:
         del values["signatures"]
-    assert results[1] == pytest.approx(results[0], rel=1e-4)
+    assert results[1] == pytest.approx(results[0], rel=1e-3)
     texts = [(tmp_path / name / "translations_test.txt").read_text() for name in ("one", "two")]
     assert texts[0] == texts[1] and len(texts[0].splitlines()) == 7  # an odd number of rows
     assert said.stderr.count("Processes: 2, on cpu.") == 1 and said.stdout.count("output_dir: ") == 1
 
 
-kill = partial(signal_at, 6, signal.SIGKILL)
+kill = partial(signal_at, 11, signal.SIGKILL)
 terminate_one_rank = partial(signal_at, 3, signal.SIGTERM, rank="1")
 
 
