@@ -76,7 +76,7 @@ def read_run(folder: Path) -> dict | None:
         "accuracy": results[f"{prefix}_accuracy"],
         "majority": max(labels.values()) / labels.total(),
         "evaluations": {
-            entry["step"]: entry["eval_accuracy"]
+            str(entry["step"]): entry["eval_accuracy"]  # as JSON has it
             for entry in read["trainer_state"]["log_history"]
             if "eval_accuracy" in entry
         },

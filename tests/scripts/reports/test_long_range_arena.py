@@ -35,7 +35,7 @@ def write_run(folder, **changes):
 def test_a_run_is_read(tmp_path):
     run = read_run(write_run(tmp_path / "run"))
     assert (run["accuracy"], run["split"], run["majority"], run["seconds_per_step"]) == (0.375, "test", 0.5, 0.5)
-    assert run["evaluations"] == {500: 0.2, 5000: 0.3}
+    assert run["evaluations"] == {"500": 0.2, "5000": 0.3} and json.loads(json.dumps(run)) == run
     assert read_run(tmp_path) is None
     assert read_run(write_run(tmp_path / "other", task="sst2")) is None
 
