@@ -198,7 +198,7 @@ def build_word_tokenizer(symbols: list[str], max_length: int | None = None) -> P
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(Regex("$"), " "), decoders.Replace("@@ ", ""), decoders.Fuse(), decoders.Strip(" ", 0, 1)]
+        [decoders.Replace(Regex("$"), " "), decoders.Replace("@@ ", ""), decoders.Fuse(), decoders.Replace(Regex(" $"), "")]
     )
     tokenizer.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", [("</s>", ids["</s>"])])
     tokenizer.add_special_tokens(list(FIRST_TOKENS))

@@ -102,6 +102,7 @@ def test_words_of_a_dictionary(tmp_path):
     assert ids == [4, 5, 6, 3, 7, 2]
     assert tokenizer.decode(ids, skip_special_tokens=True) == "the moon ."
     assert tokenizer.batch_decode([ids[:3], ids[-2:]], skip_special_tokens=True) == ["the moon", "."]
+    assert tokenizer.decode([2], skip_special_tokens=True) == ""
 
 
 REFUSED_ARGS = [
