@@ -63,7 +63,7 @@ REFUSED = [
     (
         {"arch": "roberta_base"},
         "The checkpoint's architecture is roberta_base, but only the masked language model "
-        f"({', '.join(ARCHITECTURES)}) and the Long Range Arena models (luna_lra_...) can be converted.",
+        f"({', '.join(ARCHITECTURES)}), translation models and those of the Long Range Arena can be converted.",
     ),
     ({"without": ["projection_length"]}, "The checkpoint's args lack projection_length."),
     (
