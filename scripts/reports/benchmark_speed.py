@@ -93,8 +93,9 @@ def pretraining_groups(args: argparse.Namespace) -> list[Group]:
         if mode == "forward":
             continue
         b = args.pretraining_batch_size
-        steps = {name: partial(pretraining_step, name, b, mode, args.device, args.dtype, changes) for name in PRETRAINING}
-        counts = {name: pretraining_count(name, b, mode, args.dtype, changes) for name in PRETRAINING}
+        names = args.pretraining_contestants
+        steps = {name: partial(pretraining_step, name, b, mode, args.device, args.dtype, changes) for name in names}
+        counts = {name: pretraining_count(name, b, mode, args.dtype, changes) for name in names}
         sizes = {"num_layers": args.num_layers or SIZES["base"].num_layers, "batch_size": b}
         groups.append(
             Group({"section": "pretraining", "mode": mode, "tokens": PRETRAINING_TOKENS, **sizes}, steps, counts, {})
@@ -160,6 +161,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), metavar="NAME")
     parser.add_argument("--batch_size", type=int, default=1, help="of the encoders, at all lengths")
     parser.add_argument("--pretraining_batch_size", type=int, default=4)
+    pretraining = list(PRETRAINING)
+    parser.add_argument("--pretraining_contestants", nargs="+", choices=pretraining, default=pretraining, metavar="NAME")
     parser.add_argument("--rounds", type=int, default=5, help=f"counted rounds, at least {MIN_ROUNDS}")
     parser.add_argument(
         "--budget", type=float, default=60, help=f"seconds after which no round beyond the first {MIN_ROUNDS} begins"

@@ -271,7 +271,7 @@ def draw_speed(results: list[dict], path: Path) -> None:
     """Rate against length, in those of the Transformer on SDPA where that is measured: training, both sizes."""
     found = {name: [x for x in results if (x["group"]["size"], x["group"]["mode"]) == (name, "training")] for name in SIZES}
     found = {name: sorted(of, key=lambda x: x["group"]["tokens"]) for name, of in found.items() if of}
-    figure = Figure(figsize=(7 * len(found), 5), layout="constrained")
+    figure = Figure(figsize=(8 * len(found), 5), layout="constrained")
     for axis, (size_name, of) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True):
         for i, name in enumerate(CONTESTANTS):
             curve = [(x["group"]["tokens"], median(y)) for x in of if (y := ratios(x, SDPA, name))]
@@ -290,7 +290,7 @@ def draw_speed(results: list[dict], path: Path) -> None:
         axis.set_title("text of Table 2" if size_name == "text" else "RoBERTa-base")
         axis.set_ylabel("training steps, times those of the Transformer on SDPA")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7, ncols=2)
+        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=120)
 
 
