@@ -70,7 +70,7 @@ def test_the_grids_are_the_paper_s(checkpoints, tmp_path, caplog):
     ):
         runs = FakeRuns([0.5] * len(settings))
         options = {"model_name_or_path": checkpoints[architecture], "output_dir": tmp_path / task_name}
-        path = sweep(task_name, to_options(**options), runs)
+        path = sweep(task_name, [*to_options(**options), "--sweep"], runs)
         found = [(a.run.total_train_batch_size, a.training.learning_rate, a.model.hidden_dropout_prob) for a in runs.calls]
         left_out = "The grid's hidden_dropout_prob does not apply to modernbert, and is left out."
         assert (left_out in caplog.messages) == (architecture == "modernbert")
