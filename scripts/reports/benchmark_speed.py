@@ -140,6 +140,7 @@ def measure(group: Group, args: argparse.Namespace, failed: dict[str, str]) -> d
         "group": group.name,
         "machine": machine(args.device, args.dtype),
         "command": shlex.join(["python", "-m", "scripts.reports.benchmark_speed", *sys.argv[1:]]),
+        "remark": args.remark,
         "multiply_adds": {name: counts[name] for name in counts if name in cells},
         "cells": cells,
     }
@@ -171,6 +172,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--memory_gib", type=float, help="on a CPU, who takes more is left out (default: 0.8 of the free)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--remark", default="", help="a sentence about the circumstances, for the report")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/benchmark-speed"))
     args = parser.parse_args()
     if unknown := set(args.sections) - set(SECTIONS):

@@ -126,6 +126,7 @@ def where(results: list[dict]) -> list[str]:
             f"allocator settings: {settings}."
         )
     commands = dict.fromkeys(result["command"] for result in results)
+    lines += dict.fromkeys(result["remark"] for result in results if result.get("remark"))
     return [*lines, "```\n" + "\n".join(commands) + "\n```"]
 
 
@@ -202,7 +203,7 @@ def encoders_section(results: list[dict], pictures: dict[str, Path]) -> list[str
             )
             if "dropout" in mode and found[0]["machine"]["device"] == "CPU":
                 paragraphs[-1] += f" {CPU_DROPOUT}"
-            if mode == "training" and any(x["group"]["tokens"] in TABLE_2_LENGTHS for x in found):
+            if (size_name, mode) == ("text", "training") and any(x["group"]["tokens"] in TABLE_2_LENGTHS for x in found):
                 paragraphs += [f"Shares of {EAGER}; in brackets the paper's, on a GPU:", table_2(found)]
             paragraphs.append(full_table(found, BASELINES))
     paragraphs += [f"![{title}]({path.name})" for title, path in pictures.items()]
