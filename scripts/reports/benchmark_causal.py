@@ -5,9 +5,8 @@
     python -m scripts.reports.benchmark_causal
     python -m scripts.reports.benchmark_causal --only chunk_sizes
 
-writes `results.json`, `causal.md` and `causal.png` to `--output_dir`. The contestants take turns, one step each per round,
-and a ratio is always between two steps of one round. Peak memory is that of one step in a fresh process. A section that is
-not run again is kept from an earlier `results.json`.
+writes `results.json`, `causal.md` and `causal.png` to `--output_dir`. Contestants take turns, each in a process of its own.
+A section that is not run again is kept from an earlier `results.json`.
 """
 
 import argparse
@@ -17,25 +16,18 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 from unittest import mock
 
 import torch
 from matplotlib.figure import Figure
-from scripts.reports.benchmark_encoder import (
-    MIN_ROUNDS,
-    available_bytes,
-    environment,
-    median_ms,
-    peak_mebibytes,
-    ratios,
-    section_lines,
-    spread,
-    table,
-    time_in_turns,
-)
 
 import causal_luna
 from causal_luna import CAUSAL_ACTIVATIONS, CausalSums, causal_attention, take_chunk
+from luna_tools.cards import table
+from luna_tools.files import write_json, write_text
+from scripts.reports.results import measured, memory_ratio, ratios, shown, spread, where
+from scripts.reports.turns import SERVER, add_options, limits, machine, take_turns
 
 MODES = {"forward": "Forward", "training": "Forward and backward"}
 PARALLEL, CHUNKED, PLAIN_AUTOGRAD = "parallel", "chunked", "chunked, plain autograd"
@@ -118,68 +110,65 @@ def chunk_size_step(args: argparse.Namespace, size: int, n: int, mode: str) -> C
     return patched
 
 
-def sums_bytes(args: argparse.Namespace, n: int, mode: str) -> int:
-    """What the parallel formulation needs at least: outer products and their sums, for training those of both f."""
-    live = 2 if mode == "forward" else 4
-    return live * n * args.num_heads * args.head_size * args.projection_length * getattr(torch, args.dtype).itemsize
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Measurement
 
 
-def measure(args: argparse.Namespace, make_steps: dict[str, Callable], baseline: str, n: int, mode: str) -> dict:
-    print(f"memory, {n} tokens, {mode}", flush=True)
-    memory = {name: peak_mebibytes(partial(make_step, n, mode), args.device) for name, make_step in make_steps.items()}
-    print(f"time, {n} tokens, {mode}", flush=True)
-    steps = {name: make_step(n, mode) for name, make_step in make_steps.items()}
-    return {"tokens": n, "mode": mode, "peak_mib": memory, "seconds": time_in_turns(steps, [baseline], args)}
+def measure(args: argparse.Namespace, make_steps: dict[str, Callable], n: int, mode: str) -> dict:
+    print(f"{n} tokens, {mode}", flush=True)
+    makers = {name: partial(make_step, n, mode) for name, make_step in make_steps.items()}
+    return {"tokens": n, "mode": mode, "cells": take_turns(makers, **limits(args))}
 
 
-def measure_lengths(args: argparse.Namespace, cells: list[dict]) -> None:
-    """Adds to `cells` one for each length and mode, so that an interrupted run keeps what it has."""
+def measure_lengths(args: argparse.Namespace, results: list[dict]) -> None:
+    """Adds to `results` one for each length and mode, so that an interrupted run keeps what it has."""
     for n in args.lengths:
         for mode in MODES:
             names = [name for name in CONTESTANTS if name != PLAIN_AUTOGRAD or mode == "training"]
-            if n > args.parallel_up_to or sums_bytes(args, n, mode) > available_bytes(args.device):
+            if n > args.parallel_up_to:
                 names.remove(PARALLEL)
-            make_steps = {name: partial(contestant_step, args, name) for name in names}
-            cells.append(measure(args, make_steps, CHUNKED, n, mode))
+            results.append(measure(args, {name: partial(contestant_step, args, name) for name in names}, n, mode))
 
 
-def measure_growth(args: argparse.Namespace, cells: list[dict]) -> None:
+def measure_growth(args: argparse.Namespace, results: list[dict]) -> None:
     for mode in MODES:
         for n in args.growth_lengths:
-            cells.append(measure(args, {CHUNKED: partial(contestant_step, args, CHUNKED)}, CHUNKED, n, mode))
+            results.append(measure(args, {CHUNKED: partial(contestant_step, args, CHUNKED)}, n, mode))
 
 
-def measure_chunk_sizes(args: argparse.Namespace, cells: list[dict]) -> None:
+def measure_chunk_sizes(args: argparse.Namespace, results: list[dict]) -> None:
     make_steps = {str(size): partial(chunk_size_step, args, size) for size in CHUNK_SIZES}
     for mode in MODES:
-        cells.append(measure(args, make_steps, str(causal_luna.CHUNK_SIZE), args.chunk_sizes_at, mode))
+        results.append(measure(args, make_steps, args.chunk_sizes_at, mode))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Report
 
 
-def microseconds_per_token(cell: dict, name: str) -> float:
-    return median_ms(cell["seconds"], name) * 1e3 / cell["tokens"]
+def milliseconds(cell: dict) -> float:
+    return 1e3 * median(cell["seconds"])
 
 
-def lengths_table(cells: list[dict], mode: str) -> str:
+def fewest_rounds(section: dict) -> int:
+    cells = [cell for result in section["results"] for cell in result["cells"].values()]
+    return min((len(cell["seconds"]) for cell in cells if "absent" not in cell), default=0)
+
+
+def lengths_table(results: list[dict]) -> str:
     rows = []
-    for cell in [x for x in cells if x["mode"] == mode]:
-        memory, rounds = cell["peak_mib"], cell["seconds"]
-        for name in memory:
-            row = [name, f"{cell['tokens']:,}", f"{median_ms(rounds, name):.1f}"]
-            row += [f"{microseconds_per_token(cell, name):.2f}", f"{memory[name]:.1f}"]
-            if name == PARALLEL or PARALLEL not in memory:
-                row += ["", ""]
-            else:
-                row += [spread(ratios(rounds, PARALLEL, name)), f"{memory[PARALLEL] / memory[name]:.1f}"]
-            rows.append(row)
-    header = ["form", "tokens", "ms", "us per token", "peak MiB", "speed-up over parallel", "memory ratio"]
+    for result in results:
+        for name, cell in result["cells"].items():
+            row = [name, f"{result['tokens']:,}"]
+            if "absent" in cell:
+                rows.append([*row, cell["absent"], "", "", "", ""])
+                continue
+            ms = milliseconds(cell)
+            row += [f"{ms:.1f}", f"{1e3 * ms / result['tokens']:.2f}", f"{cell['peak_mib']:.1f}"]
+            if name != PARALLEL:
+                row += [spread(ratios(result, PARALLEL, name)), shown(memory_ratio(result, name, PARALLEL), ".1f")]
+            rows.append(row if name != PARALLEL else [*row, "", ""])
+    header = ("form", "tokens", "ms", "us per token", "peak MiB", "speed-up over parallel", "memory ratio")
     return table(header, rows)
 
 
@@ -188,19 +177,17 @@ def sizes_line(sizes: dict) -> str:
 
 
 def lengths_report(section: dict) -> list[str]:
-    cells = section["cells"]
-    fewest = min(len(cell["seconds"]) for cell in cells)
-    paragraphs = ["## Against the parallel formulation", *section_lines(section)]
+    paragraphs = ["## Against the parallel formulation", *where([section])]
     paragraphs.append(
         f"One attention without projections: {sizes_line(section['arguments'])} The parallel formulation is that of the "
         "official code, written anew: it cumulates the outer products of all tokens, n x k x l numbers in each head. The "
         "chunked form, which the model uses, needs products of a chunk's tokens with each other and one sum before each. "
-        f"Medians over at least {fewest} rounds, with minimum and maximum; above 1 the contestant is better. Peak memory is "
-        "that of one step over what the process held before it, which was the inputs."
+        f"Medians over at least {fewest_rounds(section)} rounds, with minimum and maximum; above 1 the contestant is "
+        "better. Peak memory is that of one step over what the process held before it, which was the inputs."
     )
     for mode, title in MODES.items():
-        if any(cell["mode"] == mode for cell in cells):
-            paragraphs += [f"### {title}", lengths_table(cells, mode)]
+        if results := [result for result in section["results"] if result["mode"] == mode]:
+            paragraphs += [f"### {title}", lengths_table(results)]
     paragraphs.append(
         "In the backward pass the chunked form computes again what it needs, from the inputs alone. `chunked, plain "
         "autograd` is the same loop without that: autograd keeps the products and sums of every chunk."
@@ -211,34 +198,36 @@ def lengths_report(section: dict) -> list[str]:
 def growth_report(section: dict) -> list[str]:
     """Fastest round and memory per token: the median of a busy machine says more of its other programs."""
     rows = []
-    for cell in section["cells"]:
-        fastest = min(seconds[CHUNKED] for seconds in cell["seconds"])
-        kibibytes = cell["peak_mib"][CHUNKED] * 1024 / cell["tokens"]
-        row = [MODES[cell["mode"]], f"{cell['tokens']:,}", f"{fastest * 1e3:.1f}", f"{fastest * 1e6 / cell['tokens']:.2f}"]
-        rows.append([*row, f"{kibibytes:.1f}"])
+    for result in section["results"]:
+        n, cell = result["tokens"], result["cells"][CHUNKED]
+        row = [MODES[result["mode"]], f"{n:,}"]
+        if "absent" in cell:
+            rows.append([*row, cell["absent"], "", ""])
+            continue
+        fastest = min(cell["seconds"])
+        rows.append([*row, f"{1e3 * fastest:.1f}", f"{1e6 * fastest / n:.2f}", f"{1024 * cell['peak_mib'] / n:.1f}"])
     return [
         "## Growth",
-        *section_lines(section),
-        f"The chunked form alone; {sizes_line(section['arguments'])} The fastest of "
-        f"{min(len(cell['seconds']) for cell in section['cells'])} rounds. Where time and memory are linear in the "
-        "number of tokens, those of a token are the same in every row.",
-        table(["step", "tokens", "ms", "us per token", "peak KiB per token"], rows),
+        *where([section]),
+        f"The chunked form alone; {sizes_line(section['arguments'])} The fastest of {fewest_rounds(section)} "
+        "rounds. Where time and memory are linear in the number of tokens, those of a token are the same in every row.",
+        table(("step", "tokens", "ms", "us per token", "peak KiB per token"), rows),
     ]
 
 
 def chunk_sizes_report(section: dict) -> list[str]:
     sizes = section["arguments"]
     rows = []
-    for cell in section["cells"]:
-        cells = [f"{median_ms(cell['seconds'], name):.1f}" for name in cell["peak_mib"]]
-        memory = [f"{mib:.1f}" for mib in cell["peak_mib"].values()]
-        rows += [[f"{MODES[cell['mode']]}, ms", *cells], [f"{MODES[cell['mode']]}, peak MiB", *memory]]
+    for result in section["results"]:
+        cells, title = result["cells"].values(), MODES[result["mode"]]
+        rows.append([f"{title}, ms", *(cell.get("absent") or f"{milliseconds(cell):.1f}" for cell in cells)])
+        rows.append([f"{title}, peak MiB", *("" if "absent" in cell else f"{cell['peak_mib']:.1f}" for cell in cells)])
     return [
         "## Chunk size",
-        *section_lines(section),
+        *where([section]),
         f"{sizes['chunk_sizes_at']:,} tokens; {sizes_line(sizes)} The code uses {section['chunk_size']}. Medians of "
-        f"{min(len(cell['seconds']) for cell in section['cells'])} rounds.",
-        table(["tokens in a chunk", *map(str, CHUNK_SIZES)], rows),
+        f"{fewest_rounds(section)} rounds.",
+        table(("tokens in a chunk", *map(str, CHUNK_SIZES)), rows),
     ]
 
 
@@ -248,13 +237,13 @@ def plot(section: dict, path: Path) -> None:
     styles = {"forward": ":", "training": "-"}
     for i, name in enumerate(CONTESTANTS):
         for mode, style in styles.items():
-            cells = [x for x in section["cells"] if x["mode"] == mode and name in x["peak_mib"]]
-            if not cells:
+            results = [x for x in section["results"] if x["mode"] == mode and measured(x, name)]
+            if not results:
                 continue
-            tokens = [cell["tokens"] for cell in cells]
+            tokens, cells = [x["tokens"] for x in results], [x["cells"][name] for x in results]
             line = {"color": f"C{i}", "label": f"{name}, {MODES[mode].lower()}"}
-            time_axis.plot(tokens, [median_ms(cell["seconds"], name) for cell in cells], f"o{style}", **line)
-            memory_axis.plot(tokens, [cell["peak_mib"][name] for cell in cells], f"o{style}", **line)
+            time_axis.plot(tokens, [milliseconds(cell) for cell in cells], f"o{style}", **line)
+            memory_axis.plot(tokens, [cell["peak_mib"] for cell in cells], f"o{style}", **line)
     lengths = section["arguments"]["lengths"]
     for axis, title in ((time_axis, "ms"), (memory_axis, "peak MiB")):
         axis.set_xscale("log", base=2)
@@ -283,58 +272,54 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num_heads", type=int, default=8)
     parser.add_argument("--head_size", type=int, default=64)
     parser.add_argument("--projection_length", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5, help=f"counted rounds, at least {MIN_ROUNDS}")
-    parser.add_argument(
-        "--time_budget",
-        type=float,
-        default=5,
-        help=f"seconds per contestant, length and mode, after which it runs no round beyond the first {MIN_ROUNDS}",
-    )
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    add_options(parser)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/benchmark-causal"))
-    args = parser.parse_args()
-    if args.rounds < MIN_ROUNDS:
-        parser.error(f"--rounds is {args.rounds}, but must be at least {MIN_ROUNDS}")
-    return args
+    return parser.parse_args()
 
 
 MEASURES = {"lengths": measure_lengths, "growth": measure_growth, "chunk_sizes": measure_chunk_sizes}
 REPORTS = {"lengths": lengths_report, "growth": growth_report, "chunk_sizes": chunk_sizes_report}
 
 
-def main() -> None:
-    args = parse_args()
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    results_file = args.output_dir / "results.json"
-    results = json.loads(results_file.read_text()) if results_file.exists() else {}
-    cells = {name: [] for name in (MEASURES if args.only is None else [args.only])}
-    try:
-        for name in cells:
-            MEASURES[name](args, cells[name])
-    except KeyboardInterrupt:
-        print("interrupted: the report holds what is finished", flush=True)
-    for name in cells:
-        if cells[name]:
-            results[name] = {
-                "environment": environment(args),
-                "command": shlex.join(["python", "-m", "scripts.reports.benchmark_causal", *sys.argv[1:]]),
-                "arguments": {key: value for key, value in vars(args).items() if key not in ("only", "output_dir")},
-                "chunk_size": causal_luna.CHUNK_SIZE,
-                "cells": cells[name],
-            }
-
+def write_report(results: dict[str, dict], output_dir: Path) -> None:
+    """Write tables and plot of what `results.json` has."""
     paragraphs = ["# Benchmark of causal attention"]
     for name in REPORTS:
         if name in results:
             paragraphs += REPORTS[name](results[name])
-    report = "\n\n".join(paragraphs) + "\n"
-    print(report)
-    results_file.write_text(json.dumps(results, indent=1) + "\n")
-    (args.output_dir / "causal.md").write_text(report)
+    write_text(output_dir / "causal.md", "\n\n".join(paragraphs) + "\n")
     if "lengths" in results:
-        plot(results["lengths"], args.output_dir / "causal.png")
+        plot(results["lengths"], output_dir / "causal.png")
+
+
+def main() -> int:
+    args = parse_args()
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    path = args.output_dir / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    SERVER.set_forkserver_preload(["scripts.reports.benchmark_causal"])
+    found = {name: [] for name in (MEASURES if args.only is None else [args.only])}
+    status = 0
+    try:
+        for name in found:
+            MEASURES[name](args, found[name])
+    except KeyboardInterrupt:
+        print("Interrupted: what is finished is kept.", file=sys.stderr)
+        status = 130
+    for name in found:
+        if found[name]:
+            results[name] = {
+                "machine": machine(args.device, args.dtype),
+                "command": shlex.join(["python", "-m", "scripts.reports.benchmark_causal", *sys.argv[1:]]),
+                "arguments": {key: value for key, value in vars(args).items() if key not in ("only", "output_dir")},
+                "chunk_size": causal_luna.CHUNK_SIZE,
+                "results": found[name],
+            }
+    write_json(path, results, indent=1)
+    write_report(results, args.output_dir)
+    print(f"The report is {args.output_dir / 'causal.md'}.")
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -33,10 +33,13 @@ from transformers import (
 )
 
 from configuration_luna import LunaConfig
+from luna_tools.cards import table
 from luna_tools.command_line import exit_status
+from luna_tools.files import write_json, write_text
 from luna_tools.load import load_luna, quiet_transformers
 from modeling_luna import LunaForCausalLM
-from scripts.reports.benchmark_encoder import environment, ratios, section_lines, spread, table
+from scripts.reports.results import ratios, spread, where
+from scripts.reports.turns import machine
 
 CONTESTANTS = ("Luna", "GPT-2")
 STREAM_BLOCK = 100  # tokens of the stream to a point of the plot
@@ -218,14 +221,9 @@ def measure_lookup(args: argparse.Namespace) -> dict:
 # Report
 
 
-def column(rounds: list[dict], key: str) -> list[dict[str, float]]:
-    return [{name: measured[key] for name, measured in of_round.items()} for of_round in rounds]
-
-
-def ranged(values: list[float], unit: float = 1.0, digits: int = 1) -> str:
-    """Median and range."""
-    scaled = [value * unit for value in values]
-    return f"{median(scaled):,.{digits}f} ({min(scaled):,.{digits}f} to {max(scaled):,.{digits}f})"
+def result_of(rounds: list[dict[str, float]]) -> dict:
+    """Rounds as `ratios` takes them: the seconds of each contestant."""
+    return {"cells": {name: {"seconds": [seconds[name] for seconds in rounds]} for name in rounds[0]}}
 
 
 def lengths_report(section: dict) -> list[str]:
@@ -233,16 +231,18 @@ def lengths_report(section: dict) -> list[str]:
     for cell in section["cells"]:
         rounds = cell["rounds"]
         for name in CONTESTANTS:
-            row = [name, f"{cell['tokens']:,}", ranged([x[name]["prefill"] for x in rounds], digits=2)]
-            row += [ranged([1 / x[name]["token"] for x in rounds]), f"{rounds[0][name]['cache_bytes'] / 2**20:,.2f}"]
+            measured = [x[name] for x in rounds]
+            row = [name, f"{cell['tokens']:,}", spread([x["prefill"] for x in measured])]
+            row += [spread([1 / x["token"] for x in measured], 1), f"{measured[0]['cache_bytes'] / 2**20:,.2f}"]
             for key in ("prefill", "token"):
-                row.append(spread(ratios(column(rounds, key), "GPT-2", name)) if name == "Luna" else "")
+                result = result_of([{of: x[of][key] for of in CONTESTANTS} for x in rounds])
+                row.append(spread(ratios(result, "GPT-2", name)) if name == "Luna" else "")
             rows.append(row)
-    header = ["model", "context", "prefill, s", "tokens/s after it", "cache, MiB", "speed-up of prefill", "of generation"]
+    header = ("model", "context", "prefill, s", "tokens/s after it", "cache, MiB", "speed-up of prefill", "of generation")
     counts = section["cells"][0]["parameters"]
     return [
         "## Luna and GPT-2",
-        *section_lines(section),
+        *where([section]),
         f"{sizes['num_layers']} layers, hidden size {sizes['hidden_size']}, {sizes['num_heads']} heads, feed-forward size "
         f"{sizes['intermediate_size']}, vocabulary {sizes['vocab_size']:,}; random weights; batch 1. Luna: l = "
         f"{sizes['projection_length']}, {counts['Luna']:,} parameters; GPT-2 of transformers on SDPA with DynamicCache: "
@@ -260,30 +260,23 @@ def stream_report(section: dict) -> list[str]:
     rows = [
         [
             title,
-            ranged([x["processor_seconds"] for x in quarter], 1e3, 2),
-            ranged([x["processor_seconds"] / x["of_new_text"] for x in quarter], digits=2),
+            spread([1e3 * x["processor_seconds"] for x in quarter]),
+            spread([x["processor_seconds"] / x["of_new_text"] for x in quarter]),
             f"{quarter[-1]['state_bytes']:,}",
             f"{quarter[-1]['rss'] / 2**20:,.1f}",
         ]
         for title, quarter in (("first quarter", first), ("last quarter", last))
     ]
+    header = "", "processor time a token, ms", "the same / of a new text", "bytes of the state at its end"
+    header += ("resident memory at its end, MiB",)
     return [
         f"## {points[-1]['tokens']:,} tokens in constant memory",
-        *section_lines(section),
+        *where([section]),
         f"One text sampled by the trained model, a token at a time, {STREAM_BLOCK} tokens to a point; in turns with it the "
         f"first {STREAM_BLOCK} tokens of a new text, since the machine was shared. Medians with minimum and maximum. The "
         f"state was saved half-way ({section['file_bytes']:,} bytes); from the file a second pass gave the same logits to "
         "the bit, and so the same tokens.",
-        table(
-            [
-                "",
-                "processor time a token, ms",
-                "the same / of a new text",
-                "bytes of the state at its end",
-                "resident memory at its end, MiB",
-            ],
-            rows,
-        ),
+        table(header, rows),
         "![Time and memory against the tokens](stream.png)",
     ]
 
@@ -292,15 +285,15 @@ def lookup_report(section: dict) -> list[str]:
     rounds, tokens = section["rounds"], section["new_tokens"]
     rows = []
     for name in LOOKUP:
-        faster = spread(ratios(rounds, "greedy", name)) if name != "greedy" else ""
-        rows.append([name, ranged([tokens / x[name] for x in rounds]), faster])
+        faster = spread(ratios(result_of(rounds), "greedy", name)) if name != "greedy" else ""
+        rows.append([name, spread([tokens / x[name] for x in rounds], 1), faster])
     return [
         "## Prompt lookup",
-        *section_lines(section),
+        *where([section]),
         f"{tokens} tokens by the trained model after a text that repeats itself, greedily; with prompt lookup the same "
         "tokens come out, which the program asserts. Wrong guesses are taken back from the state exactly. Medians of "
         f"{len(rounds)} rounds, in which the two take turns, with minimum and maximum.",
-        table(["", "tokens/s", "speed-up"], rows),
+        table(("", "tokens/s", "speed-up"), rows),
     ]
 
 
@@ -367,34 +360,36 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--vocab_size", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/benchmark-generation"))
-    args = parser.parse_args()
-    args.device, args.dtype = "cpu", "float32"
-    return args
+    return parser.parse_args()
+
+
+def write_report(results: dict[str, dict], output_dir: Path) -> None:
+    """Write tables and plots of what `results.json` has."""
+    paragraphs = ["# Generation benchmark"]
+    for name in REPORTS:
+        if name in results:
+            paragraphs += REPORTS[name](results[name])
+            if name in PLOTS:
+                PLOTS[name](results[name], output_dir / f"{name}.png")
+    write_text(output_dir / "generation.md", "\n\n".join(paragraphs) + "\n")
 
 
 def main() -> None:
     args = parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    results_file = args.output_dir / "results.json"
-    results = json.loads(results_file.read_text()) if results_file.exists() else {}
+    path = args.output_dir / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
     for name in MEASURES if args.only is None else [args.only]:
         print(name, flush=True)
         results[name] = {
-            "environment": environment(args),
+            "machine": machine("cpu", "float32"),
             "command": shlex.join(["python", "-m", "scripts.reports.benchmark_generation", *sys.argv[1:]]),
             "arguments": {key: value for key, value in vars(args).items() if key not in ("only", "output_dir")},
             **MEASURES[name](args),
         }
-        results_file.write_text(json.dumps(results, indent=1) + "\n")
-        if name in PLOTS:
-            PLOTS[name](results[name], args.output_dir / f"{name}.png")
-    paragraphs = ["# Generation benchmark"]
-    for name in REPORTS:
-        if name in results:
-            paragraphs += REPORTS[name](results[name])
-    report = "\n\n".join(paragraphs) + "\n"
-    print(report)
-    (args.output_dir / "generation.md").write_text(report)
+        write_json(path, results, indent=1)
+        write_report(results, args.output_dir)
+    print(f"The report is {args.output_dir / 'generation.md'}.")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-import psutil
-
 from luna_tools.files import write_json, write_text
 from scripts.reports.contestants import CONTESTANTS, SIZES
 from scripts.reports.speed_report import MODES, report
@@ -43,7 +41,7 @@ from scripts.reports.steps import (
     pretraining_count,
     pretraining_step,
 )
-from scripts.reports.turns import MIN_ROUNDS, SERVER, machine, take_turns
+from scripts.reports.turns import SERVER, add_options, limits, machine, take_turns
 
 SECTIONS = ("encoders", "pretraining", "attention")
 # Of one attention, a step is as many passes as take a time that a clock can tell.
@@ -129,9 +127,7 @@ def measure(group: Group, args: argparse.Namespace, failed: dict[str, str]) -> d
     if group.name["section"] != "attention":
         steps[PRODUCT] = partial(matrix_product_step, args.device, args.dtype)
         counts[PRODUCT] = float(PRODUCT_SIZE[args.device] ** 3)
-    memory = int(args.memory_gib * 2**30) if args.memory_gib else int(0.8 * psutil.virtual_memory().available)
-    limits = args.rounds, args.seconds_per_step, args.budget
-    cells = take_turns(steps, args.device, memory, *limits, lambda line: print(f"  {line}", flush=True))
+    cells = take_turns(steps, **limits(args))
     for name, cell in cells.items():
         if "absent" in cell:
             failed[name] = f"at {group.name['tokens']:,} tokens: {cell['absent']}"
@@ -164,21 +160,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--pretraining_batch_size", type=int, default=4)
     pretraining = list(PRETRAINING)
     parser.add_argument("--pretraining_contestants", nargs="+", choices=pretraining, default=pretraining, metavar="NAME")
-    parser.add_argument("--rounds", type=int, default=5, help=f"counted rounds, at least {MIN_ROUNDS}")
-    parser.add_argument(
-        "--budget", type=float, default=60, help=f"seconds after which no round beyond the first {MIN_ROUNDS} begins"
-    )
-    parser.add_argument("--seconds_per_step", type=float, default=60, help="who takes longer is left out")
-    parser.add_argument("--memory_gib", type=float, help="on a CPU, who takes more is left out (default: 0.8 of the free)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    add_options(parser)
     parser.add_argument("--remark", default="", help="a sentence about the circumstances, for the report")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/benchmark-speed"))
     args = parser.parse_args()
     if unknown := set(args.sections) - set(SECTIONS):
         parser.error(f"there is no section {min(unknown)!r}: choose among {', '.join(SECTIONS)}")
-    if args.rounds < MIN_ROUNDS:
-        parser.error(f"--rounds is {args.rounds}, but must be at least {MIN_ROUNDS}")
     return args
 
 

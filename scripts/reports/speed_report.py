@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from luna_tools.cards import table
 from modeling_luna import ABSORBED_COST
 from scripts.reports.contestants import CONTESTANTS, SIZES
+from scripts.reports.results import measured, memory_ratio, ratios, shown, spread, where
 from scripts.reports.steps import PRODUCT
 
 MODES = {
@@ -63,26 +64,6 @@ CPU_DROPOUT = (
 # Figures of a result
 
 
-def measured(result: dict, name: str) -> dict | None:
-    """A contestant's cell, if it was measured."""
-    cell = result["cells"].get(name)
-    return cell if cell is not None and "absent" not in cell else None
-
-
-def ratios(result: dict, baseline: str, name: str) -> list[float]:
-    """Time of `baseline` over that of `name` in each round; none where one of them is absent."""
-    cells = measured(result, baseline), measured(result, name)
-    if None in cells:
-        return []
-    return [one / other for one, other in zip(*(cell["seconds"] for cell in cells), strict=True)]
-
-
-def memory_ratio(result: dict, baseline: str, name: str) -> float | None:
-    """Peak memory of `name` over that of `baseline`."""
-    cells = measured(result, baseline), measured(result, name)
-    return None if None in cells else cells[1]["peak_mib"] / cells[0]["peak_mib"]
-
-
 def counted(result: dict, baseline: str, name: str) -> float | None:
     """Multiply-adds of `baseline` over those of `name`: the ratio of times that counting predicts."""
     counts = result["multiply_adds"].get(baseline), result["multiply_adds"].get(name)
@@ -96,38 +77,8 @@ def peak_share(result: dict, name: str) -> float | None:
     return None if share is None or not found else share * median(found)
 
 
-def spread(values: list[float], digits: int = 2) -> str:
-    if not values:
-        return ""
-    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
-def shown(value: float | None, form: str = ".2f") -> str:
-    return "" if value is None else f"{value:{form}}"
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Tables
-
-
-def where(results: list[dict]) -> list[str]:
-    """Machine and commands of results of one device and precision."""
-    machines = {}
-    for result in results:
-        machines.setdefault(str(result["machine"]), result["machine"])
-    lines = []
-    for machine in machines.values():
-        settings = ", ".join(f"{name}={value}" for name, value in machine["allocator_settings"].items()) or "defaults"
-        device = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, {machine['memory_gib']} GiB"
-        if machine["device"] != "CPU":
-            device = f"{machine['device']} ({device})"
-        lines.append(
-            f"{device}; {machine['dtype']}; torch {machine['torch']}, transformers {machine['transformers']}; memory "
-            f"allocator settings: {settings}."
-        )
-    commands = dict.fromkeys(result["command"] for result in results)
-    lines += dict.fromkeys(result["remark"] for result in results if result.get("remark"))
-    return [*lines, "```\n" + "\n".join(commands) + "\n```"]
 
 
 def table_2(results: list[dict]) -> str:

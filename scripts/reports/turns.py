@@ -6,6 +6,7 @@ A contestant is a step, called again and again. A round is one step of each, so 
 one round, whatever else the machine does. Its peak memory is that of its first step, over what its process held before.
 """
 
+import argparse
 import os
 import platform
 import resource
@@ -185,6 +186,36 @@ def take_turns(
         for entrant in entrants.values():
             entrant.close()
     return {name: cells[name] for name in steps}
+
+
+def number_of_rounds(text: str) -> int:
+    if int(text) < MIN_ROUNDS:
+        raise argparse.ArgumentTypeError(f"{text} is too few: give at least {MIN_ROUNDS}")
+    return int(text)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `limits` reads, and the precision."""
+    parser.add_argument("--rounds", type=number_of_rounds, default=5, help=f"counted rounds, at least {MIN_ROUNDS}")
+    parser.add_argument(
+        "--budget", type=float, default=60, help=f"seconds after which no round beyond the first {MIN_ROUNDS} begins"
+    )
+    parser.add_argument("--seconds_per_step", type=float, default=60, help="who takes longer is left out")
+    parser.add_argument("--memory_gib", type=float, help="on a CPU, who takes more is left out (default: 0.8 of the free)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+
+
+def limits(args: argparse.Namespace) -> dict:
+    """What a program's options say to `take_turns`."""
+    return {
+        "device": args.device,
+        "memory_bytes": int(args.memory_gib * 2**30 if args.memory_gib else 0.8 * psutil.virtual_memory().available),
+        "rounds": args.rounds,
+        "longest": args.seconds_per_step,
+        "budget": args.budget,
+        "say": lambda line: print(f"  {line}", flush=True),
+    }
 
 
 def machine(device: str, dtype: str) -> dict:

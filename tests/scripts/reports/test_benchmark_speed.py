@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.reports import benchmark_speed as benchmark
-from scripts.reports import speed_report, steps
+from scripts.reports import results, speed_report, steps
 from scripts.reports.contestants import CONTESTANTS, Size, build, layer_multiply_adds
 from scripts.reports.turns import MIN_ROUNDS, SERVER, take_turns
 
@@ -168,9 +168,9 @@ def cell(*seconds: float, mib: float = 1.0) -> dict:
 
 def test_a_ratio_is_between_two_steps_of_one_round():
     found = result(1024, {"a": cell(1.0, 30.0, 5.0, mib=4.0), "b": cell(2.0, 10.0, 5.0), "c": {"absent": "why"}})
-    assert speed_report.ratios(found, "a", "b") == [0.5, 3.0, 1.0]
-    assert speed_report.memory_ratio(found, "a", "b") == 0.25
-    assert speed_report.ratios(found, "a", "c") == [] and speed_report.memory_ratio(found, "a", "c") is None
+    assert results.ratios(found, "a", "b") == [0.5, 3.0, 1.0]
+    assert results.memory_ratio(found, "a", "b") == 0.25
+    assert results.ratios(found, "a", "c") == [] and results.memory_ratio(found, "a", "c") is None
 
 
 def test_the_report_has_the_papers_figures_beside_ours_and_says_why_others_are_absent(tmp_path):
@@ -229,7 +229,7 @@ def test_who_fails_is_not_tried_at_greater_lengths(monkeypatch):
     assert [group.name["tokens"] for group in groups[:8]] == args.lengths
     made = []
 
-    def turns(makers, *args):
+    def turns(makers, **limits):
         made.append(set(makers))
         return {name: {"absent": "needs more than 1 GiB"} if name == "YOSO" else cell(1.0) for name in makers}
 
