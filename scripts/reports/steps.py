@@ -133,7 +133,7 @@ class StandingRun(Run):
         config = model_config(recipe)
         special = config.bos_token_id, config.pad_token_id, config.eos_token_id, 3
         tokenizer = SimpleNamespace(all_special_ids=special, mask_token_id=config.vocab_size - 1)
-        self.objective = objective(recipe, tokenizer, config.vocab_size)
+        self.objective = objective(recipe, tokenizer, {"vocab_size": config.vocab_size})
         model = build_model(recipe, config, None).to(self.accelerator.device).train()
         self.objective.suit(model, PRETRAINING_TOKENS)
         self.engine = ENGINES["ddp"](self.accelerator, model, recipe)

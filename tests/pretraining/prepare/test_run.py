@@ -109,7 +109,7 @@ PAPER = {
 
 
 def test_every_corpus_is_known_here():
-    assert set(named_files(CORPORA)) == {"quickstart", *PAPER}
+    assert set(named_files(CORPORA)) == {"quickstart", "quickstart_causal", *PAPER}
     assert parse_arguments(["quickstart", "--num_proc", "1"]) == PrepareConfig(
         "data/python-docs", ["python-docs"], vocab_size=4096, sequence_length=32, validation_fraction=0.05, num_proc=1
     )
@@ -143,7 +143,7 @@ def test_what_comes_later_wins(tmp_path):
     ("line", "text", "message"),
     [
         ("", "", "`output_dir` is missing: give --output_dir"),
-        ("absent OK", "", "'absent' is not a corpus: give one of paper_160gb, paper_16gb, quickstart, a YAML file"),
+        ("absent OK", "", "'absent' is not a corpus: give one of paper_160gb, paper_16gb, quickstart, quickstart_causal, a YAML file"),
         ("OK --source a", "", "'--source' is not an option, perhaps --sources is meant"),
         ("paper_16gb --sources a", "", "--weights 0.65 0.6: give 1, one for each of --sources, or none."),
         ("OK --seed one", "", "`seed` is 'one', but must be of type int"),

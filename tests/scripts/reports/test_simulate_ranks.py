@@ -51,7 +51,7 @@ def test_the_command_shows_all_parts(prepared):
             "sequences by the times they were read: {0: 1, 1: 1998, 2: 1}",
             marks=pytest.mark.slow,
         ),
-        ("", ("--num_processes", "3"), "error: `--num_processes` is 3: 192 does not divide the global batch"),
+        ("", ("--num_processes", "3"), "error: `--num_processes` is 3: 96 does not divide the global batch"),
     ],
     ids=["schedule", "sampler", "order", "processes"],
 )
