@@ -339,8 +339,8 @@ def compare_seq2seq(
                 tolerance = GRADIENT_TOLERANCE * official.abs().max().item()
                 comparison.differences.append(Difference("grad", key, difference, tolerance))
         compare_generated(model, comparison, batch, inputs)
-    kinds = ("src_", "prev", "target", "tgt", "packed", "enc", "dec", "logits", "loss", "grad", "greedy.", "beam")
-    return comparison.finish(kinds) if training else comparison.differences
+    kinds = "src_ prev target tgt packed enc dec logits loss grad greedy.tokens greedy.step_logits beam".split()
+    return comparison.finish(tuple(kinds)) if training else comparison.differences
 
 
 def compare_generated(model: LunaForConditionalGeneration, comparison: Comparison, batch: str, inputs: dict) -> None:

@@ -143,7 +143,11 @@ def test_what_comes_later_wins(tmp_path):
     ("line", "text", "message"),
     [
         ("", "", "`output_dir` is missing: give --output_dir"),
-        ("absent OK", "", "'absent' is not a corpus: give one of paper_160gb, paper_16gb, quickstart, quickstart_causal, a YAML file"),
+        (
+            "absent OK",
+            "",
+            "'absent' is not a corpus: give one of paper_160gb, paper_16gb, quickstart, quickstart_causal, a YAML file",
+        ),
         ("OK --source a", "", "'--source' is not an option, perhaps --sources is meant"),
         ("paper_16gb --sources a", "", "--weights 0.65 0.6: give 1, one for each of --sources, or none."),
         ("OK --seed one", "", "`seed` is 'one', but must be of type int"),
