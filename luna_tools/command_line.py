@@ -25,7 +25,7 @@ PROGRAMS = {
     "prepare": Program("pretraining.prepare.run", "pretrain", "turn text into a tokenizer and a packed dataset"),
     "pretrain": Program("pretraining.train", "pretrain", "pretrain a masked or causal language model from a recipe"),
     "finetune": Program("finetuning.run", "finetune", "fine-tune a checkpoint on a task"),
-    "self-pretrain": Program("finetuning.lra.self_pretrain", "finetune", "train on the inputs of a Long Range Arena task"),
+    "self_pretrain": Program("finetuning.lra.self_pretrain", "finetune", "train on the inputs of a Long Range Arena task"),
     "generate": Program("finetuning.lra.generate", "finetune", "generate data of the Long Range Arena"),
     "prepare_pairs": Program("finetuning.translation.prepare", "translate", "turn pairs of lines into a dataset"),
     "translate": Program("finetuning.translation.translate", "translate", "translate lines by a model"),

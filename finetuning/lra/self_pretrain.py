@@ -1,6 +1,6 @@
 # Copyright 2026 The Luna authors.
 # Licensed under the Apache License, Version 2.0.
-"""The program `luna self-pretrain`: a masked language model of a task's own inputs, for `luna finetune` to start from.
+"""The program `luna self_pretrain`: a masked language model of a task's own inputs, for `luna finetune` to start from.
 
 The inputs are those of the training rows, nothing else; the model is the recipe's. An experiment of ours, not the paper's.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MASKED_SHARE = 0.15  # of the symbols, as in the paper's pretraining
-USAGE = """usage: luna self-pretrain TASK [options.yaml] [--option value ...]
+USAGE = """usage: luna self_pretrain TASK [options.yaml] [--option value ...]
 
 Train a masked language model on the inputs of a task of the Long Range Arena. The options are those of `luna finetune`; then
 luna finetune TASK --model_name_or_path OUTPUT_DIR trains on the labels."""

@@ -128,7 +128,7 @@ ARGUMENTS = {
     "prepare": ["quickstart", "--output_dir", "out"],
     "pretrain": ["quickstart"],
     "generate": ["listops", "--output_dir", "out"],
-    "self-pretrain": ["listops", "--data_dir", "nowhere"],
+    "self_pretrain": ["listops", "--data_dir", "nowhere"],
     "finetune": ["sst2", "--model_name_or_path", "nowhere"],
     "export": ["nowhere", "--output_dir", "out"],
     "plot": ["nowhere", "text"],

@@ -159,7 +159,7 @@ def test_group_by_length_reads_the_lengths(tmp_path):
 def test_self_pretraining(name, tmp_path, capsys):
     """The encoder learns from the inputs alone, and the task's run starts from it."""
     options = options_of(name, tmp_path, output_dir=tmp_path / "pretrained")
-    assert run("self-pretrain", [name, *to_options(**options)]) == 0
+    assert run("self_pretrain", [name, *to_options(**options)]) == 0
     assert "give it to `luna finetune" in capsys.readouterr().out
     weights = load_file(tmp_path / "pretrained" / "model.safetensors")
     described = json.loads((tmp_path / "pretrained" / "run.json").read_text())
@@ -201,5 +201,5 @@ def test_masked_symbols():
     ],
 )
 def test_wrong_self_pretraining(command, expected, capsys):
-    assert run("self-pretrain", command.split()) == 2
+    assert run("self_pretrain", command.split()) == 2
     assert f"error: {expected}" in capsys.readouterr().err
