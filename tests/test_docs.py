@@ -45,7 +45,7 @@ SHORTER = {
     r"_samples 20000 --num_valid_samples 1000 --num_test_samples 1000": (
         "_samples 200 --num_valid_samples 20 --num_test_samples 20"
     ),
-    r"--num_samples 6000": "--num_samples 100",
+    r"--num_samples 20000": "--num_samples 100",
     r"(--recipe reduced .*)--num_seeds 3": r"\1--num_seeds 1 --max_steps 2 --eval_steps 1 --save_steps 1 --warmup_steps 1",
     r"simulate_ranks --every_place 1000000000": "simulate_ranks --every_place 1000000 --sequences 20000 --num_processes 4",
     r"kill_ranks --kills 100": "kill_ranks --kills 1",
