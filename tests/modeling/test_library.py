@@ -17,7 +17,6 @@ import pytest
 import torch
 from transformers.models.auto import modeling_auto
 
-from configuration_luna import AUTO_CLASSES
 from tests.support.luna_builders import tiny_config
 from tests.support.models import ENCODERS
 
@@ -61,9 +60,9 @@ class LunaTester:
 @pytest.fixture(autouse=True)
 def luna_in_the_library_s_tables(monkeypatch):
     """From these the common tests learn which labels a class takes."""
-    for auto_name, class_name in AUTO_CLASSES.items():
-        table = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", auto_name.removeprefix("Auto")).upper()
-        monkeypatch.setitem(getattr(modeling_auto, f"{table}_MAPPING_NAMES"), "luna", class_name)
+    for row in ENCODERS:
+        table = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", row.auto_name.removeprefix("Auto")).upper()
+        monkeypatch.setitem(getattr(modeling_auto, f"{table}_MAPPING_NAMES"), "luna", row.model_class.__name__)
 
 
 class TestLuna(common.ModelTesterMixin, unittest.TestCase):
