@@ -297,7 +297,7 @@ def main() -> int:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    SERVER.set_forkserver_preload(["scripts.reports.benchmark_causal"])
+    SERVER.set_forkserver_preload(["causal_luna", "matplotlib.figure", "scripts.reports.turns"])
     found = {name: [] for name in (MEASURES if args.only is None else [args.only])}
     status = 0
     try:
