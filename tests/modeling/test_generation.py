@@ -265,7 +265,8 @@ REPETITIVE = ids_of((TEXT[:4] * 6)[:21])
 @each_generator
 def test_assisted_decoding_gives_the_tokens_of_greedy(row, how):
     model = row.shared("sdpa")
-    inputs = {"input_ids": REPETITIVE}
+    # transformers 5.17 ends a lookup at once where the target starts with the token that ends it, in BART too.
+    inputs = {"input_ids": REPETITIVE} | ({"decoder_start_token_id": 0} if row is TRANSLATOR else {})
     expected = generated(row, model, inputs, max_new_tokens=15)
     options = {"prompt_lookup_num_tokens": 3}
     if how != "prompt lookup":
