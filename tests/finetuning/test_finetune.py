@@ -77,9 +77,11 @@ def check_predictions(task, folder, data_dir, max_option_length=40):
 
 
 EVERY_KIND = ("cola", "stsb", "mnli", "race", "csqa")
+# The Long Range Arena submits nothing and has vocabularies of its own: lra/test_runs.py.
+SUBMITTED = [name for name, task in TASKS.items() if task.submission_files]
 
 
-@pytest.mark.parametrize("task_name", [name if name in EVERY_KIND else slow(name) for name in TASKS])
+@pytest.mark.parametrize("task_name", [name if name in EVERY_KIND else slow(name) for name in SUBMITTED])
 def test_a_task_runs_from_the_hub_s_files_to_the_submission(task_name, finished, base):
     task, folder = TASKS[task_name], finished(task_name)
     results = read_results(folder)
