@@ -186,6 +186,8 @@ class CausalLM(Objective):
         Raises:
             InputError: it is such a model.
         """
+        if model.loss_type is None:  # of GPT2LMHeadModel: the library takes this one, with a warning that breaks the graph
+            model.loss_type = "ForCausalLM"
         was_training = model.training
         model.eval()
         ids_bn = torch.arange(min(8, sequence_length), device=model.device).repeat(2, 1) % self.vocab_size
