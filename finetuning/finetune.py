@@ -37,7 +37,7 @@ from finetuning.trainer import (
     mean_loss,
     metric_prefix,
 )
-from luna_tools.errors import InputError, Stopped, told
+from luna_tools.errors import InputError, told
 from luna_tools.files import write_json, writing
 
 logger = logging.getLogger(__name__)
@@ -245,13 +245,7 @@ class Run:
         else:
             if checkpoint is not None:
                 logger.warning("Going on from %s.", checkpoint)
-            try:
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            finally:
-                self.on_signal.restore_handlers()
-            if self.on_signal.received:
-                sentence = "Interrupted: a checkpoint is saved; give the same command again to go on."
-                raise Stopped(self.on_signal.received, sentence)
+            self.on_signal.train(trainer, checkpoint)
         state = trainer.state
         losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
         self.results |= {

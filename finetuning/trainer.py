@@ -39,7 +39,7 @@ from finetuning.metrics import metric_names
 from finetuning.run_folder import list_checkpoints
 from finetuning.tasks import Task
 from luna_tools.cards import named_card
-from luna_tools.errors import InputError, told
+from luna_tools.errors import InputError, Stopped, told
 from luna_tools.files import writing
 from luna_tools.settings import Parser, to_options
 
@@ -349,6 +349,19 @@ class SaveOnSignal(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if self.received:  # the Trainer would load the best checkpoint, and remove the one to go on from
             state.best_model_checkpoint = None
+
+    def train(self, trainer: Trainer, checkpoint: Path | None) -> None:
+        """Train to the end, from a checkpoint if there is one; the trainer has this among its callbacks.
+
+        Raises:
+            Stopped: a signal came, and a checkpoint is saved.
+        """
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            self.restore_handlers()
+        if self.received:
+            raise Stopped(self.received, "Interrupted: a checkpoint is saved; give the same command again to go on.")
 
     def restore_handlers(self) -> None:
         for number, handler in self.previous.items():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from finetuning.arguments import Arguments, parse, split_command_line
 from finetuning.tasks import TASKS
 from finetuning.tasks.lra import LraTask
-from luna_tools.errors import InputError, Stopped
+from luna_tools.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,13 +88,7 @@ def self_pretrain(arguments: Arguments) -> Path:
         group_by_length=arguments.run.group_by_length,
         write_card=lambda: None,
     )
-    checkpoint = find_checkpoint(folder)
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        on_signal.restore_handlers()
-    if on_signal.received:
-        raise Stopped(on_signal.received, "Interrupted: a checkpoint is saved; give the same command again to go on.")
+    on_signal.train(trainer, find_checkpoint(folder))
     with writing(folder):
         trainer.save_model(str(folder), _internal_call=True)
     return folder

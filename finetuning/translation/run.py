@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from finetuning.translation.arguments import CHANGEABLE_ON_RESUME, TranslationOptions, check_packages, make_parser, parse
 from finetuning.translation.prepare import MANIFEST, SPLITS, read_manifest
-from luna_tools.errors import InputError, Stopped, told
+from luna_tools.errors import InputError, told
 from luna_tools.files import sha256, write_json, write_text, writing
 
 if TYPE_CHECKING:
@@ -214,13 +214,7 @@ class TranslationRun:
         else:
             if checkpoint is not None:
                 logger.warning("Going on from %s.", checkpoint)
-            try:
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            finally:
-                self.on_signal.restore_handlers()
-            if self.on_signal.received:
-                sentence = "Interrupted: a checkpoint is saved; give the same command again to go on."
-                raise Stopped(self.on_signal.received, sentence)
+            self.on_signal.train(trainer, checkpoint)
         self.results |= {"train_steps": trainer.state.global_step, "train_epochs": trainer.state.epoch}
 
     def average(self) -> None:
