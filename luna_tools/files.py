@@ -62,6 +62,20 @@ def hold_lock(path: Path) -> IO | None:
 
 
 @contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file, and so keep other runs out of its folder.
+
+    Raises:
+        InputError: another run is in it.
+    """
+    file = hold_lock(path)
+    if file is None:
+        raise InputError(f"{path.parent}: another run is writing here; wait for it, or use another folder.")
+    with file:
+        yield
+
+
+@contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
     """An empty hidden folder for what is to become `target`: in `target` where that is a folder, otherwise beside it.
 

@@ -4,15 +4,13 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from luna_tools.errors import InputError
-from luna_tools.files import hold_lock, write_json
+from luna_tools.files import write_json
 
 SETTINGS = "generated.json"  # how the data beside it was made
 
@@ -67,20 +65,6 @@ def read_settings(folder: Path, options: GeneratorOptions) -> bool:
 def write_settings(folder: Path, options: GeneratorOptions) -> None:
     """Tell how the data in the folder is made."""
     write_json(folder / SETTINGS, options.settings())
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder with settings.
-
-    Raises:
-        InputError: another run is in it.
-    """
-    file = hold_lock(folder / SETTINGS)
-    if file is None:
-        raise InputError(f"{folder}: another run is writing here; wait for it, or use another --output_dir.")
-    with file:
-        yield
 
 
 def progress_bar(title: str, total: int, unit: str, initial: int = 0) -> tqdm:

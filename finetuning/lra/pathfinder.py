@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from finetuning.lra.folder import GeneratorOptions, locked, progress_bar, read_settings, write_settings
+from finetuning.lra.folder import SETTINGS, GeneratorOptions, progress_bar, read_settings, write_settings
 from finetuning.lra.snakes import Geometry, compose, draw
 from luna_tools.errors import InputError
-from luna_tools.files import staging_folder, write_text
+from luna_tools.files import locked, staging_folder, write_text
 from luna_tools.workers import map_in_order
 
 SHARD = 1000  # pictures in a folder
@@ -91,7 +91,7 @@ def generate(options: PathfinderOptions) -> Path:
         (folder / "imgs").mkdir(exist_ok=True)
         write_settings(folder, options)
     shards = range(-(-options.num_samples // SHARD))
-    with locked(folder):
+    with locked(folder / SETTINGS):
         for left in (folder / "imgs").glob(".unfinished-*"):  # of a run that was killed
             shutil.rmtree(left)
         missing = [shard for shard in shards if not metadata_file(folder, shard).exists()]

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from luna_tools.errors import InputError
-from luna_tools.files import sha256, write_json
+from luna_tools.files import locked, sha256, write_json
 from pretraining.dataset_format import SPLITS, TOKENIZER
 from pretraining.prepare.config import PrepareConfig
 from pretraining.prepare.documents import list_inputs, unreadable
@@ -31,11 +31,11 @@ from pretraining.prepare.readers import Fault, no_text
 from pretraining.prepare.sources import Input, Part, divide, measure_input
 from pretraining.prepare.state import (
     JOBS,
+    LOCK,
     PLAN,
     PROGRESS,
     WORK_VERSION,
     difference_from,
-    locked,
     read_json,
     refuse_difference,
     require_empty,
@@ -150,7 +150,7 @@ def run_job(config: PrepareConfig, output: Path) -> dict:
     tokenizer = load_made_tokenizer(plan["tokenizer_sha256"], output)
     folder = _job_folder(output, config.job)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    with locked(folder / LOCK):
         result = read_json(folder / RESULT, WORK_VERSION)
         if result is not None:
             _check_origin(result, plan, config.job, output)

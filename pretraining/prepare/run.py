@@ -49,8 +49,9 @@ def prepare(config: PrepareConfig) -> dict:
         InputError: an option, an input or the output folder cannot be used.
     """
     # Here, not above: a mistake on the command line is told before seconds of imports.
+    from luna_tools.files import locked
     from pretraining.prepare.jobs import make_plan, merge, prepare_alone, run_job
-    from pretraining.prepare.state import difference_from, locked, read_json, refuse_difference, remove_unfinished
+    from pretraining.prepare.state import LOCK, difference_from, read_json, refuse_difference, remove_unfinished
 
     output = Path(config.output_dir)
     try:
@@ -63,7 +64,7 @@ def prepare(config: PrepareConfig) -> dict:
             return manifest
         if config.job is not None:
             return run_job(config, output)
-        with locked(output):
+        with locked(output / LOCK):
             if config.plan:
                 return make_plan(config, output)
             if config.merge:

@@ -10,27 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from luna_tools.errors import InputError
-from luna_tools.files import hold_lock
 
 WORK_VERSION = 4  # of the files of unfinished work
 PLAN = "plan.json"  # how the work is divided among jobs
 JOBS = "jobs"  # a folder for each; it and the plan are removed at the end
 PROGRESS = "progress.json"  # of a job that is not complete
 LOCK = ".lock"
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder.
-
-    Raises:
-        InputError: another run is in it.
-    """
-    file = hold_lock(folder / LOCK)
-    if file is None:
-        raise InputError(f"{folder}: another run is writing here; wait for it or use another folder.")
-    with file:
-        yield
 
 
 def read_json(path: Path, version: int) -> dict | None:

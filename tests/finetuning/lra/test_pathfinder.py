@@ -130,7 +130,7 @@ def test_folders_that_cannot_be_used(whole):
         generate(Pathfinder32Options(options.output_dir, 1, num_samples=30, **EASY))
     with (
         hold_lock(folder / "generated.json"),
-        refused(f"{folder}: another run is writing here; wait for it, or use another --output_dir."),
+        refused(f"{folder}: another run is writing here; wait for it, or use another folder."),
     ):
         generate(options)
     (folder / "generated.json").write_text("[]")

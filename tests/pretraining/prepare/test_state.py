@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from luna_tools.errors import InputError
+from luna_tools.files import locked
 from pretraining.prepare import finish, slices
 from pretraining.prepare.run import prepare
 from pretraining.prepare.sources import python_docs
-from pretraining.prepare.state import locked
+from pretraining.prepare.state import LOCK
 from tests.support.preparing import Killed, command_line, contents, make_config, prepare_in_jobs, prepare_until_killed, steps
 
 ROOT = Path(__file__).parents[3]
@@ -164,7 +165,7 @@ def test_work_that_does_not_fit(copied, output, options, harmed, message):
 
 @pytest.mark.parametrize(("folder", "step"), [("two", {}), ("two", PLAN), ("two", MERGE), ("two/jobs/00000", JOB)])
 def test_two_runs_in_a_folder(copied, folder, step):
-    with locked(Path(folder)), pytest.raises(InputError, match=f"^{folder}: another run is writing here; wait for it"):
+    with locked(Path(folder) / LOCK), pytest.raises(InputError, match=f"^{folder}: another run is writing here"):
         _go_on("two", **step)
 
 
