@@ -52,19 +52,6 @@ class LraTask(PublishedTask):
 
         return wrap_tokenizer(self.backend_tokenizer())
 
-    @property
-    def hub_columns(self) -> tuple[str, ...]:
-        return ()
-
-    def hub_rows(self, rows: Iterable[Row]) -> Iterator[Row]:
-        raise NotImplementedError(f"{self.name} is not on the Hub")
-
-    def original_rows(self, split: str, path: Path) -> Iterator[Row]:
-        raise NotImplementedError(f"{self.name} is read from the Hub's files")
-
-    def submission(self, decided: np.ndarray) -> tuple[tuple[str, str], list[str]]:
-        raise NotImplementedError("the benchmark has no server: its test labels are published")
-
     def original_files(self, folder: Path, split: str) -> list[Path]:
         paths = [self.find_folder(folder) / name for name in self.original_names(split)]
         return [path for path in paths if path.is_file()]
@@ -168,9 +155,7 @@ def byte_pieces() -> list[str]:
 class Text(Bytes):
     """Reviews of films. The benchmark picks the checkpoint on the test rows, so there is no other split to report."""
 
-    @property
-    def hub_columns(self) -> tuple[str, ...]:
-        return ("text", "label")
+    hub_columns = ("text", "label")
 
     def hub_split(self, split: str) -> tuple[str | None, str]:
         return self.hub_config, "test" if split == "validation" else split
@@ -247,13 +232,11 @@ def grey_levels(data: bytes, size: int, place: str) -> bytes:
 class CifarImage(Pixels):
     """CIFAR-10 in grey. As in the benchmark, the last tenth of the training pictures is the validation split."""
 
+    hub_columns = ("img", "label")
+
     @property
     def split_names(self) -> tuple[str, ...]:
         return ("train", "test")
-
-    @property
-    def hub_columns(self) -> tuple[str, ...]:
-        return ("img", "label")
 
     def hub_rows(self, rows: Iterable[Row]) -> Iterator[Row]:
         for index, (place, raw) in enumerate(rows):

@@ -5,7 +5,6 @@
 import functools
 import itertools
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,19 +28,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PublishedTask(Task, ABC):
+class PublishedTask(Task):
     """A family says which columns the Hub's rows have, which files the original download, and what the rows of each say."""
 
     # ---- What a family says ----
 
-    @property
-    @abstractmethod
-    def hub_columns(self) -> tuple[str, ...]:
-        """The columns that are read on the Hub."""
+    hub_columns = ()  # the columns that are read on the Hub
 
-    @abstractmethod
     def hub_rows(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """The rows of a split as the Hub has them, with the task's columns, `index` and `label`."""
+        """With a `hub_dataset`: the rows of a split as the Hub has them, with the task's columns, `index` and `label`."""
+        raise NotImplementedError
 
     def hub_split(self, split: str) -> tuple[str | None, str]:
         """The configuration on the Hub that has a split, and the split's name there."""
@@ -51,13 +47,13 @@ class PublishedTask(Task, ABC):
         """The names that the one file of a split may have in the original download."""
         return ()
 
-    @abstractmethod
     def original_rows(self, split: str, path: Path) -> Iterator[Row]:
-        """The rows of an original file, with the task's columns, `index` and `label`."""
+        """With a `folder`: the rows of an original file, with the task's columns, `index` and `label`."""
+        raise NotImplementedError
 
-    @abstractmethod
     def submission(self, decided: "np.ndarray") -> tuple[tuple[str, str], list[str]]:
-        """The header of a submission file, and each row's answer from what `metrics.decide` says of it."""
+        """With `submission_files`: the header of one, and each row's answer from what `metrics.decide` says of it."""
+        raise NotImplementedError
 
     # ---- What follows from that ----
 
