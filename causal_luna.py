@@ -180,8 +180,9 @@ def attend_by_sums(query, key, value, pack, share_b1n1, state, is_token_b1n1, dr
     if is_token_b1n1 is not None:
         weights_bhnl = weights_bhnl.masked_fill(~is_token_b1n1, 0)
     dropped_bhnl = nn.functional.dropout(weights_bhnl, dropout) if dropout > 0 else weights_bhnl
-    output_bhnk, slot_values = causal_sums(dropped_bhnl, pack, value, slot_values)
-    return output_bhnk * share_b1n1, weights_bhnl, key_slots, slot_values
+    # The 1/t of the output where it has l numbers a token, not k.
+    output_bhnk, slot_values = causal_sums(dropped_bhnl * share_b1n1, pack, value, slot_values)
+    return output_bhnk, weights_bhnl, key_slots, slot_values
 
 
 def without_padding(
@@ -429,8 +430,9 @@ class LunaCausalCacheLayer(CacheLayerMixin):
         if remaining > recorded:
             raise ValueError(
                 f"`tokens_to_remove` is {tokens_to_remove}, but this cache can take back the last {recorded} of "
-                f"{self.num_seen} tokens: call `activate_past_recording()` before it reads them, and take back at most "
-                f"{KEPT_TOKENS} at once."
+                f"{self.num_seen} tokens: "
+                + ("" if self.record_past else "call `activate_past_recording()` before it reads them, and ")
+                + f"take back at most {KEPT_TOKENS} at once."
             )
         self.num_seen -= remaining
         while self.spans and remaining >= self.spans[-1].num_tokens:

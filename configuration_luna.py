@@ -274,6 +274,10 @@ class LunaConfig(PreTrainedConfig):
                 f"`decoder_start_token_id` is {self.decoder_start_token_id}, but must be an id of the target's vocabulary, "
                 f"0 to {ids - 1}."
             )
+        if self.target_vocab_size is not None and self.pad_token_id is not None and self.pad_token_id >= ids:
+            raise ValueError(
+                f"`pad_token_id` is {self.pad_token_id}, but must be an id of the target's vocabulary too, 0 to {ids - 1}."
+            )
 
     def validate_activation(self):
         for name in ("hidden_act", "classifier_act"):

@@ -35,6 +35,7 @@ from transformers.modeling_outputs import (
     Seq2SeqLMOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import auto_docstring
 from transformers.utils.generic import TransformersKwargs, can_return_tuple, merge_with_config_defaults
@@ -1545,11 +1546,12 @@ class LunaCache(Cache):
         self.packed_attention_mask = None
 
     def read_source(self, i: int) -> tuple[torch.Tensor, ...] | None:
-        """What layer i gave as `packed_source`, or None."""
-        return self.packed_sources.get(i)
+        """What layer i gave as `packed_source`, or None; with gradients, P is to get its own from every call."""
+        return None if torch.is_grad_enabled() else self.packed_sources.get(i)
 
     def write_source(self, i: int, packed_source: tuple[torch.Tensor, ...]) -> None:
-        self.packed_sources[i] = packed_source
+        if not torch.is_grad_enabled():
+            self.packed_sources[i] = packed_source
 
     def reset(self) -> None:
         super().reset()
@@ -1693,6 +1695,11 @@ class LunaDecoder(LunaPreTrainedModel):
         cache = self.new_cache() if past_key_values is None and use_cache else past_key_values
         b, n, _ = inputs_embeds.shape
         self.check_cache(cache, b)
+        if cache is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            raise ValueError(
+                "`past_key_values` is given while gradient checkpointing computes layers again, which would read the text "
+                "twice: call `model.gradient_checkpointing_disable()`, or leave the cache out."
+            )
         num_before = 0 if cache is None else cache.get_seq_length()
         self.check_length(
             num_before + n, position_ids, 'shorten it, or train a model with `position_embedding_type="sinusoidal"`'
@@ -1803,6 +1810,11 @@ class LunaDecoder(LunaPreTrainedModel):
                 f"`past_key_values` is of another model: it has {found[0]} heads of size {found[1]}, but this model "
                 f"{own[0]} of size {own[1]}."
             )
+        slots = state.key_slots.shape[3], self.config.projection_length
+        if slots[0] != slots[1] and not self.config.is_encoder_decoder:  # where there is a source, its length decides
+            raise ValueError(
+                f"`past_key_values` is of another model: its P has {slots[0]} slots, but this model's {slots[1]}."
+            )
         if b is not None and state.count.shape[0] != b:
             raise ValueError(
                 f"`past_key_values` has read {state.count.shape[0]} rows, but the batch has {b}: give each batch a cache of "
@@ -1833,6 +1845,15 @@ class LunaGenerationMixin(GenerationMixin):
 
     def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs) -> None:
         """None: the decoder counts positions from its cache and the mask, and from `pad_token_id` + 1, not from 0."""
+
+    def prepare_inputs_for_generation(self, input_ids, next_sequence_length: int | None = None, *args, **kwargs) -> dict:
+        """As in transformers, which takes all tokens for new ones where the cache has read them all."""
+        if next_sequence_length is not None and next_sequence_length < 1:
+            raise ValueError(
+                f"`{CACHE_NAME}` has read {input_ids.shape[1] - next_sequence_length} tokens, and `input_ids` has "
+                f"{input_ids.shape[1]}: give all that it has read, and at least one more."
+            )
+        return super().prepare_inputs_for_generation(input_ids, next_sequence_length, *args, **kwargs)
 
     def save_cache(self, cache: LunaCache | LunaEncoderDecoderCache, path: str | os.PathLike) -> None:
         """Write what the model keeps of a text to a file in safetensors, from which `load_cache` goes on, bit for bit.
@@ -1870,7 +1891,9 @@ class LunaGenerationMixin(GenerationMixin):
             raise ValueError(f"{path} is not a cache that `save_cache` wrote.") from error
         cache = self.new_cache()
         layers = causal_half(cache).layers
-        if facts["num_layers"] != len(layers) or ("source.0.keys" in tensors) != isinstance(cache, EncoderDecoderCache):
+        if ("source.0.keys" in tensors) != isinstance(cache, EncoderDecoderCache):
+            raise ValueError(f"{path} is of another kind of model: only one of both has a source.")
+        if facts["num_layers"] != len(layers):
             raise ValueError(f"{path} is of another model: it has {facts['num_layers']} layers, this model {len(layers)}.")
         for i, layer in enumerate(layers):
             state = CausalState(*(tensors[f"layers.{i}.{name}"] for name in CausalState._fields))
@@ -2018,6 +2041,8 @@ class LunaForConditionalGeneration(LunaPreTrainedModel, LunaGenerationMixin):
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """The tokens that the decoder reads to predict `labels`: these, one place later, after the start."""
+        if self.config.decoder_start_token_id is None:
+            raise ValueError("`decoder_start_token_id` is None: set it in the configuration, or give `decoder_input_ids`.")
         start = labels.new_full((labels.shape[0], 1), self.config.decoder_start_token_id)
         return torch.cat([start, labels[:, :-1].masked_fill(labels[:, :-1] == -100, self.config.pad_token_id)], dim=1)
 
@@ -2113,6 +2138,8 @@ if not __name__.startswith("transformers_modules."):
     transformers.AutoConfig.register("luna", LunaConfig, exist_ok=True)
     for auto_name, class_name in AUTO_CLASSES.items():
         getattr(transformers, auto_name).register(LunaConfig, globals()[class_name], exist_ok=True)
+    # By this table the Trainer's label smoothing knows whose labels it has to shift.
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["luna"] = AUTO_CLASSES["AutoModelForCausalLM"]
 
 
 __all__ = [

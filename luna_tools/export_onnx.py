@@ -111,6 +111,8 @@ def main(argv: list[str]) -> None:
             raise InputError(f"--output_dir is {options.output_dir!r}, which is not an empty folder: choose another name.")
         with quiet_transformers():
             model = load_luna(name)
+        if model.can_generate():
+            raise InputError(f"{name!r} is a {type(model).__name__}, whose cache has no form in ONNX: export an encoder.")
         with staging_folder(folder) as staging:  # what is wrong never gets the name
             graph, difference, lengths = export_and_compare(model, name, staging / "onnx")
             if not difference <= TOLERANCE:

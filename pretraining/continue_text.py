@@ -40,17 +40,27 @@ def main(argv: list[str]) -> None:
 
     import modeling_luna  # noqa: F401  (registers Luna with the Auto classes)
     from luna_tools.load import quiet_transformers
+    from pretraining.model import max_sequence_length
 
     remedy = "give a folder of `luna pretrain` with `objective: clm`, or a causal language model's name on the Hub"
     with quiet_transformers(), told(f"{name!r} can't be loaded as a causal language model", remedy):
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name).eval()
+        model, found = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True)
+    if missing := sorted(found["missing_keys"]):
+        raise InputError(f"{name!r} is no causal language model, which has weights such as {missing[0]}: {remedy}.")
+    model.eval()
+    longest = max_sequence_length(model.config)
     chance = {"do_sample": True, "temperature": options.temperature} if options.temperature else {"do_sample": False}
     for text in options.text:
         torch.manual_seed(options.seed)
         # The start of a row and the text, without the end that some tokenizers add.
         ids = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         ids += tokenizer(text, add_special_tokens=False)["input_ids"]
+        if longest is not None and len(ids) + options.max_new_tokens > longest:
+            raise InputError(
+                f"--max_new_tokens is {options.max_new_tokens}, which after the {len(ids)} tokens of {text!r} is beyond the "
+                f"{longest} of the model: give at most {longest - len(ids)}."
+            )
         ids_1n = torch.tensor([ids])
         limits = {"max_new_tokens": options.max_new_tokens, "pad_token_id": tokenizer.pad_token_id}
         with quiet_transformers():

@@ -165,7 +165,7 @@ def map_seq2seq_names(config: LunaConfig) -> dict[str, str]:
     causal_modules = CAUSAL_MODULES | CAUSAL_KEY_VALUE_MODULES[config.tie_key_value]
     decoder_modules |= {f"self_attn.{official}": f"self_attention.{ours}" for official, ours in causal_modules.items()}
     decoder_modules["self_attn_layer_norm"] = "self_attention_layer_norm"
-    for i in range(config.decoder_layers):
+    for i in range(config.decoder_size("decoder_layers")):
         for official, ours in decoder_modules.items():
             modules[f"decoder.layers.{i}.{official}"] = f"decoder.layers.{i}.{ours}"
 

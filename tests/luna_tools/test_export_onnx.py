@@ -16,6 +16,7 @@ from luna_tools import export_onnx
 from modeling_luna import LunaForMultipleChoice, LunaForQuestionAnswering, LunaForTokenClassification, LunaModel
 from tests.support.folders import refused
 from tests.support.luna_builders import build
+from tests.support.models import each_generator
 
 for library in ("onnxscript", "onnxruntime"):
     pytest.importorskip(library, reason=f"{library} is not installed: pip install 'luna-transformers[onnx]'")
@@ -85,6 +86,13 @@ def test_half_precision_becomes_a_graph_in_float32(dtype, tmp_path, monkeypatch)
     run(tmp_path / "luna", tmp_path / "onnx")
     assert 0 < differences[0] < export_onnx.TOLERANCE
     assert {tensor.dtype for tensor in load_file(tmp_path / "luna" / "model.safetensors").values()} == {dtype}
+
+
+@each_generator
+def test_models_that_generate_are_refused(row, tmp_path):
+    row.build(dtype=torch.float32, num_hidden_layers=1).save_pretrained(tmp_path / "luna")
+    with refused(f"is a {row.model_class.__name__}, whose cache has no form in ONNX"):
+        run(tmp_path / "luna", tmp_path / "onnx")
 
 
 @pytest.mark.slow

@@ -114,7 +114,10 @@ def test_update_reads_without_attending():
 
 
 CROPS = {
-    "more than there is": (-6, "`tokens_to_remove` is -6, but this cache can take back the last 5 of 5 tokens"),
+    "more than there is": (
+        -6,
+        "`tokens_to_remove` is -6, but this cache can take back the last 5 of 5 tokens: take back at most 128 at once.",
+    ),
     "a length": (3, "`tokens_to_remove` is 3, but must be 0 or below: -3 takes back the last 3 tokens."),
 }
 

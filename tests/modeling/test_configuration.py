@@ -232,6 +232,10 @@ WRONG_VALUES = [
         for name in OF_ENCODER_DECODERS
     ],
     (
+        {"is_encoder_decoder": True, "target_vocab_size": 30, "pad_token_id": 30, "max_position_embeddings": 50},
+        ("`pad_token_id` is 30", "target's vocabulary too, 0 to 29"),
+    ),
+    (
         {"is_encoder_decoder": True, "target_vocab_size": 30, "decoder_start_token_id": 30},
         ("`decoder_start_token_id` is 30", "0 to 29"),
     ),

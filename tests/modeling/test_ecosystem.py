@@ -19,9 +19,10 @@ from modeling_luna import LunaForMaskedLM, LunaForSequenceClassification, LunaMo
 from tests.support.backends import emulated_flash
 from tests.support.hub_server import Hub
 from tests.support.luna_builders import SENTENCES, build, make_tokenizer, pad_batch, random_ids
+from tests.support.models import TRANSLATOR, each_generator
 
 CLASSES = [LunaModel, LunaForMaskedLM, LunaForSequenceClassification]
-LORA_TARGETS = r".*\.layers\.\d+\.attention\.\w+_proj"
+LORA_TARGETS = r".*\.layers\.\d+\.\w*attention\.\w+_proj"
 
 
 def needs(library, extra):
@@ -216,6 +217,31 @@ def test_lora_trains_merges_and_loads_as_a_plain_model_from_folder_and_hub(tie_k
     assert {"config.json", "model.safetensors", "modeling_luna.py", "tokenizer.json"} <= files.keys()
     assert not [name for name in files if "adapter" in name]
     torch.testing.assert_close(by_name(**batch).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@each_generator
+def test_lora_trains_generates_and_merges_where_luna_is_causal(row):
+    peft = needs("peft", "peft")
+    base = row.build(attention="sdpa", dtype=torch.float32, num_hidden_layers=2)
+    task_type = "SEQ_2_SEQ_LM" if row is TRANSLATOR else "CAUSAL_LM"
+    model = peft.get_peft_model(base, peft.LoraConfig(task_type=task_type, r=4, target_modules=LORA_TARGETS))
+    batch = pad_batch([random_ids(9, seed=i) for i in range(4)])
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(30):
+        loss = model.train()(**row.training_inputs(batch)).loss
+        loss.backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.2
+
+    tokens = model.eval().generate(**batch, max_new_tokens=6, do_sample=False, pad_token_id=1)
+    expected = model(**row.inputs(batch)).logits
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(merged(**row.inputs(batch)).logits, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(merged.generate(**batch, max_new_tokens=6, do_sample=False, pad_token_id=1), tokens)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 """Causality, caches, `generate()`, saved state, and one sentence for each wrong input, of the models that generate."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -376,15 +377,21 @@ def test_decoder_inputs_are_made_of_labels():
         assert torch.equal(model(**SOURCE, labels=labels).loss, expected.loss)
 
 
-def test_label_smoothing_of_the_trainer(tmp_path):
+@each_generator
+def test_label_smoothing_of_the_trainer(row, tmp_path):
     """It works from logits: labels are taken out of the inputs before the call."""
-    model = TRANSLATOR.build(dtype=torch.float32)
+    model = row.build(dtype=torch.float32)
     labels = torch.tensor([[5, 6, 7, 2], [8, 2, -100, -100]])
-    inputs = SOURCE | {"labels": labels, "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels)}
+    if row is TRANSLATOR:
+        inputs = SOURCE | {"decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels)}
+    else:
+        inputs = {"input_ids": labels.clamp(min=1)}
     arguments = TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, use_cpu=True, report_to=[])
-    loss = Trainer(model, arguments).compute_loss(model, dict(inputs))
+    loss = Trainer(model, arguments).compute_loss(model, inputs | {"labels": labels})
     with torch.no_grad():
-        logits = model(**SOURCE, labels=labels).logits
+        logits = model(**inputs).logits
+    if row is CAUSAL_LM:  # each token is predicted from those before it
+        logits, labels = logits[:, :-1], labels[:, 1:]
     kept = labels != -100
     log_probabilities = logits.log_softmax(dim=-1)[kept]
     expected = 0.9 * -log_probabilities.gather(1, labels[kept][:, None]).mean() - 0.1 * log_probabilities.mean()
@@ -439,6 +446,16 @@ WRONG_CALLS = {
         CAUSAL_LM,
         lambda model: model(SHORT, cache=read_by(CAUSAL_LM.shared(num_attention_heads=4), CAUSAL_LM)),
         ("of another model", "4 heads of size 4", "2 of size 8"),
+    ),
+    "a cache of another number of slots": (
+        CAUSAL_LM,
+        lambda model: model(SHORT, cache=read_by(CAUSAL_LM.shared(projection_length=7), CAUSAL_LM)),
+        ("of another model", "its P has 7 slots", "this model's 5"),
+    ),
+    "all that a cache has read, and no more": (
+        CAUSAL_LM,
+        lambda model: model.generate(ids_of(TEXT), max_new_tokens=2, **{CACHE_NAME: read_by(model, CAUSAL_LM)}),
+        ("has read 12 tokens, and `input_ids` has 12", "at least one more"),
     ),
     "a cache of another batch": (
         CAUSAL_LM,
@@ -523,6 +540,23 @@ WRONG_CALLS = {
 def test_wrong_calls_are_refused_in_one_sentence(case):
     row, call, parts = WRONG_CALLS[case]
     assert_refused_in_one_sentence(lambda: call(row.shared()), parts)
+
+
+@each_generator
+def test_a_cache_and_checkpointed_gradients_exclude_each_other(row):
+    """Layers that are computed again would read the text again."""
+    model = row.build(dtype=torch.float32)
+    model.train().gradient_checkpointing_enable()
+    cache = model.new_cache()
+    call = partial(model, **target_inputs(row, SHORT), past_key_values=cache)
+    assert_refused_in_one_sentence(call, ("`past_key_values` is given while gradient checkpointing", "disable()"))
+
+
+def test_p_is_trained_after_a_prefix_that_was_read_without_gradients():
+    model = CAUSAL_LM.build(dtype=torch.float32)
+    cache = read_by(model, CAUSAL_LM)
+    model(SHORT, labels=SHORT, past_key_values=cache).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
 def test_a_file_that_is_no_saved_cache(tmp_path):

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from configuration_luna import LunaConfig
 from luna_tools.convert.checkpoint import load_fairseq_checkpoint
-from luna_tools.convert.seq2seq import args_from_seq2seq_config, config_from_seq2seq_args
+from luna_tools.convert.seq2seq import args_from_seq2seq_config, config_from_seq2seq_args, map_seq2seq_names
 from luna_tools.convert.tokenizer import build_word_tokenizer, read_symbols
 from luna_tools.convert.weights import find_layer_norm_scale, is_layer_norm_weight
 from modeling_luna import LunaForConditionalGeneration
@@ -90,6 +91,11 @@ def test_arguments_and_configuration_describe_each_other(variant):
     assert {name: getattr(args, name) for name in back} == back
     again = config_from_seq2seq_args(argparse.Namespace(**back), *sizes)
     assert again.to_dict() == config.to_dict()
+
+
+def test_a_decoder_of_the_encoder_s_size_has_names_too():
+    names = map_seq2seq_names(LunaConfig(is_encoder_decoder=True, num_hidden_layers=2, decoder_layers=2))
+    assert map_seq2seq_names(LunaConfig(is_encoder_decoder=True, num_hidden_layers=2)) == names
 
 
 def test_words_of_a_dictionary(tmp_path):
