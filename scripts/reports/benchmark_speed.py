@@ -44,8 +44,6 @@ from scripts.reports.steps import (
 from scripts.reports.turns import SERVER, add_options, limits, machine, take_turns
 
 SECTIONS = ("encoders", "pretraining", "attention")
-# Of one attention, a step is as many passes as take a time that a clock can tell.
-ATTENTION_STEP_MULTIPLY_ADDS = 4e9
 
 
 @dataclass
@@ -106,11 +104,7 @@ def attention_groups(args: argparse.Namespace) -> list[Group]:
     for shape in ATTENTION_SHAPES:
         for attention in ATTENTIONS:
             counts = {form: 3 * shape.b * count for form, count in attention_counts(attention, shape).items()}
-            repeats = max(1, round(ATTENTION_STEP_MULTIPLY_ADDS / counts["plain"]))
-            steps = {
-                form: partial(attention_step, attention, form, shape, args.device, args.dtype, repeats) for form in FORMS
-            }
-            counts = {form: repeats * count for form, count in counts.items()}
+            steps = {form: partial(attention_step, attention, form, shape, args.device, args.dtype) for form in FORMS}
             groups.append(Group({"section": "attention", "attention": attention, **asdict(shape)}, steps, counts, {}))
     return groups
 
@@ -144,7 +138,7 @@ def measure(group: Group, args: argparse.Namespace, failed: dict[str, str]) -> d
 
 def identity(result: dict) -> tuple:
     """What a result has in common with the one that it replaces."""
-    group = {key: value for key, value in result["group"].items() if key not in ("num_layers", "batch_size")}
+    group = {key: value for key, value in result["group"].items() if key != "num_layers"}
     return *group.values(), result["machine"]["device"], result["machine"]["dtype"]
 
 

@@ -4,6 +4,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -140,17 +141,19 @@ def encoders_section(results: list[dict], pictures: dict[str, Path]) -> list[str
         "last column is the speed of the counted multiply-adds in shares of that of a square matrix product, which took "
         "turns with the others."
     )
-    for size_name, size in SIZES.items():
-        for mode, title in MODES.items():
-            found = [x for x in results if (x["group"]["size"], x["group"]["mode"]) == (size_name, mode)]
-            if not found:
-                continue
+    batch_sizes = sorted({result["group"]["batch_size"] for result in results})
+    for (size_name, size), (mode, title), b in product(SIZES.items(), MODES.items(), batch_sizes):
+        of_table = {"size": size_name, "mode": mode, "batch_size": b}
+        found = [result for result in results if of_table.items() <= result["group"].items()]
+        if found:
             found.sort(key=lambda result: result["group"]["tokens"])
-            group = found[0]["group"]
-            paragraphs.append(f"### {'Text of Table 2' if size_name == 'text' else 'RoBERTa-base'}: {title}")
             paragraphs.append(
-                f"{group['num_layers']} layer(s), hidden size {size.hidden_size}, {size.num_heads} heads, feed-forward "
-                f"{size.intermediate_size}, {size.vocab_size:,} vocabulary entries; batch {group['batch_size']}."
+                f"### {'Text of Table 2' if size_name == 'text' else 'RoBERTa-base'}: {title}"
+                f"{f', {b} sequences' if b > 1 else ''}"
+            )
+            paragraphs.append(
+                f"{found[0]['group']['num_layers']} layer(s), hidden size {size.hidden_size}, {size.num_heads} heads, "
+                f"feed-forward {size.intermediate_size}, {size.vocab_size:,} vocabulary entries; batch {b}."
             )
             if "dropout" in mode and found[0]["machine"]["device"] == "CPU":
                 paragraphs[-1] += f" {CPU_DROPOUT}"
@@ -169,16 +172,17 @@ def pretraining_section(results: list[dict]) -> list[str]:
     paragraphs = ["## A step of pretraining", *where(results)]
     paragraphs.append(
         f"The training step of `luna pretrain`, of base size ({group['num_layers']} layers, 50,265 entries), under the "
-        f"recipes luna_base_16gb and roberta_base_16gb: forward, backward, clipping and AdamW's update, "
-        f"{group['batch_size']} sequences of {group['tokens']} tokens a step, 15 % of them masked. RoBERTa's class projects "
-        "every token to the vocabulary; in the second row only the masked ones, as Luna does, whose last layer computes no "
-        "others, too. Counted are the matrix products of layers and head."
+        f"recipes luna_base_16gb and roberta_base_16gb: forward, backward, clipping and AdamW's update of sequences of "
+        f"{group['tokens']} tokens, 15 % of them masked. RoBERTa's class projects every token to the vocabulary; in the "
+        "second row only the masked ones, as Luna does, whose last layer computes no others, too. Counted are the matrix "
+        "products of layers and head."
     )
-    for mode, title in (("training", "Without dropout"), ("training with dropout", "With dropout 0.1, as in Table 8")):
-        found = [result for result in results if result["group"]["mode"] == mode]
+    titles = {"training": "without dropout", "training with dropout": "with dropout 0.1, as in Table 8"}
+    for (mode, title), b in product(titles.items(), sorted({result["group"]["batch_size"] for result in results})):
+        found = [result for result in results if {"mode": mode, "batch_size": b}.items() <= result["group"].items()]
         if found:
             baselines = "RoBERTa", "RoBERTa, masked positions only"
-            paragraphs += [f"### {title}", full_table(found, baselines, has_lengths=False)]
+            paragraphs += [f"### {b} sequences a step, {title}", full_table(found, baselines, has_lengths=False)]
     return paragraphs
 
 
@@ -257,10 +261,13 @@ def draw_figure_1(result: dict, path: Path) -> None:
     panels = {"the paper's speed and memory": paper, f"speed and memory measured here ({device})": own}
     figure = Figure(figsize=(12, 5), layout="constrained")
     for axis, (title, points) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
-        for name, (speed, memory) in points.items():
-            color = "C3" if name.startswith("Luna") else "C0"
-            axis.scatter(speed, ACCURACY[name], s=1500 * memory, alpha=0.5, color=color)
-            axis.annotate(name, (speed, ACCURACY[name]), fontsize=8, ha="center", va="center")
+        # Names of small circles stand above and below them by turns: some are as fast and as accurate as each other.
+        for i, (name, (speed, memory)) in enumerate(sorted(points.items(), key=lambda item: item[1])):
+            color, area = "C3" if name.startswith("Luna") else "C0", 1500 * memory
+            axis.scatter(speed, ACCURACY[name], s=area, alpha=0.5, color=color)
+            away = 0 if memory > 0.3 else (math.sqrt(area / math.pi) + 6) * (1 if i % 2 else -1)
+            where_to = {"xytext": (0, away), "textcoords": "offset points"}
+            axis.annotate(name, (speed, ACCURACY[name]), **where_to, fontsize=8, ha="center", va="center")
         axis.set_title(title)
         axis.set_xlabel("training steps a second at 4K, the Transformer's = 1")
         axis.margins(0.15)
@@ -281,8 +288,10 @@ def by_device(results: Iterable[dict]) -> list[list[dict]]:
 
 
 def draw(results: list[dict], output_dir: Path, suffix: str) -> dict[str, Path]:
-    """The pictures of one device's encoders. Returns them by title."""
+    """The pictures of one device's encoders, of the smallest batch. Returns them by title."""
     pictures = {}
+    batch_size = min(result["group"]["batch_size"] for result in results)
+    results = [result for result in results if result["group"]["batch_size"] == batch_size]
     if any(SDPA in x["cells"] and x["group"]["mode"] == "training" for x in results):
         pictures["Training speed against length"] = output_dir / f"encoders{suffix}.png"
         draw_speed(results, pictures["Training speed against length"])

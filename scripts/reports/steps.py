@@ -210,8 +210,8 @@ def attention_counts(attention: str, shape: AttentionShape) -> dict[str, int]:
     return dict(zip(FORMS, counts, strict=True))
 
 
-def attention_step(attention: str, form: str, shape: AttentionShape, device: str, dtype: str, repeats: int) -> Step:
-    """`repeats` forward and backward passes of one attention in one form, without dropout or masks."""
+def attention_step(attention: str, form: str, shape: AttentionShape, device: str, dtype: str) -> Step:
+    """A forward and a backward pass of one attention in one form, without dropout or masks."""
     torch.manual_seed(0)
     tied = ATTENTIONS[attention][1]
     config = LunaConfig(hidden_size=shape.d, num_attention_heads=shape.h, projection_length=shape.l, tie_key_value=tied)
@@ -225,9 +225,8 @@ def attention_step(attention: str, form: str, shape: AttentionShape, device: str
     gradient = torch.randn_like(x_bnd if attention == "unpack" else p_bld)
 
     def step() -> None:
-        for _ in range(repeats):
-            module.zero_grad()
-            x_bnd.grad = p_bld.grad = None
-            attend(x_bnd, p_bld, None)[0].backward(gradient)
+        module.zero_grad()
+        x_bnd.grad = p_bld.grad = None
+        attend(x_bnd, p_bld, None)[0].backward(gradient)
 
     return step

@@ -2,8 +2,9 @@
 # Licensed under the Apache License, Version 2.0.
 """Contestants that take turns, each in a process of its own: a slow or greedy one ends without the others.
 
-A contestant is a step, called again and again. A round is one step of each, so that a ratio is always between two steps of
-one round, whatever else the machine does. Its peak memory is that of its first step, over what its process held before.
+A contestant is a step. In a round each makes steps for a second, or one that takes longer: a ratio is always between two
+times of one round, whatever else the machine does, and caches are warm as in a loop. Its peak memory is that of its first
+steps, over what its process held before.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import transformers
 from luna_tools.errors import first_sentence
 
 MIN_ROUNDS = 3
+TURN_SECONDS = 1.0
 # Processes are forked from one that has imported what they share. Not "spawn": on Linux the peak of a spawned process starts
 # at the size of the one that spawned it.
 SERVER = get_context("forkserver")
@@ -38,7 +40,7 @@ class Absent(Exception):
 
 
 def work(connection, make_step: Callable[[], Callable[[], None]], device: str, memory_bytes: int) -> None:
-    """Build the step, then make one whenever told: send (seconds, peak bytes), or why there is none."""
+    """Build the step, then take a turn whenever told: send (seconds, peak bytes), or why there is none."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who counts
     try:
         if device == "cpu":
@@ -63,7 +65,7 @@ def reason(error: Exception, memory_bytes: int) -> str:
 
 
 def measured(step: Callable[[], None], device: str) -> tuple[float, int]:
-    """Seconds of one step, and the bytes of its peak over what was held before."""
+    """Seconds of a step, the mean of a turn, and the bytes of their peak over what was held before."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -72,12 +74,15 @@ def measured(step: Callable[[], None], device: str) -> tuple[float, int]:
         with suppress(OSError):  # Linux's: the peak starts anew
             Path("/proc/self/clear_refs").write_text("5")
         before = psutil.Process().memory_info().rss
-    start = time.perf_counter()
-    step()
+    start, seconds, steps = time.perf_counter(), 0.0, 0
+    while seconds < TURN_SECONDS:
+        step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds, steps = time.perf_counter() - start, steps + 1
+    seconds /= steps
     if device == "cuda":
-        torch.cuda.synchronize()
-        return time.perf_counter() - start, torch.cuda.max_memory_allocated() - before
-    seconds = time.perf_counter() - start
+        return seconds, torch.cuda.max_memory_allocated() - before
     unit = 1 if platform.system() == "Darwin" else 1024
     return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
 
@@ -109,17 +114,17 @@ class Entrant:
             raise
 
     def step(self, longest: float) -> tuple[float, int]:
-        """Make one step: its seconds, and the bytes of its peak.
+        """Take a turn: the seconds of a step, and the bytes of their peak.
 
         Raises:
-            Absent: it failed, or took longer than `longest` seconds.
+            Absent: a step failed, or took longer than `longest` seconds.
         """
         self.connection.send(True)
-        return self.receive(longest)
+        return self.receive(TURN_SECONDS + longest)
 
     def receive(self, longest: float | None):
         if not self.connection.poll(longest):
-            raise Absent(f"a step takes more than {longest:g} s")
+            raise Absent(f"a step takes more than {longest - TURN_SECONDS:g} s")
         try:
             answer = self.connection.recv()
         except EOFError:
