@@ -20,7 +20,7 @@ from finetuning.finetune import finetune, fit_recipe
 from finetuning.model import load_config
 from finetuning.run_folder import check_output_dir, describe
 from finetuning.tasks import Task
-from finetuning.trainer import best_key, make_training_arguments
+from finetuning.trainer import best_key, make_training_arguments, test_key
 from luna_tools.cards import table
 from luna_tools.errors import InputError, told
 from luna_tools.files import write_json, write_text
@@ -132,23 +132,28 @@ def sweep(task_name: str, options: list[str], run_one: Callable = finetune) -> P
     entries = run_all(plan([task_name], options, settings), run_one)
 
     key = best_key(base.task)
+    keys = [name for name in (key, test_key(base.task)) if all(name in entry["results"] for entry in entries)]
     every_run = [
-        [entry["folder"], *(entry[name] for name in (*grid, "seed")), percent(entry["results"][key])] for entry in entries
+        [entry["folder"], *(entry[name] for name in (*grid, "seed")), *(percent(entry["results"][name]) for name in keys)]
+        for entry in entries
     ]
-    groups: dict[tuple[str, ...], list[float]] = {}
+    groups: dict[tuple[str, ...], list[dict]] = {}
     for entry in entries:
-        groups.setdefault(tuple(entry[name] for name in grid), []).append(entry["results"][key])
-    best_first = [
-        [*values, *map(percent, (statistics.mean(scores), statistics.median(scores), max(scores)))]
-        for values, scores in sorted(groups.items(), key=lambda item: -statistics.median(item[1]))
-    ]
+        groups.setdefault(tuple(entry[name] for name in grid), []).append(entry["results"])
+    rows = []
+    for values, results in groups.items():
+        scores = [result[key] for result in results]
+        test_means = [statistics.mean(result[name] for result in results) for name in keys[1:]]
+        rows.append((*values, statistics.mean(scores), statistics.median(scores), max(scores), *test_means))
+    rows.sort(key=lambda row: -row[len(grid) + 1])
+    best_first = [[*row[: len(grid)], *map(percent, row[len(grid) :])] for row in rows]
     text = f"""# Sweep of {base.task.title}: every run
 
-{table(("run", *grid, "seed", key), every_run)}
+{table(("run", *grid, "seed", *keys), every_run)}
 
 Over {base.run.num_seeds} seed(s), best median first:
 
-{table((*grid, "mean", "median", "maximum"), best_first)}
+{table((*grid, "mean", "median", "maximum", *(f"mean {name}" for name in keys[1:])), best_first)}
 """
     return save(output_dir, "sweep", text, {"task": task_name, "metric": key, "runs": entries})
 
@@ -222,7 +227,7 @@ def compare(task_names: list[str], options: list[str], run_one: Callable = finet
     validation = {name: best_key(task) for name, task in tasks.items()}
     entries = run_all(plan(task_names, options, settings), run_one)
     runs = [{"metric": validation[entry["task"]], **entry} for entry in entries]
-    test = {name: f"{task.test_splits[0]}_{task.best_metric}" for name, task in tasks.items()}
+    test = {name: test_key(task) for name, task in tasks.items()}
     text = score_table(labels, tasks, runs, validation, len(seeds))
     if all(test[entry["task"]] in entry["results"] for entry in runs):  # the test rows' labels are given
         text += "\n" + score_table(labels, tasks, runs, test, len(seeds))

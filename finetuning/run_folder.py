@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -137,10 +138,11 @@ def check_output_dir(output_dir: Path, description: dict) -> None:
     raise InputError(f"The files of `{name}` have changed since the run in {output_dir}: {remedy}.")
 
 
-def list_checkpoints(output_dir: Path) -> list[Path]:
-    """The Trainer's checkpoints, the newest first."""
-    folders = [path for path in output_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
-    return sorted(folders, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
+def list_checkpoints(output_dir: Path, last: float = math.inf) -> list[Path]:
+    """The Trainer's checkpoints up to step `last`, the newest first; some may not be whole."""
+    steps = {path: path.name.removeprefix("checkpoint-") for path in output_dir.glob("checkpoint-*")}
+    steps = {path: int(step) for path, step in steps.items() if step.isdecimal() and int(step) <= last}
+    return sorted(steps, key=steps.get, reverse=True)
 
 
 def find_checkpoint(output_dir: Path, world_size: int | None = None) -> Path | None:

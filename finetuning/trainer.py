@@ -117,6 +117,11 @@ def best_key(task: Task) -> str:
     return f"{metric_prefix(task, task.validation_splits[0])}_{task.best_metric}"
 
 
+def test_key(task: Task) -> str | None:
+    """The result that tables report, where the test rows' labels are given; None of a task without test rows."""
+    return f"{task.test_splits[0]}_{task.best_metric}" if task.test_splits else None
+
+
 def check_best_metric(task: Task, args: TrainingArguments) -> None:
     """Refuse to pick the best checkpoint by what the evaluation does not give."""
     names = (*metric_names(task), "loss")
@@ -246,7 +251,8 @@ class FinetuningTrainer(Trainer):
 
     def remove_old_checkpoints(self, num_kept: int) -> None:
         """Keep the best checkpoint and the newest, and others up to so many in all."""
-        newest, *others = list_checkpoints(Path(self.args.output_dir))
+        # One of a later step is what a kill left of the run that this one goes on from before.
+        newest, *others = list_checkpoints(Path(self.args.output_dir), self.state.global_step)
         kept = {newest} | ({Path(self.state.best_model_checkpoint)} if self.state.best_model_checkpoint else set())
         for path in others:
             if path not in kept and len(kept) >= num_kept:

@@ -150,6 +150,12 @@ NOT_HONOURED = {
     **dict.fromkeys(("deepspeed", "fsdp"), "this program trains by data parallelism"),
     "prediction_loss_only": "the loss is the mean over all tokens",
     "save_only_model": "an interrupted run could not go on",
+    "dataloader_drop_last": "the evaluation would lose rows",
+    **dict.fromkeys(
+        ("batch_eval_metrics", "eval_do_concat_batches", "include_for_metrics", "label_names"),
+        "the program computes its own figures",
+    ),
+    **dict.fromkeys(("sortish_sampler", "data_seed"), "the order of the batches follows from --seed"),
     "resume_from_checkpoint": "the same command goes on from the newest checkpoint by itself",
     "remove_unused_columns": "the program knows its columns",
 }  # fmt: skip
@@ -196,6 +202,11 @@ def parse(argv: list[str]) -> tuple[str | None, TranslationOptions]:
             f"`model_name_or_path` was given beside the row {row}, which has a model of its own: leave one out."
         )
     (options,) = make_parser().parse(start + given)
+    if row and options.optimizer != read_recipes()["rows"][row]["optimizer"] and "learning_rate" not in names:
+        raise InputError(
+            f"`optimizer` is {options.optimizer}, but the learning rate {options.learning_rate:g} of {row} is for another: "
+            "give --learning_rate too, and --warmup_steps and --weight_decay as it needs them."
+        )
     check_options(options, names)
     return row, options
 

@@ -120,8 +120,8 @@ class TranslationTrainer(FinetuningTrainer, Seq2SeqTrainer):
 
     def remove_old_checkpoints(self, num_kept: int) -> None:
         """Keep the newest checkpoint, and those that the mean is of: one more after a signal does not push them out."""
-        newest, *others = list_checkpoints(Path(self.args.output_dir))
-        kept = self.checkpoints_to_average()
+        newest, *others = list_checkpoints(Path(self.args.output_dir), self.state.global_step)
+        kept = {newest, *self.checkpoints_to_average()}
         for path in others:
             if path not in kept:
                 shutil.rmtree(path)
@@ -131,7 +131,8 @@ class TranslationTrainer(FinetuningTrainer, Seq2SeqTrainer):
         interval = self.options.save_steps
         if self.options.save_strategy == "epoch":
             interval = len(self.batches) // self.options.batches_per_step
-        steps = {path: int(path.name.removeprefix("checkpoint-")) for path in list_checkpoints(Path(self.args.output_dir))}
+        paths = list_checkpoints(Path(self.args.output_dir), self.state.global_step)
+        steps = {path: int(path.name.removeprefix("checkpoint-")) for path in paths}
         due = [path for path, step in steps.items() if step % interval == 0 or step == self.state.max_steps]
         return due[: self.options.num_averaged_checkpoints]
 

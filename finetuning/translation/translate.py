@@ -67,11 +67,18 @@ def translate_stream(stream: IO[bytes], translator: "Translator", window: int) -
     Raises:
         InputError: a line is not UTF-8, or too long for the model; those before are yielded.
     """
-    numbered = enumerate(stream, start=1)
-    first = 1
-    while lines := [decode_line(line, number, "the input") for number, line in islice(numbered, window)]:
-        yield from translator.translate(lines, first)
-        first += len(lines)
+    numbered, ended = enumerate(stream, start=1), False
+    while not ended:
+        ids, fault = [], None
+        try:
+            for number, line in islice(numbered, window):
+                ids.append(translator.encode(decode_line(line, number, "the input"), number))
+        except InputError as error:
+            fault = error
+        yield from translator.translate(ids)
+        if fault is not None:
+            raise fault
+        ended = not ids
 
 
 class Translator:
@@ -91,11 +98,18 @@ class Translator:
         from finetuning.model import sequence_limit
         from finetuning.translation.arguments import TranslationOptions
         from finetuning.translation.model import build_model, make_config
+        from luna_tools.convert.from_fairseq import TARGET_TOKENIZER
 
         self.name, self.options = name, options
         model = build_model(make_config(TranslationOptions(model_name_or_path=name), {}), name).eval()
         with told(f"{name} has no tokenizer that can be loaded", "save the one it was trained with beside it"):
             self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+        # `luna convert` of two dictionaries writes one tokenizer for each language.
+        self.target_tokenizer = self.tokenizer
+        if getattr(model.config, "target_vocab_size", None) is not None:
+            remedy = f"save it as {name}/{TARGET_TOKENIZER}, where `luna convert` writes it"
+            with told(f"{name} has a target vocabulary of its own, and no tokenizer of it that can be loaded", remedy):
+                self.target_tokenizer = AutoTokenizer.from_pretrained(name, subfolder=TARGET_TOKENIZER)
         if self.tokenizer.pad_token is None:
             raise InputError(f"The tokenizer of {name} has no pad_token, which batches need: give a model that has one.")
         self.limit = sequence_limit(model, self.tokenizer)
@@ -106,23 +120,21 @@ class Translator:
         on_cpu = options.use_cpu or not torch.accelerator.is_available()
         self.model: PreTrainedModel = model.to("cpu" if on_cpu else torch.accelerator.current_accelerator())
 
-    def translate(self, lines: list[str], first: int = 1) -> list[str]:
-        """Translate lines, those of similar length together; returns them in order.
-
-        Args:
-            first: the number of the first line, for errors.
+    def encode(self, line: str, number: int) -> list[int]:
+        """The ids of a line; none of an empty one.
 
         Raises:
-            InputError: a line has more tokens than the model reads.
+            InputError: it has more tokens than the model reads.
         """
-        ids = {i: self.tokenizer(line)["input_ids"] for i, line in enumerate(lines) if line.strip()}
-        for i, tokens in ids.items():
-            if len(tokens) > self.limit:
-                raise InputError(
-                    f"Line {first + i} has {len(tokens)} tokens, but {self.name} reads at most {self.limit}: divide it."
-                )
-        order = sorted(ids, key=lambda i: -len(ids[i]))
-        translations = [""] * len(lines)
+        ids = self.tokenizer(line)["input_ids"] if line.strip() else []
+        if len(ids) > self.limit:
+            raise InputError(f"Line {number} has {len(ids)} tokens, but {self.name} reads at most {self.limit}: divide it.")
+        return ids
+
+    def translate(self, ids: list[list[int]]) -> list[str]:
+        """Translate encoded lines, those of similar length together; returns them in order."""
+        order = sorted((i for i, tokens in enumerate(ids) if tokens), key=lambda i: -len(ids[i]))
+        translations = [""] * len(ids)
         for start in range(0, len(order), self.options.batch_size):
             batch = order[start : start + self.options.batch_size]
             for i, text in zip(batch, self.translate_batch([ids[i] for i in batch]), strict=True):
@@ -141,4 +153,4 @@ class Translator:
             max_length=self.options.max_length,
             do_sample=False,
         )
-        return decode(self.tokenizer, generated)
+        return decode(self.target_tokenizer, generated)

@@ -87,6 +87,14 @@ def load_tokenizer(name: str, source_language: str | None, target_language: str 
                     f"{next(iter(codes))}, by --source_language and --target_language."
                 )
             setattr(tokenizer, field, language)
+    elif hasattr(tokenizer, "src_lang"):  # its languages are tokens
+        for field, language in (("src_lang", source_language), ("tgt_lang", target_language)):
+            if language is None or tokenizer.convert_tokens_to_ids(language) in (None, tokenizer.unk_token_id):
+                raise InputError(
+                    f"The tokenizer {name} does not know the language {language}: give codes of its own, such as "
+                    f"{getattr(tokenizer, field)}, by --source_language and --target_language."
+                )
+            setattr(tokenizer, field, language)
     if tokenizer.eos_token_id not in tokenizer(text_target="a")["input_ids"]:
         raise InputError(
             f"The tokenizer {name} does not end a line by its end token {tokenizer.eos_token}: give an encoder-decoder's."

@@ -50,7 +50,7 @@ REPRESENTATIONS = {"[CLS]": ("cls",), "P": ("packed_mean", "packed_mean_unmasked
 # Options that change where and how fast a run is, and those that choose a cell.
 HARMLESS = set("data_dir output_dir seed num_seeds recipe disable_tqdm use_cpu dataloader_num_workers".split())
 HARMLESS |= set("per_device_train_batch_size per_device_eval_batch_size logging_steps license language report_to".split())
-CHOOSING = {"model_type", "model", "classifier_pooling"}
+CHOOSING = {"model_type", "model", "classifier_pooling", "compare"}
 
 
 def read_run(folder: Path) -> dict | None:
@@ -106,18 +106,28 @@ def label(run: dict) -> str:
 
 
 def cell(runs: list[dict], needs: str) -> str:
-    """Mean and standard deviation over the runs in %, or why there are none."""
+    """Mean and standard deviation over the seeds in %, of each recipe and pooling, or why there are none."""
     if not runs:
         return f"not run: needs {needs}"
-    scores = [100 * run["accuracy"] for run in runs]
-    spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-    recipes = ", ".join(sorted({run["recipe"] or "paper" for run in runs}))
-    return f"{statistics.mean(scores):.2f}{spread} ({len(scores)} seed{'s' * (len(scores) > 1)}, {recipes})"
+    experiments: dict[str, dict[int, float]] = {}  # a seed that was trained again counts once
+    for run in runs:
+        name = run["recipe"] or "paper"
+        if run["classifier_pooling"] not in ("cls", "mean", "packed_mean"):
+            name += f", {run['classifier_pooling']}"
+        experiments.setdefault(name, {})[run["seed"]] = 100 * run["accuracy"]
+    entries = []
+    for name, scores in sorted(experiments.items()):
+        spread = f" ± {statistics.stdev(scores.values()):.2f}" if len(scores) > 1 else ""
+        count = f"{len(scores)} seed{'s' * (len(scores) > 1)}"
+        entries.append(f"{statistics.mean(scores.values()):.2f}{spread} ({count}, {name})")
+    return "; ".join(entries)
 
 
 def average(cells: list[list[dict]]) -> str:
-    """The mean over the tasks, where all of them are run."""
-    if not all(cells):
+    """The mean over the tasks, where all of them are run by one recipe with one pooling."""
+    poolings = [{run["classifier_pooling"] for run in runs} for runs in cells]
+    recipes = {run["recipe"] or "paper" for runs in cells for run in runs}
+    if not all(len(of_cell) == 1 for of_cell in poolings) or len(recipes) > 1:
         return ""
     return f"{statistics.mean(100 * statistics.mean(run['accuracy'] for run in runs) for runs in cells):.2f}"
 

@@ -81,18 +81,20 @@ def test_the_grids_are_the_paper_s(checkpoints, tmp_path, caplog):
 
 def test_the_table_has_every_run_and_each_setting_s_median_and_maximum(options, grid, tmp_path, capsys):
     scores = [0.5, 0.9, 0.2, 0.6, 0.61, 0.67]  # no median is a mean
-    runs = FakeRuns(scores)
+    runs = FakeRuns(scores, has_tests=True)
     path = sweep("sst2", [*options, *grid, "--num_seeds", "3", "--seed", "5"], runs)
     assert [a.training.seed for a in runs.calls] == [5, 6, 7] * 2
     folders = [Path(a.training.output_dir).name for a in runs.calls]
     assert folders[0] == "learning_rate_0.001-seed_5" and len(set(folders)) == 6
     rows = table_rows(path.read_text())
-    assert rows[0] == ["run", "learning_rate", "seed", "eval_accuracy"]
+    assert rows[0] == ["run", "learning_rate", "seed", "eval_accuracy", "test_accuracy"]
     rates = ["0.001"] * 3 + ["0.002"] * 3
-    cells = zip(folders, rates, "567567", [f"{100 * score:.2f}" for score in scores], strict=True)
+    cells = zip(
+        folders, rates, "567567", *([f"{share * score:.2f}" for score in scores] for share in (100, 50)), strict=True
+    )
     assert rows[2:8] == [list(row) for row in cells]
-    assert rows[8] == ["learning_rate", "mean", "median", "maximum"]
-    assert rows[10:] == [["0.002", "62.67", "61.00", "67.00"], ["0.001", "53.33", "50.00", "90.00"]]
+    assert rows[8] == ["learning_rate", "mean", "median", "maximum", "mean test_accuracy"]
+    assert rows[10:] == [["0.002", "62.67", "61.00", "67.00", "31.33"], ["0.001", "53.33", "50.00", "90.00", "26.67"]]
     assert path.read_text() in capsys.readouterr().out
     saved = json.loads((tmp_path / "out" / "sweep.json").read_text())
     assert [entry["results"]["eval_accuracy"] for entry in saved["runs"]] == scores

@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback, TrainerControl, TrainerState
 from finetuning.tasks import TASKS
 from finetuning.trainer import (
     EpochSampler,
+    FinetuningTrainer,
     StopEarly,
     constant_loss,
     evaluations_since_best,
@@ -21,6 +22,9 @@ from finetuning.trainer import (
     make_loss,
     make_training_arguments,
     mean_loss,
+)
+from finetuning.trainer import (
+    test_key as result_of_tests,
 )
 from tests.support.finetuning import arguments_of
 
@@ -134,3 +138,17 @@ def test_options_reach_the_trainer(tmp_path):
     assert (args.ddp_bucket_cap_mb, args.metric_for_best_model, args.greater_is_better) == (7, "eval_loss", False)
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.learning_rate) == (6, 2, 1e-3)
     assert args.eval_strategy.value == args.save_strategy.value == "epoch" and args.logging_steps == 0.005
+
+
+def test_a_checkpoint_that_a_kill_cut_off_takes_no_other_with_it(tmp_path):
+    """One of a later step than the one that is saved now is not the newest."""
+    trainer = object.__new__(FinetuningTrainer)
+    trainer.args, trainer.state = SimpleNamespace(output_dir=tmp_path), TrainerState(global_step=9)
+    for step in (5, 9, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    trainer.remove_old_checkpoints(1)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-9", "checkpoint-12"}
+
+
+def test_a_task_without_test_rows_has_no_test_result():
+    assert result_of_tests(TASKS["text"]) is None and result_of_tests(TASKS["sst2"]) == "test_accuracy"

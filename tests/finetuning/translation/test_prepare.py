@@ -14,10 +14,11 @@ import pytest
 from datasets import load_from_disk
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, NllbTokenizer
 
 from finetuning.translation.prepare import read_manifest
-from finetuning.translation.vocabulary import decode
+from finetuning.translation.vocabulary import decode, load_tokenizer
+from luna_tools.errors import InputError
 from tests.support.finetuning import change_json, write_checkpoint
 from tests.support.translation import prepare, write_lines
 
@@ -145,3 +146,15 @@ def places(base):
     shutil.copytree(write_checkpoint(base / "with-end"), folder / "noend")
     change_json(folder / "noend" / "tokenizer_config.json", eos_token=None)
     return {name: str(folder / name.lower()) for name in (*contents, "CUT.gz", "NOWHERE", "NOEND")}
+
+
+def test_languages_that_are_tokens_are_set_and_known(tmp_path):
+    """As NLLB's are, whose tokenizer has no table of them."""
+    vocab = {token: i for i, token in enumerate(("<s>", "<pad>", "</s>", "<unk>", "\u2581", "a", "\u2581a"))}
+    NllbTokenizer(vocab=vocab, merges=[("\u2581", "a")]).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path), "fra_Latn", "deu_Latn")
+    first = [tokenizer("a")["input_ids"][0], tokenizer(text_target="a")["input_ids"][0]]
+    assert tokenizer.convert_ids_to_tokens(first) == ["fra_Latn", "deu_Latn"]
+    for languages in (("english", "deu_Latn"), ("fra_Latn", None)):
+        with pytest.raises(InputError, match="does not know the language (english|None): give codes of its own, such as"):
+            load_tokenizer(str(tmp_path), *languages)

@@ -297,6 +297,8 @@ WRONG = [
     ("", {"clip_each_parameter": 0.1, "fp16": True}, "`clip_each_parameter` is 0.1, but float16 scales the gradients"),
     ("", {"fp16": True}, "`fp16` is True, but float16 is for accelerators: on a CPU, give --bf16 or neither"),
     ("", {"trainer": {"optim": "sgd"}}, "`trainer.optim` is sgd, but --optimizer is for that: leave it out"),
+    ("luna-16-softplus-tied", {"optimizer": "adam", "learning_rate": None}, "`optimizer` is adam, but the learning rate"),
+    ("", {"trainer": {"dataloader_drop_last": True}}, "`trainer.dataloader_drop_last` is True, but the evaluation"),
     ("", {"trainer": {"seed": 3}}, "`trainer.seed` is 3, but seed is an option of its own: give --seed 3"),
     ("", {"trainer": {"sed": 3}}, "`trainer.sed` is 3, but Seq2SeqTrainingArguments has no such field: correct it"),
     ("", {"lr_scheduler_type": "slow"}, r"The Trainer refuses the options \(.*slow.*\): correct them"),

@@ -13,10 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configuration_luna import LunaConfig
 from finetuning.translation import translate
 from finetuning.translation.translate import TranslateOptions, Translator, translate_stream
+from finetuning.translation.vocabulary import train_tokenizer
 from luna_tools.command_line import run
 from luna_tools.errors import InputError
+from modeling_luna import LunaForConditionalGeneration
 from tests.support.finetuning import write_checkpoint
 from tests.support.ranks import ROOT
 
@@ -71,10 +74,10 @@ def test_nothing_in_gives_nothing_out(finished, monkeypatch):
 
 
 def test_what_was_read_before_a_bad_line_is_written(finished, monkeypatch, capsys):
-    status, out = pipe(monkeypatch, b"\n\nthe cat\xff\n", finished, *SHORT, "--window", "2")
-    assert (status, out) == (2, b"\n\n")
+    status, out = pipe(monkeypatch, b"\n\n\nthe cat\xff\n", finished, *SHORT, "--window", "2")
+    assert (status, out) == (2, b"\n\n\n")
     assert capsys.readouterr().err.endswith(
-        "error: Line 3 of the input is not UTF-8: convert the file, as by `iconv -t UTF-8`.\n"
+        "error: Line 4 of the input is not UTF-8: convert the file, as by `iconv -t UTF-8`.\n"
     )
 
 
@@ -83,7 +86,7 @@ def test_a_line_that_is_too_long_is_named():
     translator.options, translator.limit, translator.name = TranslateOptions(), 4, "it"
     translator.tokenizer = lambda line: {"input_ids": list(line)}
     with pytest.raises(InputError, match="Line 12 has 5 tokens, but it reads at most 4: divide it"):
-        translator.translate(["a", "abcde"], first=11)
+        translator.encode("abcde", 12)
 
 
 @pytest.mark.parametrize(
@@ -138,3 +141,21 @@ def test_a_reader_that_has_gone_ends_the_program_in_silence(finished):
     lines = done.stdout.splitlines()
     assert len(lines) == 4 and len(set(lines[:3])) == 1 and lines[3] == str(128 + signal.SIGPIPE)
     assert "Traceback" not in done.stderr and "error" not in done.stderr
+
+
+def test_a_target_with_a_vocabulary_of_its_own_is_decoded_by_its_tokenizer(tmp_path):
+    lines = {"source": ["the cat sees the dog"], "target": ["die Katze sieht den Hund"]}
+    tokenizers = {side: train_tokenizer(20 * text, 270) for side, text in lines.items()}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = LunaConfig(**sizes, vocab_size=270, target_vocab_size=270, is_encoder_decoder=True, projection_length=4)
+    LunaForConditionalGeneration(config).save_pretrained(tmp_path)
+    tokenizers["source"].save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="has a target vocabulary of its own, and no tokenizer of it"):
+        Translator(str(tmp_path), TranslateOptions())
+    tokenizers["target"].save_pretrained(tmp_path / "target")
+    translator = Translator(str(tmp_path), TranslateOptions(max_length=8, num_beams=1))
+    assert translator.tokenizer.get_vocab() == tokenizers["source"].get_vocab()
+    assert translator.target_tokenizer.get_vocab() == tokenizers["target"].get_vocab()
+    (ids,) = [tokenizers["target"]("Katze")["input_ids"]]
+    translator.model.generate = lambda **inputs: [ids]
+    assert translator.translate([translator.encode("the cat", 1)]) == ["Katze"]

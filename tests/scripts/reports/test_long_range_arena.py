@@ -74,7 +74,11 @@ def test_seeds_are_a_cell_beside_the_paper_s(tmp_path):
     assert cells(text, "Luna-128, P")[0][2:] == [f"{value:.2f}" for value in TABLE_3["Luna-128, P"]]
     assert cells(text, "Luna-128, P")[1][2] == "not run: needs a GPU"
     official = read_run(write_run(tmp_path / "P", classifier_pooling="packed_mean_unmasked_no_cls"))
-    assert cells(tables([official]), "Luna-128, P")[1][2] == "37.50 (1 seed, paper)"
+    own = "37.50 (1 seed, paper, packed_mean_unmasked_no_cls)"
+    assert cells(tables([official]), "Luna-128, P")[1][2] == own
+    plain = read_run(write_run(tmp_path / "mean", classifier_pooling="packed_mean", given=["compare"], test_accuracy=0.4))
+    again = plain | {"seconds_per_step": 9.0}
+    assert cells(tables([official, plain, again]), "Luna-128, P")[1][2] == f"40.00 (1 seed, paper); {own}"
 
 
 def test_an_average_is_of_all_tasks(tmp_path):
