@@ -6,6 +6,7 @@ The inputs are those of the training rows, nothing else; the model is the recipe
 """
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MASKED_SHARE = 0.15  # of the symbols, as in the paper's pretraining
+NOT_READ = set("compare sweep sweep_grid num_seeds do_train do_eval do_predict push_to_hub hub_model_id".split())
 USAGE = """usage: luna self_pretrain TASK [options.yaml] [--option value ...]
 
 Train a masked language model on the inputs of a task of the Long Range Arena. The options are those of `luna finetune`; then
@@ -43,6 +45,8 @@ def main(argv: list[str]) -> None:
     arguments = parse(task_names[0], [*options, *unevaluated], task_names)
     if not arguments.model.is_new or arguments.model.model_type != "luna":
         raise InputError(f"Self-pretraining starts from a new Luna: leave out {arguments.model.name}.")
+    if unread := sorted(arguments.given & NOT_READ):
+        raise InputError(f"`{unread[0]}` was given, but self-pretraining does not read it: leave it out.")
     if "output_dir" not in arguments.given:
         output_dir = f"runs/self-pretraining/{arguments.task.name}"
         arguments = replace(arguments, training=replace(arguments.training, output_dir=output_dir))
@@ -53,12 +57,13 @@ def main(argv: list[str]) -> None:
 
 def self_pretrain(arguments: Arguments) -> Path:
     """Run the program; returns the folder of the model."""
+    from safetensors.torch import load_model
     from transformers import AutoModelForMaskedLM, set_seed
 
     from finetuning.encoding import encode
-    from finetuning.finetune import load_data
+    from finetuning.finetune import is_trained, load_data
     from finetuning.model import load_config, load_tokenizer, sequence_limit
-    from finetuning.run_folder import check_output_dir, describe, find_checkpoint
+    from finetuning.run_folder import check_output_dir, describe, find_checkpoint, list_checkpoints
     from finetuning.trainer import FinetuningTrainer, LogAtSaves, SaveOnSignal, make_training_arguments
     from luna_tools.files import write_json, writing
 
@@ -88,9 +93,16 @@ def self_pretrain(arguments: Arguments) -> Path:
         group_by_length=arguments.run.group_by_length,
         write_card=lambda: None,
     )
-    on_signal.train(trainer, find_checkpoint(folder))
+    checkpoint = find_checkpoint(folder, args.world_size)
+    if checkpoint is not None and is_trained(checkpoint, trainer):
+        load_model(model, checkpoint / "model.safetensors")
+    else:
+        on_signal.train(trainer, checkpoint)
     with writing(folder):
         trainer.save_model(str(folder), _internal_call=True)
+    if args.should_save:
+        for path in list_checkpoints(folder):  # the last one is the model now
+            shutil.rmtree(path)
     return folder
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from finetuning.arguments import RECIPES, parse
+from finetuning.lra import self_pretrain
 from finetuning.lra.self_pretrain import masking_collator
 from finetuning.model import load_config, load_model
 from finetuning.tasks import TASKS
@@ -162,6 +163,7 @@ def test_self_pretraining(name, tmp_path, capsys):
     assert run("self_pretrain", [name, *to_options(**options)]) == 0
     assert "give it to `luna finetune" in capsys.readouterr().out
     weights = load_file(tmp_path / "pretrained" / "model.safetensors")
+    assert not list((tmp_path / "pretrained").glob("checkpoint-*"))
     described = json.loads((tmp_path / "pretrained" / "run.json").read_text())
     assert described["objective"] == "masked symbols" and described["max_steps"] == 4
     again = {
@@ -174,6 +176,20 @@ def test_self_pretraining(name, tmp_path, capsys):
     tuned = load_file(tmp_path / "tuned" / "model.safetensors")
     own = [name for name in tuned if name.startswith("luna.")]
     assert own and all(torch.equal(tuned[name], weights[name]) for name in own)
+
+
+def test_self_pretraining_that_ended_before_it_was_saved_trains_no_further(tmp_path, monkeypatch):
+    options = to_options(**options_of("listops", tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(self_pretrain.shutil, "rmtree", lambda path: None)
+        assert run("self_pretrain", ["listops", *options]) == 0
+    assert (tmp_path / "run" / "checkpoint-4").is_dir()
+    model = tmp_path / "run" / "model.safetensors"
+    weights = load_file(model)
+    model.unlink()
+    assert run("self_pretrain", ["listops", *options]) == 0
+    again = load_file(model)
+    assert all(torch.equal(again[name], weights[name]) for name in weights) and not list(tmp_path.rglob("checkpoint-*"))
 
 
 def test_masked_symbols():
@@ -197,6 +213,7 @@ def test_masked_symbols():
     [
         ("sst2 --model_name_or_path m", "sst2 was given, but self-pretraining is for one task of the Long Range Arena"),
         ("listops --model_name_or_path m", "Self-pretraining starts from a new Luna: leave out m"),
+        ("listops --num_seeds 5", "`num_seeds` was given, but self-pretraining does not read it: leave it out."),
         ("listops --model_type transformer", "Self-pretraining starts from a new Luna: leave out the new transformer"),
     ],
 )
