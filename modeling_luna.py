@@ -1846,8 +1846,9 @@ class LunaGenerationMixin(GenerationMixin):
     def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs) -> None:
         """None: the decoder counts positions from its cache and the mask, and from `pad_token_id` + 1, not from 0."""
 
+    @wraps(GenerationMixin.prepare_inputs_for_generation)  # by its signature generate() knows that it takes inputs_embeds
     def prepare_inputs_for_generation(self, input_ids, next_sequence_length: int | None = None, *args, **kwargs) -> dict:
-        """As in transformers, which takes all tokens for new ones where the cache has read them all."""
+        # The library takes all tokens for new ones where the cache has read them all.
         if next_sequence_length is not None and next_sequence_length < 1:
             raise ValueError(
                 f"`{CACHE_NAME}` has read {input_ids.shape[1] - next_sequence_length} tokens, and `input_ids` has "

@@ -276,6 +276,13 @@ def test_assisted_decoding_gives_the_tokens_of_greedy(row, how):
     assert torch.equal(generated(row, model, inputs, max_new_tokens=15, **options), expected)
 
 
+def test_generating_from_embeddings():
+    model, inputs = CAUSAL_LM.shared(), prompt(CAUSAL_LM)
+    new = generated(CAUSAL_LM, model, inputs)[:, inputs["input_ids"].shape[1] :]
+    embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
+    assert torch.equal(generated(CAUSAL_LM, model, inputs | {"inputs_embeds": embeds}), new)
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 50])
 def test_a_prompt_read_in_chunks(chunk):
     """transformers#46741."""
