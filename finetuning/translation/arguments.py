@@ -29,7 +29,7 @@ class TranslationOptions:
     dataset: str | None = None
     """A folder that `luna prepare_pairs` made."""
     output_dir: str | None = None
-    """The run's folder. Default: runs/translation/ROW."""
+    """The run's folder. Default: runs/translation/ROW, and ROW-code for what the code has."""
     plan: bool = False
     """Print the parameters of each row, or of the row that is named, beside the paper's, and train nothing."""
     model: dict[str, Any] = field(default_factory=dict)
@@ -195,7 +195,8 @@ def parse(argv: list[str]) -> tuple[str | None, TranslationOptions]:
     """
     words, given = split_command_line(argv, {})
     row, variant = find_row(words)
-    start = to_options(row_options(row, variant)) if row else []
+    folder = f"runs/translation/{row}{'-code' if variant == 'code' else ''}"
+    start = to_options({"output_dir": folder} | row_options(row, variant)) if row else []
     names = option_names(given)
     if "model_name_or_path" in names and row:
         raise InputError(

@@ -60,7 +60,7 @@ def train(row: str | None, options: TranslationOptions) -> dict | None:
     if options.dataset is None:
         raise InputError("Give the pairs with --dataset: a folder that `luna prepare_pairs` made.")
     manifest = read_manifest(Path(options.dataset))
-    output_dir = Path(options.output_dir or f"runs/translation/{row or options.model.get('model_type', 'model')}")
+    output_dir = Path(options.output_dir or f"runs/translation/{options.model.get('model_type', 'model')}")
     args = make_training_arguments(options, output_dir)
     logger.warning("Processes: %d, on %s.", args.world_size, args.device.type)
     description = describe(row, options)

@@ -103,3 +103,8 @@ def test_each_row_makes_steps_and_translates(words, dataset, tmp_path):
     assert {name: config[name] for name in row} == row
     assert config["attention_probs_dropout_prob" if row else "attention_dropout"] == (0.1 if "code" in words else 0.0)
     assert len((tmp_path / "run" / "translations_test.txt").read_text().splitlines()) == 7
+
+
+def test_each_variant_of_a_row_has_a_folder_of_its_own():
+    folders = [parse(["luna-16-softplus-tied", *words])[1].output_dir for words in ([], ["code"], ["--output_dir", "x"])]
+    assert folders == ["runs/translation/luna-16-softplus-tied", "runs/translation/luna-16-softplus-tied-code", "x"]
