@@ -78,6 +78,8 @@ def new_config(arguments: Arguments) -> PreTrainedConfig:
     for name, value in model.model.items():
         if name not in fields and not hasattr(LunaConfig(), name):
             raise InputError(f"`model.{name}` is {value}, but {model.model_type} has no such field: correct it.")
+    if left_out := [name for name in model.model if name not in fields]:
+        logger.warning("A %s has no %s: left out.", model.model_type, ", ".join(left_out))
     return config
 
 

@@ -105,18 +105,23 @@ def label(run: dict) -> str:
     return f"Luna-{run['model']['projection_length']}" if run["model_type"] == "luna" else "Transformer (re-impl)"
 
 
-def cell(runs: list[dict], needs: str) -> str:
-    """Mean and standard deviation over the seeds in %, of each recipe and pooling, or why there are none."""
-    if not runs:
-        return f"not run: needs {needs}"
-    experiments: dict[str, dict[int, float]] = {}  # a seed that was trained again counts once
+def experiments(runs: list[dict]) -> dict[str, dict[int, float]]:
+    """Accuracy in % by seed, of each recipe and pooling; a seed that was trained again counts once."""
+    found: dict[str, dict[int, float]] = {}
     for run in runs:
         name = run["recipe"] or "paper"
         if run["classifier_pooling"] not in ("cls", "mean", "packed_mean"):
             name += f", {run['classifier_pooling']}"
-        experiments.setdefault(name, {})[run["seed"]] = 100 * run["accuracy"]
+        found.setdefault(name, {})[run["seed"]] = 100 * run["accuracy"]
+    return found
+
+
+def cell(runs: list[dict], needs: str) -> str:
+    """Mean and standard deviation over the seeds in %, of each recipe and pooling, or why there are none."""
+    if not runs:
+        return f"not run: needs {needs}"
     entries = []
-    for name, scores in sorted(experiments.items()):
+    for name, scores in sorted(experiments(runs).items()):
         spread = f" ± {statistics.stdev(scores.values()):.2f}" if len(scores) > 1 else ""
         count = f"{len(scores)} seed{'s' * (len(scores) > 1)}"
         entries.append(f"{statistics.mean(scores.values()):.2f}{spread} ({count}, {name})")
@@ -125,11 +130,11 @@ def cell(runs: list[dict], needs: str) -> str:
 
 def average(cells: list[list[dict]]) -> str:
     """The mean over the tasks, where all of them are run by one recipe with one pooling."""
-    poolings = [{run["classifier_pooling"] for run in runs} for runs in cells]
-    recipes = {run["recipe"] or "paper" for runs in cells for run in runs}
-    if not all(len(of_cell) == 1 for of_cell in poolings) or len(recipes) > 1:
+    found = [experiments(runs) for runs in cells]
+    if not all(found) or len({name for of_cell in found for name in of_cell}) > 1:
         return ""
-    return f"{statistics.mean(100 * statistics.mean(run['accuracy'] for run in runs) for runs in cells):.2f}"
+    means = [statistics.mean(scores.values()) for of_cell in found for scores in of_cell.values()]
+    return f"{statistics.mean(means):.2f}"
 
 
 def lay_out(

@@ -68,6 +68,11 @@ def test_listops_without_brackets_has_the_recipes_of_listops():
     assert all((RECIPES / file).is_file() for task in LRA_TASKS for file in task.recipes)
 
 
+def test_fields_that_the_transformer_leaves_out_are_told(caplog):
+    load_config(parse("listops", ["--model_type", "transformer"]))
+    assert "A transformer has no " in caplog.text and "share_layer_weights" in caplog.text
+
+
 def test_the_transformer_is_of_luna_s_size():
     """It has no P and no projections of P: per layer the tied or untied pack projections less."""
     sizes = {}
