@@ -126,7 +126,8 @@ class Ranks:
                 connection.wait([process.sentinel for process in left], timeout)
                 ended = [process for process in left if process.exitcode is not None]
                 left = [process for process in left if process.exitcode is None]
-                failed += [process.exitcode for process in ended if process.exitcode != 0]
+                # Of those that are seen to have ended together, one that a signal killed did so first.
+                failed += sorted(process.exitcode for process in ended if process.exitcode != 0)
                 if failed and deadline is None:
                     deadline = time.monotonic() + ENDING_SECONDS
                     for process in left if ends_others else ():
