@@ -120,8 +120,8 @@ class TranslationTrainer(FinetuningTrainer, Seq2SeqTrainer):
 
     def remove_old_checkpoints(self, num_kept: int) -> None:
         """Keep the newest checkpoint, and those that the mean is of: one more after a signal does not push them out."""
-        newest, *others = list_checkpoints(Path(self.args.output_dir), self.state.global_step)
-        kept = {newest, *self.checkpoints_to_average()}
+        _, *others = list_checkpoints(Path(self.args.output_dir), self.state.global_step)
+        kept = self.checkpoints_to_average()
         for path in others:
             if path not in kept:
                 shutil.rmtree(path)
